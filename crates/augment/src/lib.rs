@@ -1,0 +1,1 @@
+//! Multi-crop augmentation: the SwAV recipe and its relatives

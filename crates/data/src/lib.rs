@@ -1,0 +1,1 @@
+//! Image data sets and a deterministic, resumable multi-crop loader

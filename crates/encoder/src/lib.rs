@@ -1,0 +1,1 @@
+//! ResNet encoders with a projection head on dfdx

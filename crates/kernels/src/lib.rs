@@ -1,0 +1,1 @@
+//! CPU kernels of a convolutional network: SIMD, fused, deterministic

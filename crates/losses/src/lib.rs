@@ -1,0 +1,1 @@
+//! The swapped-prediction loss of SwAV, its gradient and its diagnostics

@@ -1,0 +1,1 @@
+//! The prototype layer of SwAV: unit rows, scores, gradients, feature queue

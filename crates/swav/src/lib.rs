@@ -1,0 +1,1 @@
+//! Self-supervised image pretraining by swapped cluster assignments (SwAV)

@@ -1,0 +1,1 @@
+//! Training orchestration for SwAV: config, schedules, optimisers, checkpoints, resume

@@ -1,0 +1,257 @@
+//! What every call shares: options and the pool of buffers.
+
+use std::sync::Mutex;
+
+use crate::activations::words_for;
+use crate::{Activations, Error, Precision};
+
+/// The instruction sets there are kernels for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// 64-bit ARM.
+    Neon,
+    /// Plain Rust, any machine.
+    Portable,
+}
+
+impl Isa {
+    /// Every instruction set, best first.
+    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+
+    /// The name that `KERNELS_ISA` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
+            Isa::Portable => "portable",
+        }
+    }
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && Isa::Avx2.is_available()
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => true,
+            Isa::Portable => true,
+            #[allow(unreachable_patterns, reason = "the other architectures' sets")]
+            _ => false,
+        }
+    }
+
+    /// The best available instruction set, or the one that the environment variable `KERNELS_ISA` names
+    /// (`avx512`, `avx2`, `neon` or `portable`).
+    ///
+    /// # Errors
+    /// [`Error::Isa`] if `KERNELS_ISA` names none of them or one that this machine lacks.
+    pub fn detect() -> Result<Isa, Error> {
+        match std::env::var("KERNELS_ISA") {
+            Ok(name) if !name.is_empty() => Self::ALL
+                .into_iter()
+                .find(|isa| isa.name() == name)
+                .filter(|isa| isa.is_available())
+                .ok_or_else(|| Error::Isa { name, available: Self::available_names() }),
+            _ => Ok(Self::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)),
+        }
+    }
+
+    fn available_names() -> String {
+        let names: Vec<_> = Self::ALL.into_iter().filter(|i| i.is_available()).map(Isa::name).collect();
+        names.join(", ")
+    }
+}
+
+/// What a residual block keeps between its forward and its backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Checkpointing {
+    /// The raw outputs of its convolutions: fastest.
+    #[default]
+    Off,
+    /// Its input and the batch statistics only; the convolutions run again in the backward pass.
+    Blocks,
+}
+
+/// How to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Options {
+    /// Storage of feature maps and their gradients.
+    pub precision: Precision,
+    /// Avoids Winograd's algorithm, whose rounding errors are some 15 to 45 times those of a direct sum
+    /// (still about 5e-5 of the output's RMS).
+    pub exact: bool,
+    /// What blocks keep for the backward pass.
+    pub checkpointing: Checkpointing,
+    /// The instruction set; `None` chooses the best one, see [`Isa::detect`].
+    pub isa: Option<Isa>,
+}
+
+/// Options, checked, and the pool: passed to every call.
+#[derive(Debug)]
+pub struct Context {
+    precision: Precision,
+    exact: bool,
+    checkpointing: Checkpointing,
+    isa: Isa,
+    pool: BufferPool,
+}
+
+impl Context {
+    /// A context with an empty pool.
+    ///
+    /// # Errors
+    /// [`Error::Isa`] if the instruction set asked for is not available.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        let isa = match options.isa {
+            None => Isa::detect()?,
+            Some(isa) if isa.is_available() => isa,
+            Some(isa) => {
+                return Err(Error::Isa { name: isa.name().into(), available: Isa::available_names() });
+            }
+        };
+        Ok(Self {
+            precision: options.precision,
+            exact: options.exact,
+            checkpointing: options.checkpointing,
+            isa,
+            pool: BufferPool::default(),
+        })
+    }
+
+    /// Storage of feature maps.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Whether Winograd's algorithm is avoided.
+    pub fn exact(&self) -> bool {
+        self.exact
+    }
+
+    /// What blocks keep for the backward pass.
+    pub fn checkpointing(&self) -> Checkpointing {
+        self.checkpointing
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The pool that units take their buffers from and give them back to.
+    pub fn pool(&self) -> &BufferPool {
+        &self.pool
+    }
+
+    /// Activations with unspecified contents, from the pool.
+    pub fn activations(&self, shape: [usize; 4], precision: Precision) -> Activations {
+        Activations { shape, precision, words: self.pool.take(words_for(shape, precision)) }
+    }
+
+    /// Gives activations' storage back to the pool.
+    pub fn recycle(&self, activations: Activations) {
+        self.pool.give(activations.words);
+    }
+}
+
+/// Buffers to use again: the first touch of fresh memory costs more than the work done in it.
+///
+/// A training step asks for the same sizes again and again, so after the first step it allocates nothing.
+#[derive(Debug, Default)]
+pub struct BufferPool {
+    free: Mutex<Vec<Vec<f32>>>,
+}
+
+impl BufferPool {
+    /// A buffer of `len` words with unspecified (but initialised) contents.
+    pub fn take(&self, len: usize) -> Vec<f32> {
+        let mut free = self.lock();
+        // The smallest that is long enough without wasting a quarter; the newest of equals is warmest in cache.
+        let best = (0..free.len())
+            .rev()
+            .filter(|&i| free[i].len() >= len && free[i].len() <= len + len / 4)
+            .min_by_key(|&i| free[i].len());
+        let found = best.map(|i| free.swap_remove(i));
+        drop(free);
+        match found {
+            Some(mut buffer) => {
+                buffer.truncate(len);
+                buffer
+            }
+            None => vec![0.0; len],
+        }
+    }
+
+    /// Hands a buffer to the pool.
+    pub fn give(&self, mut buffer: Vec<f32>) {
+        if buffer.capacity() == 0 {
+            return;
+        }
+        // A truncated buffer regains its length; only the missing tail is written.
+        let capacity = buffer.capacity();
+        buffer.resize(capacity, 0.0);
+        self.lock().push(buffer);
+    }
+
+    /// Words held for later use.
+    pub fn free_words(&self) -> usize {
+        self.lock().iter().map(Vec::len).sum()
+    }
+
+    /// Frees all buffers held.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Vec<f32>>> {
+        // A panic elsewhere cannot leave the list half changed.
+        self.free.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_used_again() {
+        let pool = BufferPool::default();
+        let buffer = pool.take(1000);
+        let address = buffer.as_ptr() as usize;
+        pool.give(buffer);
+        let again = pool.take(990);
+        assert_eq!((again.as_ptr() as usize, again.len()), (address, 990));
+        pool.give(again);
+        let third = pool.take(1000);
+        assert_eq!(third.as_ptr() as usize, address);
+        assert_eq!(pool.free_words(), 0);
+    }
+
+    #[test]
+    fn much_larger_buffers_are_left_alone() {
+        let pool = BufferPool::default();
+        pool.give(vec![0.0; 1000]);
+        assert_eq!(pool.take(10).len(), 10);
+        assert_eq!(pool.free_words(), 1000);
+    }
+
+    #[test]
+    fn an_unavailable_instruction_set_is_refused() {
+        let missing = if cfg!(target_arch = "aarch64") { Isa::Avx512 } else { Isa::Neon };
+        let error = Context::new(Options { isa: Some(missing), ..Options::default() }).unwrap_err();
+        assert!(matches!(error, Error::Isa { .. }));
+    }
+}

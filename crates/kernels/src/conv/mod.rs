@@ -1,0 +1,168 @@
+//! Convolution: forward, backward with respect to the data, backward with respect to the weights.
+//!
+//! The three passes read their inputs through a [`Source`], which applies the batch norm before (or the
+//! gradient of the batch norm after) while the data is on its way into scratch memory, and finish their
+//! outputs through a [`Post`], which gathers batch-norm sums while the output is in cache. So the
+//! normalised activations of a block never exist in memory.
+
+mod plain;
+
+use crate::activations::Activations;
+use crate::norm::{Affine, BatchStats, GradAffine, GradSums};
+use crate::{Context, Error, profile};
+
+/// A square convolution without bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ConvSpec {
+    /// Input channels.
+    pub c_in: usize,
+    /// Output channels.
+    pub c_out: usize,
+    /// Height and width of the kernel.
+    pub kernel: usize,
+    /// Step between outputs, in input pixels.
+    pub stride: usize,
+    /// Rows and columns of zeros around the input.
+    pub padding: usize,
+}
+
+impl ConvSpec {
+    /// The shape of the output for an input `[n, h, w, c_in]`; sides that the kernel does not fit into give 0.
+    pub fn output_shape(&self, [n, h, w, _]: [usize; 4]) -> [usize; 4] {
+        let side = |s: usize| match (s + 2 * self.padding).checked_sub(self.kernel) {
+            Some(room) => room / self.stride + 1,
+            None => 0,
+        };
+        [n, side(h), side(w), self.c_out]
+    }
+
+    /// The number of weights: c_out × kernel × kernel × c_in.
+    pub fn weight_len(&self) -> usize {
+        self.c_out * self.kernel * self.kernel * self.c_in
+    }
+
+    /// Floating-point operations of one pass over an input of this shape (a multiplication and an addition
+    /// each count one; products with padding are counted, as is usual).
+    pub fn flops(&self, input: [usize; 4]) -> f64 {
+        let [n, h, w, _] = self.output_shape(input);
+        2.0 * (n * h * w) as f64 * self.weight_len() as f64
+    }
+
+    pub(crate) fn check(&self, input: [usize; 4], weights: usize) -> Result<(), Error> {
+        if input[3] != self.c_in {
+            return Err(Error::shape("input channels of a convolution", self.c_in, input[3]));
+        }
+        if self.output_shape(input)[1] == 0 || self.output_shape(input)[2] == 0 {
+            let least = self.kernel.saturating_sub(2 * self.padding);
+            return Err(Error::shape("input side of a convolution", format!("at least {least}"), input));
+        }
+        if weights != self.weight_len() {
+            return Err(Error::shape("weights of a convolution", self.weight_len(), weights));
+        }
+        Ok(())
+    }
+
+    fn describe(&self, input: [usize; 4]) -> (String, f64) {
+        let [n, h, w, c] = input;
+        (format!("{n}x{h}x{w}x{c} -> {} k{} s{}", self.c_out, self.kernel, self.stride), self.flops(input))
+    }
+}
+
+/// Where a convolution reads from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// The values as they are.
+    Plain(&'a Activations),
+    /// `max(raw·scale + shift, 0)`.
+    NormRelu {
+        /// The raw output of the convolution before.
+        raw: &'a Activations,
+        /// Its batch norm.
+        affine: &'a Affine,
+    },
+    /// `grad·on_grad + raw·on_raw + constant`.
+    NormGrad {
+        /// The gradient of the batch norm's output, already masked by the ReLU.
+        grad: &'a Activations,
+        /// The batch norm's input.
+        raw: &'a Activations,
+        /// The batch norm's gradient.
+        affine: &'a GradAffine,
+    },
+}
+
+impl Source<'_> {
+    /// `[n, h, w, c]`.
+    pub fn shape(&self) -> [usize; 4] {
+        match self {
+            Source::Plain(x) => x.shape,
+            Source::NormRelu { raw, .. } | Source::NormGrad { raw, .. } => raw.shape,
+        }
+    }
+}
+
+/// What happens to the gradient that `backward_data` computes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Post<'a> {
+    /// It is stored.
+    Store,
+    /// It is added to what is there.
+    Accumulate,
+    /// It is masked by the ReLU of `raw·scale + shift` and stored, and batch norm's sums are returned.
+    ReluNorm {
+        /// The raw output of the convolution before.
+        raw: &'a Activations,
+        /// Its batch norm.
+        affine: &'a Affine,
+        /// The mean in it.
+        mean: &'a [f32],
+    },
+}
+
+/// `out = conv(src)`, and its batch statistics if asked for. Shapes are the caller's duty.
+pub(crate) fn forward(
+    ctx: &Context,
+    spec: &ConvSpec,
+    src: Source<'_>,
+    weights: &[f32],
+    out: &mut Activations,
+    stats: bool,
+) -> Option<BatchStats> {
+    profile::scope(
+        "conv forward",
+        || spec.describe(src.shape()),
+        || plain::forward(ctx, spec, src, weights, out, stats),
+    )
+}
+
+/// `out = conv_transposed(dy)`, finished by `post`, whose sums it returns.
+pub(crate) fn backward_data(
+    ctx: &Context,
+    spec: &ConvSpec,
+    dy: Source<'_>,
+    weights: &[f32],
+    out: &mut Activations,
+    post: Post<'_>,
+) -> Option<GradSums> {
+    let shape = out.shape;
+    profile::scope(
+        "conv backward data",
+        || spec.describe(shape),
+        || plain::backward_data(ctx, spec, dy, weights, out, post),
+    )
+}
+
+/// `grad += Σ dy ⊗ x`, OHWI.
+pub(crate) fn backward_weights(
+    ctx: &Context,
+    spec: &ConvSpec,
+    x: Source<'_>,
+    dy: Source<'_>,
+    grad: &mut [f32],
+) {
+    profile::scope(
+        "conv backward weights",
+        || spec.describe(x.shape()),
+        || plain::backward_weights(ctx, spec, x, dy, grad),
+    );
+}

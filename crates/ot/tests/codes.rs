@@ -1,0 +1,217 @@
+//! Codes against the reference routine, plain loops, and themselves in other arrangements.
+
+use std::sync::{Arc, Barrier, Mutex};
+
+use ndarray::{Array2, ArrayD, Axis, Ix2, s};
+use proptest::prelude::*;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use swav_ot::{Codes, Collective, CollectiveError, OtError, codes};
+
+fn scores(n_samples: usize, n_prototypes: usize, seed: u64) -> Array2<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    Array2::from_shape_simple_fn((n_samples, n_prototypes), || rng.random_range(-1.0..1.0))
+}
+
+/// The reference's steps, one by one, in double precision with a shift by the maximum.
+fn plain(scores: &Array2<f32>, epsilon: f64, n_iters: usize) -> Array2<f64> {
+    let max = scores.iter().copied().fold(f32::MIN, f32::max);
+    let mut q = scores.mapv(|s| ((f64::from(s) - f64::from(max)) / epsilon).exp());
+    for _ in 0..n_iters {
+        for mut column in q.columns_mut() {
+            let total = column.sum();
+            column /= total;
+        }
+        for mut row in q.rows_mut() {
+            let total = row.sum();
+            row /= total;
+        }
+    }
+    q
+}
+
+fn largest_difference(a: &Array2<f32>, b: &Array2<f64>) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn parity_codes_of_the_reference() {
+    let tensors = swav_fixtures::Tensors::open("codes");
+    let cases = swav_fixtures::json("codes");
+    let cases = cases.as_array().expect("a list of cases");
+    assert!(!cases.is_empty());
+    for case in cases {
+        let name = format!("codes{}", case["case"]);
+        let two = |array: ArrayD<f32>| array.into_dimensionality::<Ix2>().unwrap();
+        let scores = two(tensors.f32(&format!("{name}.scores")));
+        let expected = two(tensors.f32(&format!("{name}.q")));
+        let epsilon = case["epsilon"].as_f64().unwrap();
+        let n_iters = case["iterations"].as_u64().unwrap() as usize;
+        let got = codes(scores.view(), epsilon, n_iters).unwrap();
+        let difference = swav_fixtures::max_abs_difference(&got, &expected);
+        assert!(difference < 1e-5, "{name}: {difference}");
+        let wide = codes(scores.mapv(f64::from).view(), epsilon, n_iters).unwrap();
+        assert!(largest_difference(&expected, &wide) < 1e-6, "{name} in f64");
+    }
+}
+
+#[test]
+fn scaling_and_logarithmic_paths_agree_with_plain_loops() {
+    // 0.5 stays in the scaling domain of f32; 0.02 and 0.004 do not.
+    for (epsilon, tolerance) in [(0.5, 1e-6), (0.05, 2e-6), (0.02, 2e-6), (0.004, 2e-6)] {
+        for (n, k) in [(1, 1), (1, 9), (9, 1), (37, 23), (130, 67)] {
+            for n_iters in [0, 1, 3, 10] {
+                let scores = scores(n, k, 7);
+                let expected = if n_iters == 0 {
+                    let mut q = plain(&scores, epsilon, 0);
+                    q.rows_mut().into_iter().for_each(|mut row| {
+                        let total = row.sum();
+                        row /= total;
+                    });
+                    q
+                } else {
+                    plain(&scores, epsilon, n_iters)
+                };
+                let got = codes(scores.view(), epsilon, n_iters).unwrap();
+                let difference = largest_difference(&got, &expected);
+                assert!(difference < tolerance, "eps {epsilon} ({n}, {k}) x{n_iters}: {difference}");
+            }
+        }
+    }
+}
+
+#[test]
+fn views_of_any_stride_give_the_same_bits() {
+    let wide = scores(40, 60, 3);
+    let view = wide.slice(s![..;2, ..;-3]);
+    let expected = codes(view.as_standard_layout().view(), 0.05, 3).unwrap();
+    assert_eq!(codes(view, 0.05, 3).unwrap(), expected);
+    let mut out = Array2::<f32>::zeros((20, 20)).reversed_axes();
+    Codes::new(0.05, 3).unwrap().assign_into(view, out.view_mut()).unwrap();
+    assert_eq!(out, expected);
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for epsilon in [0.05, 0.003] {
+        let scores = scores(300, 150, 5);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| codes(scores.view(), epsilon, 3).unwrap())
+        };
+        let one = run(1);
+        assert_eq!(one, run(2));
+        assert_eq!(one, run(5));
+    }
+}
+
+#[test]
+fn every_wrong_input_has_its_error() {
+    assert!(matches!(Codes::<f32>::new(0.0, 3), Err(OtError::Parameter { name: "epsilon", .. })));
+    assert!(matches!(Codes::<f32>::new(f64::NAN, 3), Err(OtError::Parameter { .. })));
+    let empty = Array2::<f32>::zeros((3, 0));
+    assert!(matches!(codes(empty.view(), 0.1, 3), Err(OtError::Empty { .. })));
+    let mut scores = scores(4, 5, 1);
+    scores[[2, 3]] = f32::INFINITY;
+    match codes(scores.view(), 0.1, 3) {
+        Err(OtError::NotFinite { index, .. }) => assert_eq!(index, [2, 3]),
+        other => panic!("{other:?}"),
+    }
+    let mut out = Array2::zeros((4, 4));
+    let result = Codes::new(0.1, 3).unwrap().assign_into(scores.view(), out.view_mut());
+    assert!(matches!(result, Err(OtError::Shape { .. })));
+    assert_eq!(codes(Array2::<f32>::zeros((0, 4)).view(), 0.1, 3).unwrap().dim(), (0, 4));
+}
+
+/// Threads that add up through shared memory, in the order of their ranks.
+struct Team {
+    rank: usize,
+    slots: Arc<Mutex<Vec<Vec<f64>>>>,
+    barrier: Arc<Barrier>,
+}
+
+impl Team {
+    fn reduce(&mut self, values: &mut [f64], combine: impl Fn(f64, f64) -> f64) {
+        self.slots.lock().unwrap()[self.rank] = values.to_vec();
+        self.barrier.wait();
+        let slots = self.slots.lock().unwrap().clone();
+        for (j, value) in values.iter_mut().enumerate() {
+            *value = slots[1..].iter().fold(slots[0][j], |all, slot| combine(all, slot[j]));
+        }
+        self.barrier.wait();
+    }
+}
+
+impl Collective for Team {
+    fn sum(&mut self, values: &mut [f64]) -> Result<(), CollectiveError> {
+        self.reduce(values, |a, b| a + b);
+        Ok(())
+    }
+
+    fn max(&mut self, values: &mut [f64]) -> Result<(), CollectiveError> {
+        self.reduce(values, f64::max);
+        Ok(())
+    }
+}
+
+#[test]
+fn shards_give_the_codes_of_the_whole_batch() {
+    for epsilon in [0.05, 0.004] {
+        let whole = scores(150, 40, 11);
+        let expected = codes(whole.view(), epsilon, 3).unwrap();
+        let sizes = [64usize, 0, 50, 36];
+        let slots = Arc::new(Mutex::new(vec![Vec::new(); sizes.len()]));
+        let barrier = Arc::new(Barrier::new(sizes.len()));
+        let parts: Vec<Array2<f32>> = std::thread::scope(|scope| {
+            let handles: Vec<_> = sizes
+                .iter()
+                .enumerate()
+                .map(|(rank, &size)| {
+                    let from = sizes[..rank].iter().sum::<usize>();
+                    let mut part = whole.slice(s![from..from + size, ..]).to_owned();
+                    let mut team = Team { rank, slots: slots.clone(), barrier: barrier.clone() };
+                    scope.spawn(move || {
+                        let mut codes = Codes::new(epsilon, 3).unwrap();
+                        codes.assign_sharded(part.view_mut(), &mut team).unwrap();
+                        part
+                    })
+                })
+                .collect();
+            handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+        });
+        let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+        let got = ndarray::concatenate(Axis(0), &views).unwrap();
+        let difference = swav_fixtures::max_abs_difference(&got, &expected);
+        assert!(difference < 1e-6, "{difference}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_finite_scores_and_epsilon_give_finite_codes_that_sum_to_one(
+        values in prop::collection::vec(prop::num::f32::NORMAL | prop::num::f32::SUBNORMAL | prop::num::f32::ZERO, 1..60),
+        n_prototypes in 1usize..7,
+        epsilon in prop::num::f32::POSITIVE | prop::num::f32::SUBNORMAL,
+        n_iters in 0usize..5,
+    ) {
+        let epsilon = f64::from(epsilon.abs());
+        let n_prototypes = n_prototypes.min(values.len());
+        let n_samples = values.len() / n_prototypes;
+        let scores = Array2::from_shape_vec((n_samples, n_prototypes), values[..n_samples * n_prototypes].to_vec()).unwrap();
+        let q = codes(scores.view(), epsilon, n_iters).unwrap();
+        for row in q.rows() {
+            prop_assert!(row.iter().all(|q| q.is_finite() && *q >= 0.0));
+            prop_assert!((row.sum() - 1.0).abs() < 1e-5, "{row}");
+        }
+    }
+
+    #[test]
+    fn codes_do_not_change_when_all_scores_are_shifted(shift in -2.0f64..2.0, seed in 0u64..100) {
+        let scores = scores(20, 12, seed).mapv(f64::from);
+        let q = codes(scores.view(), 0.05, 3).unwrap();
+        let shifted = codes((scores + shift).view(), 0.05, 3).unwrap();
+        prop_assert!(q.iter().zip(&shifted).all(|(a, b)| (a - b).abs() < 1e-11));
+    }
+}

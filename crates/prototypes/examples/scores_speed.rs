@@ -20,9 +20,7 @@ fn main() -> Result<(), swav_prototypes::PrototypeError> {
     report("square 1024", 1024.0 * 1024.0 * 1024.0, || matrix_product(square, square));
     let work = |rows: usize| (rows * k * dim) as f64;
     report("scores of 512 rows", work(512), || matrix_product(z, prototypes.weights(0).unwrap().t()));
-    report("scores of the queue", work(3840), || {
-        matrix_product(queued, prototypes.weights(0).unwrap().t())
-    });
+    report("scores of the queue", work(3840), || matrix_product(queued, prototypes.weights(0).unwrap().t()));
     report("gradient by z", work(512), || prototypes.grad_embeddings(0, grad.view()).unwrap());
     report("gradient by C", work(512), || prototypes.grad_weights(0, grad.view(), z).unwrap());
     Ok(())

@@ -266,14 +266,8 @@ mod tests {
             prototypes.scores(0, z.view()),
             Err(PrototypeError::Shape { what: "embedding dimension", expected: 5, actual: 4 })
         );
-        assert_eq!(
-            prototypes.scores(1, z.view()),
-            Err(PrototypeError::NoSuchHead { head: 1, n_heads: 1 })
-        );
-        assert_eq!(
-            Prototypes::random(&[], 5, &mut rng()),
-            Err(PrototypeError::Empty { what: "heads" })
-        );
+        assert_eq!(prototypes.scores(1, z.view()), Err(PrototypeError::NoSuchHead { head: 1, n_heads: 1 }));
+        assert_eq!(Prototypes::random(&[], 5, &mut rng()), Err(PrototypeError::Empty { what: "heads" }));
         assert_eq!(
             Prototypes::from_weights(vec![array![[1.0, 0.0], [f32::NAN, 0.0]]]),
             Err(PrototypeError::NotFinite { head: 0, row: 1 })

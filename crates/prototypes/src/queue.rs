@@ -138,7 +138,8 @@ impl FeatureQueue {
         check("embedding dimension", self.rows.dim().2, embeddings.ncols())?;
         let (length, dim) = (self.length(), self.rows.dim().2);
         let mut list = self.rows.index_axis_mut(Axis(0), index);
-        let flat = list.as_slice_mut().expect("a list of a queue is contiguous: the outermost axis is indexed");
+        let flat =
+            list.as_slice_mut().expect("a list of a queue is contiguous: the outermost axis is indexed");
         flat.copy_within(..(length - batch) * dim, batch * dim);
         list.slice_mut(s![..batch, ..]).assign(&embeddings);
         self.filled[index] = (self.filled[index] + batch).min(length);

@@ -1,1 +1,11 @@
-//! Self-supervised image pretraining by swapped cluster assignments (SwAV)
+#![doc = include_str!("../README.md")]
+
+pub use swav_augment as augment;
+pub use swav_data as data;
+pub use swav_encoder as encoder;
+pub use swav_eval as eval;
+pub use swav_kernels as kernels;
+pub use swav_losses as losses;
+pub use swav_ot as ot;
+pub use swav_prototypes as prototypes;
+pub use swav_train as train;

@@ -1,0 +1,179 @@
+//! Exact nearest neighbours by cosine similarity: blocked matrix products, each followed by a partial top-k, so
+//! that neither the whole similarity matrix nor a full sort is ever made.
+
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, ArrayView2, Axis, s};
+use rayon::prelude::*;
+
+use crate::EvalError;
+
+/// Rows of one query block, a task of the thread pool; with [`BANK_BLOCK`] it makes a 1 MiB tile of similarities.
+const QUERY_BLOCK: usize = 128;
+/// Rows of the bank that a query block is compared with at a time.
+const BANK_BLOCK: usize = 2048;
+
+/// The k nearest rows of a bank for every query, best first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Neighbours {
+    /// Positions in the bank, (queries, k).
+    pub indices: Array2<usize>,
+    /// Their cosine similarities, (queries, k), never rising along a row.
+    pub similarities: Array2<f32>,
+}
+
+/// Features that neighbours are looked for in.
+#[derive(Debug, Clone)]
+pub struct Bank {
+    unit: Array2<f32>,
+}
+
+impl Bank {
+    /// A bank of features (n, d). They are divided by their norms; a row of zeros stays as it is, so that its
+    /// similarity to everything is 0.
+    ///
+    /// # Errors
+    /// [`EvalError::Empty`] without rows or columns, [`EvalError::NotFinite`] if a value is infinite or not a number.
+    pub fn new(features: Array2<f32>) -> Result<Self, EvalError> {
+        Ok(Self { unit: unit_rows(features, "bank")? })
+    }
+
+    /// How many rows the bank has.
+    pub fn len(&self) -> usize {
+        self.unit.nrows()
+    }
+
+    /// Always false: a bank has at least one row.
+    pub fn is_empty(&self) -> bool {
+        self.unit.is_empty()
+    }
+
+    /// The `k` rows that are most similar to each row of `queries` (m, d), by the cosine of their angle.
+    ///
+    /// Of equally similar rows the one that comes first in the bank ranks first. Each similarity is computed
+    /// in one fixed order, whatever the number of threads. Memory beyond the result is about 1 MiB a thread.
+    ///
+    /// # Errors
+    /// [`EvalError::Config`] unless 1 <= `k` <= the bank's length, [`EvalError::Length`] if the dimensions
+    /// differ, and what [`Bank::new`] says of the queries.
+    pub fn nearest(&self, queries: Array2<f32>, k: usize) -> Result<Neighbours, EvalError> {
+        let queries = unit_rows(queries, "queries")?;
+        if queries.ncols() != self.unit.ncols() {
+            return Err(EvalError::Length {
+                what: "columns in the queries, as in the bank",
+                expected: self.unit.ncols(),
+                got: queries.ncols(),
+            });
+        }
+        self.check_k(k, self.len())?;
+        Ok(self.blocks(queries.view(), k, false))
+    }
+
+    /// The `k` *other* rows that are most similar to each row of the bank: neighbours for a leave-one-out evaluation.
+    ///
+    /// # Errors
+    /// [`EvalError::Config`] unless 1 <= `k` < the bank's length.
+    pub fn nearest_others(&self, k: usize) -> Result<Neighbours, EvalError> {
+        self.check_k(k, self.len() - 1)?;
+        Ok(self.blocks(self.unit.view(), k, true))
+    }
+
+    fn check_k(&self, k: usize, choices: usize) -> Result<(), EvalError> {
+        if (1..=choices).contains(&k) {
+            return Ok(());
+        }
+        Err(EvalError::Config {
+            key: "k",
+            value: k.to_string(),
+            expected: format!("1 to {choices}, the number of features to choose neighbours from"),
+        })
+    }
+
+    fn blocks(&self, queries: ArrayView2<f32>, k: usize, skip_own: bool) -> Neighbours {
+        let n_blocks = queries.nrows().div_ceil(QUERY_BLOCK);
+        let ranked: Vec<Vec<(f32, usize)>> = (0..n_blocks)
+            .into_par_iter()
+            .flat_map_iter(|block| {
+                let first = block * QUERY_BLOCK;
+                let queries = queries.slice(s![first..queries.nrows().min(first + QUERY_BLOCK), ..]);
+                search(self.unit.view(), queries, k, skip_own.then_some(first))
+            })
+            .collect();
+        Neighbours {
+            indices: Array2::from_shape_fn((queries.nrows(), k), |(row, rank)| ranked[row][rank].1),
+            similarities: Array2::from_shape_fn((queries.nrows(), k), |(row, rank)| ranked[row][rank].0),
+        }
+    }
+}
+
+/// Divides each row by its Euclidean norm, after a look for values that no similarity can be made of.
+fn unit_rows(features: Array2<f32>, what: &'static str) -> Result<Array2<f32>, EvalError> {
+    if features.is_empty() {
+        return Err(EvalError::Empty { what });
+    }
+    let width = features.ncols();
+    let mut features =
+        if features.is_standard_layout() { features } else { features.as_standard_layout().into_owned() };
+    let values = features.as_slice_mut().expect("standard layout is contiguous");
+    let bad = values.iter().enumerate().find(|(_, value)| !value.is_finite());
+    if let Some((position, &value)) = bad {
+        return Err(EvalError::NotFinite { what, row: position / width, value });
+    }
+    values.par_chunks_mut(width).for_each(|row| {
+        // In f64 no square of an f32 overflows or vanishes.
+        let norm = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        if norm > 0.0 {
+            row.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
+        }
+    });
+    Ok(features)
+}
+
+/// The best neighbours of one block of queries. `own` is the bank's row that belongs to the first query, if
+/// queries must not find themselves.
+fn search(
+    bank: ArrayView2<f32>,
+    queries: ArrayView2<f32>,
+    k: usize,
+    own: Option<usize>,
+) -> Vec<Vec<(f32, usize)>> {
+    let mut best: Vec<Best> = (0..queries.nrows()).map(|_| Best::new(k)).collect();
+    let mut tile = Array2::zeros((queries.nrows(), BANK_BLOCK.min(bank.nrows())));
+    for (block, rows) in bank.axis_chunks_iter(Axis(0), BANK_BLOCK).enumerate() {
+        let first = block * BANK_BLOCK;
+        let mut tile = tile.slice_mut(s![.., ..rows.nrows()]);
+        general_mat_mul(1.0, &queries, &rows.t(), 0.0, &mut tile);
+        for (query, (best, similarities)) in best.iter_mut().zip(tile.rows()).enumerate() {
+            let own = own.map(|own| own + query);
+            for (offset, &similarity) in similarities.iter().enumerate() {
+                if similarity > best.worst && own != Some(first + offset) {
+                    best.insert(similarity, first + offset);
+                }
+            }
+        }
+    }
+    best.into_iter().map(|best| best.ranked).collect()
+}
+
+/// The k best of a stream of candidates that comes in rising order of index.
+struct Best {
+    /// Best first; of equals the earlier.
+    ranked: Vec<(f32, usize)>,
+    k: usize,
+    /// What a candidate has to exceed to be among the k best.
+    worst: f32,
+}
+
+impl Best {
+    fn new(k: usize) -> Self {
+        Self { ranked: Vec::with_capacity(k + 1), k, worst: f32::NEG_INFINITY }
+    }
+
+    fn insert(&mut self, similarity: f32, index: usize) {
+        let rank = self.ranked.partition_point(|&(other, _)| other >= similarity);
+        self.ranked.insert(rank, (similarity, index));
+        self.ranked.truncate(self.k);
+        if self.ranked.len() == self.k {
+            self.worst = self.ranked[self.k - 1].0;
+        }
+    }
+}

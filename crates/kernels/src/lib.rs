@@ -34,11 +34,16 @@ mod activations;
 mod context;
 mod conv;
 mod error;
+mod load;
+mod micro;
 pub mod net;
 mod norm;
 mod pointwise;
+mod pool;
 pub mod profile;
 pub mod reference;
+mod simd;
+mod work;
 
 pub use activations::{Activations, Precision};
 pub use context::{BufferPool, Checkpointing, Context, Isa, Options};

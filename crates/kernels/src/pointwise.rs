@@ -1,8 +1,12 @@
-//! Passes over feature maps that are not convolutions.
+//! Passes over feature maps that are not convolutions: joining a block's two paths, its gradient, and the
+//! vectors of the head. They are bound by memory, so each reads and writes every stream once.
 
 use crate::Context;
-use crate::activations::{Activations, DataMut};
+use crate::activations::{Activations, Data, DataMut};
+use crate::load::{Load, Norm, Plain, Zero};
 use crate::norm::{Affine, BatchStats, GradAffine, GradSums};
+use crate::simd::{Elem, Job, Simd, dispatch};
+use crate::work::{Shared, part, tasks};
 
 /// What a residual block adds to its last convolution.
 #[derive(Debug, Clone, Copy)]
@@ -20,39 +24,183 @@ pub(crate) enum Shortcut<'a> {
     },
 }
 
-/// Mean and variance by channel.
-pub(crate) fn batch_stats(_ctx: &Context, x: &Activations) -> BatchStats {
-    let (c, values) = (x.shape[3], x.to_f32());
-    let count = x.pixels();
-    let (mut mean, mut var) = (vec![0.0f64; c], vec![0.0f64; c]);
-    for pixel in values.chunks(c) {
-        for (m, v) in mean.iter_mut().zip(pixel) {
-            *m += f64::from(*v);
+/// Something to do with each vector of channels of each pixel.
+trait Point: Copy + Send + Sync {
+    /// Handles `n` lanes at element `at`, whose first channel is `c`; adds to the sums.
+    ///
+    /// # Safety
+    /// The instruction set must be available and the element inside the tensor.
+    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize, sums: &mut [S::V; SUMS]);
+}
+
+/// Sums by channel that a pass may gather.
+const SUMS: usize = 3;
+
+/// Applies `point` to all pixels and returns the sums, one after the other, each of a value a channel.
+fn points<P: Point>(ctx: &Context, point: P, pixels: usize, channels: usize) -> Vec<f64> {
+    struct Range<P> {
+        point: P,
+        pixels: std::ops::Range<usize>,
+        channels: usize,
+        sums: *mut f32,
+    }
+    impl<P: Point> Range<P> {
+        /// A column of `G` whole vectors, or of one in part.
+        #[inline(always)]
+        unsafe fn column<S: Simd, const G: usize, const PART: bool>(&self, c: usize, n: usize) {
+            // SAFETY: the caller's promise: the channels exist.
+            unsafe {
+                let mut sums = [[S::zero(); SUMS]; G];
+                for pixel in self.pixels.clone() {
+                    let at = pixel * self.channels + c;
+                    for g in 0..G {
+                        let lane = g * S::LANES;
+                        self.point.vec::<S, PART>(at + lane, c + lane, n, &mut sums[g]);
+                    }
+                }
+                for g in 0..G {
+                    for i in 0..SUMS {
+                        S::store_part(self.sums.add(i * self.channels + c + g * S::LANES), n, sums[g][i]);
+                    }
+                }
+            }
         }
     }
-    mean.iter_mut().for_each(|m| *m /= count as f64);
-    for pixel in values.chunks(c) {
-        for ((s, v), m) in var.iter_mut().zip(pixel).zip(&mean) {
-            *s += (f64::from(*v) - m).powi(2);
+    impl<P: Point> Job for Range<P> {
+        type Out = ();
+        #[inline(always)]
+        unsafe fn call<S: Simd>(self) {
+            let mut c = 0;
+            // SAFETY: all columns lie within a pixel.
+            unsafe {
+                while c + 4 * S::LANES <= self.channels {
+                    self.column::<S, 4, false>(c, S::LANES);
+                    c += 4 * S::LANES;
+                }
+                while c + S::LANES <= self.channels {
+                    self.column::<S, 1, false>(c, S::LANES);
+                    c += S::LANES;
+                }
+                if c < self.channels {
+                    self.column::<S, 1, true>(c, self.channels - c);
+                }
+            }
         }
     }
-    BatchStats {
-        mean: mean.iter().map(|&m| m as f32).collect(),
-        var: var.iter().map(|&v| (v / count as f64) as f32).collect(),
-        count,
+    let parts = (pixels * channels).div_ceil(32 << 10).clamp(1, pixels.max(1));
+    let mut partial = vec![0.0f32; parts * SUMS * channels];
+    let shared = Shared::new(&mut partial);
+    tasks(parts, |task| {
+        // Pieces that stay in the first-level cache, so that all columns of a pixel are read while it is there.
+        let range = part(pixels, parts, task);
+        // SAFETY: each task has its own sums; the instruction set is available (a `Context` has it).
+        unsafe {
+            let sums = shared.get().add(task * SUMS * channels);
+            dispatch!(ctx.isa(), S => S::run(Range { point, pixels: range, channels, sums }));
+        }
+    });
+    let mut total = vec![0.0f64; SUMS * channels];
+    for set in partial.chunks_exact((SUMS * channels).max(1)) {
+        total.iter_mut().zip(set).for_each(|(t, s)| *t += f64::from(*s));
+    }
+    total
+}
+
+/// Evaluates an expression for the element type of a tensor to write and of those to read.
+macro_rules! by_type {
+    ($out:expr, [$($input:expr),*] => |$dst:ident, $($src:ident),*| $body:expr) => {
+        match ($out.data_mut(), $($input.data()),*) {
+            (DataMut::F32($dst), $(Data::F32($src)),*) => $body,
+            (DataMut::Bf16($dst), $(Data::Bf16($src)),*) => $body,
+            _ => unreachable!("units check that precisions agree"),
+        }
+    };
+}
+
+/// `out = main + side`, with ReLU or without.
+#[derive(Clone, Copy)]
+struct Add<A, B, T, const RELU: bool> {
+    main: A,
+    side: B,
+    out: Shared<T>,
+}
+
+impl<A: Load, B: Load, T: Elem, const RELU: bool> Point for Add<A, B, T, RELU> {
+    #[inline(always)]
+    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize, _sums: &mut [S::V; SUMS]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut v = S::add(self.main.vec::<S, PART>(at, c, n), self.side.vec::<S, PART>(at, c, n));
+            if RELU {
+                v = S::relu(v);
+            }
+            let out = self.out.get().add(at);
+            if PART { T::store_part::<S>(out, n, v) } else { T::store::<S>(out, v) }
+        }
     }
 }
 
 /// `out = max(raw·scale + shift + shortcut, 0)`.
 pub(crate) fn join(
-    _ctx: &Context,
+    ctx: &Context,
     raw: &Activations,
     affine: &Affine,
     shortcut: Shortcut<'_>,
     out: &mut Activations,
 ) {
-    let values: Vec<f32> = joined(raw, affine, shortcut);
-    write(out, |i| values[i].max(0.0));
+    fn go<B: Load, T: Elem>(ctx: &Context, pixels: usize, main: Norm<T>, side: B, out: &mut [T], c: usize) {
+        points(ctx, Add::<_, _, _, true> { main, side, out: Shared::new(out) }, pixels, c);
+    }
+    let (pixels, c) = (raw.pixels(), raw.shape[3]);
+    match shortcut {
+        Shortcut::None => {
+            by_type!(out, [raw] => |out, raw| go(ctx, pixels, Norm::new(raw, affine), Zero, out, c));
+        }
+        Shortcut::Identity(x) => by_type!(out, [raw, x] => |out, raw, x| {
+            go(ctx, pixels, Norm::new(raw, affine), Plain::new(x), out, c)
+        }),
+        Shortcut::Norm { raw: side, affine: by } => by_type!(out, [raw, side] => |out, raw, side| {
+            go(ctx, pixels, Norm::new(raw, affine), Norm::new(side, by), out, c)
+        }),
+    }
+}
+
+/// The gradient of `max(main + side, 0)`, and batch norm's sums of the main path and of the side.
+#[derive(Clone, Copy)]
+struct AddBackward<A, B, C, T> {
+    main: A,
+    side: B,
+    raw: Plain<T>,
+    mean: Plain<f32>,
+    side_raw: C,
+    side_mean: Plain<f32>,
+    /// Whether there are a ReLU, and a side with batch norm.
+    relu: bool,
+    side_norm: bool,
+    grad: Shared<T>,
+}
+
+impl<A: Load, B: Load, C: Load, T: Elem> Point for AddBackward<A, B, C, T> {
+    #[inline(always)]
+    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize, sums: &mut [S::V; SUMS]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let p = self.grad.get().add(at);
+            let mut g = if PART { T::load_part::<S>(p, n) } else { T::load::<S>(p) };
+            if self.relu {
+                let v = S::add(self.main.vec::<S, PART>(at, c, n), self.side.vec::<S, PART>(at, c, n));
+                g = S::keep_positive(g, v);
+                if PART { T::store_part::<S>(p, n, g) } else { T::store::<S>(p, g) }
+            }
+            let centred = S::sub(self.raw.vec::<S, PART>(at, c, n), self.mean.vec::<S, PART>(c, c, n));
+            sums[0] = S::add(sums[0], g);
+            sums[1] = S::fma(g, centred, sums[1]);
+            if self.side_norm {
+                let side = self.side_raw.vec::<S, PART>(at, c, n);
+                sums[2] = S::fma(g, S::sub(side, self.side_mean.vec::<S, PART>(c, c, n)), sums[2]);
+            }
+        }
+    }
 }
 
 /// Masks `grad` by the ReLU of [`join`], in place, and returns batch norm's sums for the main path and
@@ -66,15 +214,33 @@ pub(crate) fn join_backward(
     shortcut: Shortcut<'_>,
     shortcut_mean: &[f32],
 ) -> (GradSums, Option<GradSums>) {
-    let values = joined(raw, affine, shortcut);
-    let g = grad.to_f32();
-    write(grad, |i| if values[i] > 0.0 { g[i] } else { 0.0 });
-    let main = grad_sums(ctx, grad, raw, mean);
-    let side = match shortcut {
-        Shortcut::Norm { raw, .. } => Some(grad_sums(ctx, grad, raw, shortcut_mean)),
-        _ => None,
+    let (pixels, c) = (raw.pixels(), raw.shape[3]);
+    let (mean, side_mean) = (Plain::new(mean), Plain::new(shortcut_mean));
+    let relu = true;
+    let side_norm = matches!(shortcut, Shortcut::Norm { .. });
+    let sums = match shortcut {
+        Shortcut::None => by_type!(grad, [raw] => |grad, raw| {
+            let (main, raw, grad) = (Norm::new(raw, affine), Plain::new(raw), Shared::new(grad));
+            let (side, side_raw) = (Zero, Zero);
+            points(ctx, AddBackward { main, side, raw, mean, side_raw, side_mean, relu, side_norm, grad }, pixels, c)
+        }),
+        Shortcut::Identity(x) => by_type!(grad, [raw, x] => |grad, raw, x| {
+            let (main, raw, grad) = (Norm::new(raw, affine), Plain::new(raw), Shared::new(grad));
+            let (side, side_raw) = (Plain::new(x), Zero);
+            points(ctx, AddBackward { main, side, raw, mean, side_raw, side_mean, relu, side_norm, grad }, pixels, c)
+        }),
+        Shortcut::Norm { raw: x, affine: by } => by_type!(grad, [raw, x] => |grad, raw, x| {
+            let (main, raw, grad) = (Norm::new(raw, affine), Plain::new(raw), Shared::new(grad));
+            let (side, side_raw) = (Norm::new(x, by), Plain::new(x));
+            points(ctx, AddBackward { main, side, raw, mean, side_raw, side_mean, relu, side_norm, grad }, pixels, c)
+        }),
     };
-    (main, side)
+    let side = side_norm.then(|| split_sums(&sums, c, 2));
+    (split_sums(&sums, c, 1), side)
+}
+
+fn split_sums(sums: &[f64], c: usize, centred: usize) -> GradSums {
+    GradSums { grad: sums[..c].to_vec(), grad_centred: sums[centred * c..][..c].to_vec() }
 }
 
 /// [`join_backward`] without shortcut.
@@ -88,136 +254,86 @@ pub(crate) fn relu_norm_backward(
     join_backward(ctx, grad, raw, affine, mean, Shortcut::None, &[]).0
 }
 
-fn joined(raw: &Activations, affine: &Affine, shortcut: Shortcut<'_>) -> Vec<f32> {
-    let c = raw.shape[3];
-    let mut values = raw.to_f32();
-    for (i, v) in values.iter_mut().enumerate() {
-        *v = *v * affine.scale[i % c] + affine.shift[i % c];
-    }
-    match shortcut {
-        Shortcut::None => {}
-        Shortcut::Identity(x) => values.iter_mut().zip(x.to_f32()).for_each(|(v, x)| *v += x),
-        Shortcut::Norm { raw, affine } => {
-            for (i, (v, x)) in values.iter_mut().zip(raw.to_f32()).enumerate() {
-                *v += x * affine.scale[i % c] + affine.shift[i % c];
-            }
-        }
-    }
-    values
-}
-
-/// Batch norm's sums for a gradient.
-pub(crate) fn grad_sums(_ctx: &Context, grad: &Activations, raw: &Activations, mean: &[f32]) -> GradSums {
-    let c = raw.shape[3];
-    let mut sums = GradSums { grad: vec![0.0; c], grad_centred: vec![0.0; c] };
-    for (i, (g, y)) in grad.to_f32().into_iter().zip(raw.to_f32()).enumerate() {
-        sums.grad[i % c] += f64::from(g);
-        sums.grad_centred[i % c] += f64::from(g) * f64::from(y - mean[i % c]);
-    }
-    sums
-}
-
-fn write(out: &mut Activations, value: impl Fn(usize) -> f32) {
-    match out.data_mut() {
-        DataMut::F32(out) => out.iter_mut().enumerate().for_each(|(i, o)| *o = value(i)),
-        DataMut::Bf16(out) => {
-            out.iter_mut().enumerate().for_each(|(i, o)| *o = half::bf16::from_f32(value(i)).to_bits());
-        }
-    }
-}
-
-/// Max pooling 3×3, stride 2, padding 1 of `max(raw·scale + shift, 0)`.
-pub(crate) fn norm_relu_max_pool(_ctx: &Context, raw: &Activations, affine: &Affine, out: &mut Activations) {
-    let values = joined(raw, affine, Shortcut::None);
-    let [_, h, w, c] = raw.shape;
-    let shape = out.shape;
-    write(out, |i| {
-        let (at, _) = window(shape, [h, w], i, |at| values[at]);
-        debug_assert!(at % c == i % c);
-        values[at].max(0.0)
+/// Batch norm's sums for a gradient that no ReLU masks.
+pub(crate) fn grad_sums(ctx: &Context, grad: &mut Activations, raw: &Activations, mean: &[f32]) -> GradSums {
+    let (pixels, c) = (raw.pixels(), raw.shape[3]);
+    let (mean, side_mean) = (Plain::new(mean), Plain::new(mean));
+    let sums = by_type!(grad, [raw] => |grad, raw| {
+        let (raw, grad) = (Plain::new(raw), Shared::new(grad));
+        let (main, side, side_raw, relu, side_norm) = (Zero, Zero, Zero, false, false);
+        points(ctx, AddBackward { main, side, raw, mean, side_raw, side_mean, relu, side_norm, grad }, pixels, c)
     });
+    split_sums(&sums, c, 1)
 }
 
-/// The gradient of [`norm_relu_max_pool`] with respect to the batch norm's output: each pooled gradient
-/// goes to the first maximum of its window, where that is positive.
-pub(crate) fn norm_relu_max_pool_backward(
-    ctx: &Context,
-    pooled: &Activations,
-    raw: &Activations,
-    affine: &Affine,
-    mean: &[f32],
-    grad: &mut Activations,
-) -> GradSums {
-    let values = joined(raw, affine, Shortcut::None);
-    let [_, h, w, _] = raw.shape;
-    let mut full = vec![0.0f32; raw.len()];
-    for (i, g) in pooled.to_f32().into_iter().enumerate() {
-        let (at, best) = window(pooled.shape, [h, w], i, |at| values[at]);
-        if best > 0.0 {
-            full[at] += g;
+/// Sums of `x - x₀` and of its square, where `x₀` is the first pixel.
+#[derive(Clone, Copy)]
+struct Moments<T>(Plain<T>);
+
+impl<T: Elem> Point for Moments<T> {
+    #[inline(always)]
+    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize, sums: &mut [S::V; SUMS]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let d = S::sub(self.0.vec::<S, PART>(at, c, n), self.0.vec::<S, PART>(c, c, n));
+            sums[0] = S::add(sums[0], d);
+            sums[1] = S::fma(d, d, sums[1]);
         }
     }
-    write(grad, |i| full[i]);
-    grad_sums(ctx, grad, raw, mean)
 }
 
-/// Index and value of the first maximum in the window of the pooled element `i`.
-fn window(
-    [_, oh, ow, c]: [usize; 4],
-    [h, w]: [usize; 2],
-    i: usize,
-    value: impl Fn(usize) -> f32,
-) -> (usize, f32) {
-    let (ch, ox, oy, image) = (i % c, i / c % ow, i / c / ow % oh, i / c / ow / oh);
-    let mut best = (0, f32::NEG_INFINITY);
-    for iy in (2 * oy).saturating_sub(1)..(2 * oy + 2).min(h) {
-        for ix in (2 * ox).saturating_sub(1)..(2 * ox + 2).min(w) {
-            let at = ((image * h + iy) * w + ix) * c + ch;
-            if value(at) > best.1 {
-                best = (at, value(at));
-            }
-        }
+/// Mean and variance by channel.
+pub(crate) fn batch_stats(ctx: &Context, x: &Activations) -> BatchStats {
+    fn first<T: Copy>(values: &[T], c: usize, widen: impl Fn(T) -> f32) -> Vec<f64> {
+        values[..c].iter().map(|&v| f64::from(widen(v))).collect()
     }
-    best
+    let (count, c) = (x.pixels(), x.shape[3]);
+    let (sums, shift) = match x.data() {
+        Data::F32(x) => (points(ctx, Moments(Plain::new(x)), count, c), first(x, c, |v| v)),
+        Data::Bf16(x) => {
+            (points(ctx, Moments(Plain::new(x)), count, c), first(x, c, crate::activations::bf16_to_f32))
+        }
+    };
+    let n = count as f64;
+    let mean = |i: usize| sums[i] / n;
+    BatchStats {
+        mean: (0..c).map(|i| (shift[i] + mean(i)) as f32).collect(),
+        var: (0..c)
+            .map(|i| sums[c + i] / n - mean(i) * mean(i))
+            // Not `max`, which would hide a NaN.
+            .map(|v| if v < 0.0 { 0.0 } else { v as f32 })
+            .collect(),
+        count,
+    }
 }
 
 /// `out = raw·scale + shift`.
-pub(crate) fn norm(_ctx: &Context, raw: &Activations, affine: &Affine, out: &mut Activations) {
-    let values = joined(raw, affine, Shortcut::None);
-    write(out, |i| values[i]);
+pub(crate) fn norm(ctx: &Context, raw: &Activations, affine: &Affine, out: &mut Activations) {
+    by_type!(out, [raw] => |out, x| {
+        let (main, side, out) = (Norm::new(x, affine), Zero, Shared::new(out));
+        points(ctx, Add::<_, _, _, false> { main, side, out }, raw.pixels(), raw.shape[3]);
+    });
 }
 
 /// `out = grad·on_grad + raw·on_raw + constant`.
 pub(crate) fn norm_grad(
-    _ctx: &Context,
+    ctx: &Context,
     grad: &Activations,
     raw: &Activations,
     affine: &GradAffine,
     out: &mut Activations,
 ) {
-    let (c, g, y) = (raw.shape[3], grad.to_f32(), raw.to_f32());
-    write(out, |i| g[i] * affine.on_grad[i % c] + y[i] * affine.on_raw[i % c] + affine.constant[i % c]);
-}
-
-/// The mean over each image's pixels.
-pub(crate) fn avg_pool(_ctx: &Context, x: &Activations, out: &mut Activations) {
-    let (c, pixels, values) = (x.shape[3], x.shape[1] * x.shape[2], x.to_f32());
-    write(out, |i| {
-        let (image, ch) = (i / c, i % c);
-        let sum: f32 = (0..pixels).map(|p| values[(image * pixels + p) * c + ch]).sum();
-        sum / pixels as f32
+    by_type!(out, [grad, raw] => |out, g, x| {
+        let (main, side, out) = (crate::load::NormGrad::new(g, x, affine), Zero, Shared::new(out));
+        points(ctx, Add::<_, _, _, false> { main, side, out }, raw.pixels(), raw.shape[3]);
     });
-}
-
-/// The gradient of [`avg_pool`].
-pub(crate) fn avg_pool_backward(_ctx: &Context, grad: &Activations, out: &mut Activations) {
-    let (c, pixels, g) = (out.shape[3], out.shape[1] * out.shape[2], grad.to_f32());
-    write(out, |i| g[i / (c * pixels) * c + i % c] / pixels as f32);
 }
 
 /// Adds the sum over the rows of `x` to `sums`.
 pub(crate) fn add_column_sums(x: &Activations, sums: &mut [f32]) {
-    for row in x.to_f32().chunks(sums.len()) {
-        sums.iter_mut().zip(row).for_each(|(s, v)| *s += v);
+    let mut total = vec![0.0f64; sums.len()];
+    for row in x.to_f32().chunks(sums.len().max(1)) {
+        total.iter_mut().zip(row).for_each(|(t, v)| *t += f64::from(*v));
     }
+    sums.iter_mut().zip(&total).for_each(|(s, t)| *s += *t as f32);
 }

@@ -5,11 +5,21 @@
 //! outputs through a [`Post`], which gathers batch-norm sums while the output is in cache. So the
 //! normalised activations of a block never exist in memory.
 
-mod plain;
+mod direct;
+mod fill;
+mod finish;
+mod geometry;
+mod pack;
+mod weights;
 
 use crate::activations::Activations;
 use crate::norm::{Affine, BatchStats, GradAffine, GradSums};
+use crate::simd::{BLOCK, Simd, dispatch};
 use crate::{Context, Error, profile};
+use direct::Reader;
+use finish::Finisher;
+use geometry::Geometry;
+use pack::{Direction, Weights};
 
 /// A square convolution without bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,7 +141,7 @@ pub(crate) fn forward(
     profile::scope(
         "conv forward",
         || spec.describe(src.shape()),
-        || plain::forward(ctx, spec, src, weights, out, stats),
+        || dispatch!(ctx.isa(), S => forward_with::<S>(ctx, spec, src, weights, out, stats)),
     )
 }
 
@@ -148,7 +158,7 @@ pub(crate) fn backward_data(
     profile::scope(
         "conv backward data",
         || spec.describe(shape),
-        || plain::backward_data(ctx, spec, dy, weights, out, post),
+        || dispatch!(ctx.isa(), S => backward_data_with::<S>(ctx, spec, dy, weights, out, post)),
     )
 }
 
@@ -163,6 +173,68 @@ pub(crate) fn backward_weights(
     profile::scope(
         "conv backward weights",
         || spec.describe(x.shape()),
-        || plain::backward_weights(ctx, spec, x, dy, grad),
+        || dispatch!(ctx.isa(), S => backward_weights_with::<S>(ctx, spec, x, dy, grad)),
     );
+}
+
+fn forward_with<S: Simd>(
+    ctx: &Context,
+    spec: &ConvSpec,
+    src: Source<'_>,
+    weights: &[f32],
+    out: &mut Activations,
+    stats: bool,
+) -> Option<BatchStats> {
+    let finisher = Finisher::Forward { stats };
+    let (reader, geometry, taps, c_in) = spec.reader(src);
+    let weights = Weights { values: weights, c_in, c_out: spec.c_out, taps, direction: Direction::Forward };
+    let (partials, counts) = direct::run::<S>(ctx, reader, geometry, weights, out, finisher);
+    stats.then(|| partials.batch_stats(&counts))
+}
+
+fn backward_data_with<S: Simd>(
+    ctx: &Context,
+    spec: &ConvSpec,
+    dy: Source<'_>,
+    weights: &[f32],
+    out: &mut Activations,
+    post: Post<'_>,
+) -> Option<GradSums> {
+    let finisher = Finisher::Backward(post);
+    let geometry = Geometry::backward(spec, out.shape);
+    let taps = spec.kernel * spec.kernel;
+    let weights =
+        Weights { values: weights, c_in: spec.c_in, c_out: spec.c_out, taps, direction: Direction::Backward };
+    let (partials, _) = direct::run::<S>(ctx, Reader::Pixels(dy), geometry, weights, out, finisher);
+    finisher.sums().then(|| partials.grad_sums())
+}
+
+fn backward_weights_with<S: Simd>(
+    ctx: &Context,
+    spec: &ConvSpec,
+    x: Source<'_>,
+    dy: Source<'_>,
+    grad: &mut [f32],
+) {
+    let (reader, geometry, ..) = spec.reader(x);
+    weights::run::<S>(ctx, reader, dy, geometry, grad);
+}
+
+impl ConvSpec {
+    /// How forward and weight passes read: as pixels, or as columns of taps where input channels are few or a
+    /// 1×1 convolution strides. With it the geometry, and the taps and channels that the weights have then.
+    fn reader<'a>(&'a self, src: Source<'a>) -> (Reader<'a>, Geometry, usize, usize) {
+        let shape = src.shape();
+        let taps = self.kernel * self.kernel;
+        if (self.kernel > 1 && self.c_in < BLOCK)
+            || (self.kernel == 1 && self.stride > 1 && self.padding == 0)
+        {
+            let [n, h, w, _] = self.output_shape(shape);
+            let depth = taps * self.c_in;
+            let flat = ConvSpec { c_in: depth, c_out: self.c_out, kernel: 1, stride: 1, padding: 0 };
+            let geometry = Geometry::forward(&flat, [n * h * w, 1, 1, depth]);
+            return (Reader::Columns(src, self), geometry, 1, depth);
+        }
+        (Reader::Pixels(src), Geometry::forward(self, shape), taps, self.c_in)
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     NormSpec, ParamSpec, RunningStats, Saved, Unit, check_backward, check_batch, check_forward,
-    check_running, pair_mut,
+    check_precision, check_running, pair_mut,
 };
 use crate::context::Checkpointing;
 use crate::conv::{self, ConvSpec, Post, Source};
@@ -181,6 +181,7 @@ impl Unit for Block {
         input: Activations,
         params: &[&[f32]],
     ) -> Result<(Activations, Saved), Error> {
+        check_precision(&input, ctx.precision())?;
         let output_shape = check_forward(self, &input, params)?;
         check_batch(output_shape)?;
         let (mut raw, affines, stats) = self.run(ctx, &input, params, None);
@@ -188,7 +189,7 @@ impl Unit for Block {
         if ctx.checkpointing() == Checkpointing::Blocks {
             raw.drain(..).for_each(|a| ctx.recycle(a));
         }
-        Ok((out, Saved { input: Some(input), raw, stats, output_shape }))
+        Ok((out, Saved { input: Some(input), raw, stats, output_shape, precision: ctx.precision() }))
     }
 
     fn backward(
@@ -285,6 +286,7 @@ impl Unit for Block {
         params: &[&[f32]],
         running: &[RunningStats<'_>],
     ) -> Result<Activations, Error> {
+        check_precision(input, ctx.precision())?;
         check_forward(self, input, params)?;
         check_running(self, running)?;
         let affines: Vec<Affine> = (running.iter().enumerate())

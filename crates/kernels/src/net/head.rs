@@ -3,12 +3,13 @@
 
 use super::{
     NormSpec, ParamKind, ParamSpec, RunningStats, Saved, Unit, check_backward, check_batch, check_forward,
-    check_running, pair_mut,
+    check_precision, check_running, pair_mut,
 };
 use crate::activations::Precision;
 use crate::conv::{self, ConvSpec, Post, Source};
 use crate::norm::{Affine, GradAffine};
 use crate::pointwise::{self, Shortcut};
+use crate::pool;
 use crate::{Activations, Context, Error};
 
 /// The mean over the pixels of each image: `[n, h, w, c]` to `[n, 1, 1, c]`.
@@ -42,7 +43,16 @@ impl Unit for GlobalAvgPool {
         // Backward needs the input's shape only: an empty buffer carries it.
         let shape = Activations { shape: input.shape, precision: input.precision, words: Vec::new() };
         ctx.recycle(input);
-        Ok((out, Saved { input: Some(shape), raw: Vec::new(), stats: Vec::new(), output_shape }))
+        Ok((
+            out,
+            Saved {
+                input: Some(shape),
+                raw: Vec::new(),
+                stats: Vec::new(),
+                output_shape,
+                precision: Precision::F32,
+            },
+        ))
     }
 
     fn backward(
@@ -60,7 +70,7 @@ impl Unit for GlobalAvgPool {
         };
         let grad_input = want_grad_input.then(|| {
             let mut out = ctx.activations(input.shape, input.precision);
-            pointwise::avg_pool_backward(ctx, &grad_output, &mut out);
+            pool::avg_pool_backward(ctx, &grad_output, &mut out);
             out
         });
         ctx.recycle(grad_output);
@@ -76,7 +86,7 @@ impl Unit for GlobalAvgPool {
     ) -> Result<Activations, Error> {
         let shape = check_forward(self, input, params)?;
         let mut out = ctx.activations(shape, Precision::F32);
-        pointwise::avg_pool(ctx, input, &mut out);
+        pool::avg_pool(ctx, input, &mut out);
         Ok(out)
     }
 }
@@ -122,7 +132,16 @@ impl Unit for Linear {
     ) -> Result<(Activations, Saved), Error> {
         let out = self.forward_infer(ctx, &input, params, &[])?;
         let output_shape = out.shape;
-        Ok((out, Saved { input: Some(input), raw: Vec::new(), stats: Vec::new(), output_shape }))
+        Ok((
+            out,
+            Saved {
+                input: Some(input),
+                raw: Vec::new(),
+                stats: Vec::new(),
+                output_shape,
+                precision: Precision::F32,
+            },
+        ))
     }
 
     fn backward(
@@ -159,6 +178,7 @@ impl Unit for Linear {
         params: &[&[f32]],
         _running: &[RunningStats<'_>],
     ) -> Result<Activations, Error> {
+        check_precision(input, Precision::F32)?;
         let shape = check_forward(self, input, params)?;
         let mut out = ctx.activations(shape, Precision::F32);
         conv::forward(ctx, &self.conv, Source::Plain(input), params[0], &mut out, false);
@@ -219,11 +239,21 @@ impl Unit for BatchNorm1d {
         input: Activations,
         params: &[&[f32]],
     ) -> Result<(Activations, Saved), Error> {
+        check_precision(&input, Precision::F32)?;
         let output_shape = check_forward(self, &input, params)?;
         check_batch(output_shape)?;
         let stats = pointwise::batch_stats(ctx, &input);
         let out = self.apply(ctx, &input, &Affine::new(&stats.mean, &stats.var, params[0], params[1]));
-        Ok((out, Saved { input: Some(input), raw: Vec::new(), stats: vec![stats], output_shape }))
+        Ok((
+            out,
+            Saved {
+                input: Some(input),
+                raw: Vec::new(),
+                stats: vec![stats],
+                output_shape,
+                precision: Precision::F32,
+            },
+        ))
     }
 
     fn backward(
@@ -247,7 +277,7 @@ impl Unit for BatchNorm1d {
             let affine = Affine::new(&stats.mean, &stats.var, params[0], params[1]);
             pointwise::relu_norm_backward(ctx, &mut grad, &input, &affine, &stats.mean)
         } else {
-            pointwise::grad_sums(ctx, &grad, &input, &stats.mean)
+            pointwise::grad_sums(ctx, &mut grad, &input, &stats.mean)
         };
         let (d_gamma, d_beta) = pair_mut(grads, 0);
         let affine = GradAffine::new(&stats, &sums, params[0], d_gamma, d_beta);
@@ -267,6 +297,7 @@ impl Unit for BatchNorm1d {
         params: &[&[f32]],
         running: &[RunningStats<'_>],
     ) -> Result<Activations, Error> {
+        check_precision(input, Precision::F32)?;
         check_forward(self, input, params)?;
         check_running(self, running)?;
         let affine = Affine::new(running[0].mean, running[0].var, params[0], params[1]);

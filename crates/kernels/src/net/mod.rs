@@ -21,7 +21,7 @@ pub use block::{Block, BlockKind};
 pub use head::{BatchNorm1d, GlobalAvgPool, Linear};
 pub use stem::Stem;
 
-use crate::{Activations, BatchStats, Context, Error};
+use crate::{Activations, BatchStats, Context, Error, Precision};
 
 /// What a parameter is, which decides how it is initialised and laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,6 +104,7 @@ pub struct Saved {
     raw: Vec<Activations>,
     stats: Vec<BatchStats>,
     output_shape: [usize; 4],
+    precision: Precision,
 }
 
 impl Saved {
@@ -190,6 +191,14 @@ fn check_forward(unit: &dyn Unit, input: &Activations, params: &[&[f32]]) -> Res
     unit.output_shape(input.shape)
 }
 
+/// Checks that activations are stored as a unit can take them.
+fn check_precision(input: &Activations, expected: Precision) -> Result<(), Error> {
+    if input.precision != expected {
+        return Err(Error::shape("precision of the input", expected, input.precision));
+    }
+    Ok(())
+}
+
 /// Checks that batch norms can have statistics.
 fn check_batch(shape: [usize; 4]) -> Result<(), Error> {
     let got = shape[0] * shape[1] * shape[2];
@@ -205,6 +214,9 @@ fn check_backward(
     grads: &[Vec<f32>],
 ) -> Result<(), Error> {
     grad.check("the output's gradient")?;
+    if grad.precision != saved.precision {
+        return Err(Error::shape("precision of the output's gradient", saved.precision, grad.precision));
+    }
     if grad.shape != saved.output_shape {
         return Err(Error::shape("shape of the output's gradient", saved.output_shape, grad.shape));
     }

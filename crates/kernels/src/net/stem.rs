@@ -2,12 +2,13 @@
 
 use super::{
     NormSpec, ParamSpec, RunningStats, Saved, Unit, check_backward, check_batch, check_forward,
-    check_running, pair_mut,
+    check_precision, check_running, pair_mut,
 };
 use crate::conv::{self, ConvSpec, Post, Source};
 use crate::norm::{Affine, GradAffine};
 use crate::pointwise::{self, Shortcut};
-use crate::{Activations, Context, Error};
+use crate::pool;
+use crate::{Activations, Context, Error, Precision};
 
 /// Convolution, batch norm, ReLU and optionally max pooling (3×3, stride 2, padding 1).
 ///
@@ -42,7 +43,7 @@ impl Stem {
     fn finish(&self, ctx: &Context, raw: &Activations, affine: &Affine, shape: [usize; 4]) -> Activations {
         let mut out = ctx.activations(shape, ctx.precision());
         if self.max_pool {
-            pointwise::norm_relu_max_pool(ctx, raw, affine, &mut out);
+            pool::norm_relu_max_pool(ctx, raw, affine, &mut out);
         } else {
             pointwise::join(ctx, raw, affine, Shortcut::None, &mut out);
         }
@@ -73,6 +74,7 @@ impl Unit for Stem {
         input: Activations,
         params: &[&[f32]],
     ) -> Result<(Activations, Saved), Error> {
+        check_precision(&input, Precision::F32)?;
         let output_shape = check_forward(self, &input, params)?;
         let shape = self.conv.output_shape(input.shape);
         check_batch(shape)?;
@@ -81,7 +83,16 @@ impl Unit for Stem {
             .unwrap_or_else(|| unreachable!("statistics were asked for"));
         let affine = Affine::new(&stats.mean, &stats.var, params[1], params[2]);
         let out = self.finish(ctx, &raw, &affine, output_shape);
-        Ok((out, Saved { input: Some(input), raw: vec![raw], stats: vec![stats], output_shape }))
+        Ok((
+            out,
+            Saved {
+                input: Some(input),
+                raw: vec![raw],
+                stats: vec![stats],
+                output_shape,
+                precision: ctx.precision(),
+            },
+        ))
     }
 
     fn backward(
@@ -104,8 +115,7 @@ impl Unit for Stem {
         let mut grad = grad_output;
         let sums = if self.max_pool {
             let mut full = ctx.activations(raw.shape, ctx.precision());
-            let sums =
-                pointwise::norm_relu_max_pool_backward(ctx, &grad, &raw, &affine, &stats.mean, &mut full);
+            let sums = pool::norm_relu_max_pool_backward(ctx, &grad, &raw, &affine, &stats.mean, &mut full);
             ctx.recycle(std::mem::replace(&mut grad, full));
             sums
         } else {
@@ -131,6 +141,7 @@ impl Unit for Stem {
         params: &[&[f32]],
         running: &[RunningStats<'_>],
     ) -> Result<Activations, Error> {
+        check_precision(input, Precision::F32)?;
         let output_shape = check_forward(self, input, params)?;
         check_running(self, running)?;
         let mut raw = ctx.activations(self.conv.output_shape(input.shape), ctx.precision());

@@ -1,0 +1,172 @@
+//! Filling scratch memory: `[block of 16 channels][row][column][image][16]`, zero where channels are missing.
+
+use super::geometry::Geometry;
+use super::{ConvSpec, Source};
+use crate::load::{Load, LoadVisitor, copy_block};
+use crate::simd::{BLOCK, Job, Simd};
+
+/// What to copy, and where to.
+#[derive(Clone, Copy)]
+pub(super) struct Region<'a> {
+    /// The gather whose source is copied.
+    pub geometry: &'a Geometry,
+    pub images: (usize, usize),
+    pub rows: (usize, usize),
+    /// Blocks of channels.
+    pub blocks: (usize, usize),
+    pub dst: *mut f32,
+}
+
+impl Region<'_> {
+    /// f32 from one block of channels to the next.
+    pub fn block_stride(&self) -> usize {
+        (self.rows.1 - self.rows.0) * self.geometry.columns() * (self.images.1 - self.images.0) * BLOCK
+    }
+}
+
+struct FillJob<'a, L> {
+    load: &'a L,
+    region: Region<'a>,
+}
+
+impl<L: Load> Job for FillJob<'_, L> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let r = &self.region;
+        let [h, w, c] = r.geometry.src;
+        let (n, stride) = (r.images.1 - r.images.0, r.block_stride());
+        // SAFETY: `fill`'s caller promises that the region lies in the source and `dst` holds it.
+        unsafe {
+            for image in r.images.0..r.images.1 {
+                for y in r.rows.0..r.rows.1 {
+                    for x in 0..w {
+                        let at = ((image * h + y) * w + x) * c;
+                        let column = (y - r.rows.0) * r.geometry.columns() + r.geometry.column(x);
+                        let mut dst = r.dst.add((column * n + image - r.images.0) * BLOCK);
+                        for block in r.blocks.0..r.blocks.1 {
+                            let ch = block * BLOCK;
+                            copy_block::<S, L>(self.load, at + ch, ch, c - ch, dst);
+                            dst = dst.add(stride);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Copies a region of a source whose shape is the geometry's.
+///
+/// # Safety
+/// The instruction set must be available, the region inside the source, and `dst` valid for all its blocks.
+pub(super) unsafe fn fill<S: Simd>(source: &Source<'_>, region: Region<'_>) {
+    struct Visitor<'a, S>(Region<'a>, std::marker::PhantomData<S>);
+    impl<S: Simd> LoadVisitor for Visitor<'_, S> {
+        fn visit<L: Load>(self, load: L) {
+            // SAFETY: `fill`'s caller's promise.
+            unsafe { S::run(FillJob { load: &load, region: self.0 }) }
+        }
+    }
+    source.visit(Visitor::<S>(region, std::marker::PhantomData));
+}
+
+/// Destination pixels as rows of a matrix, one column for each tap and input channel (OHWI order), for
+/// convolutions with few input channels and for strided 1×1 ones.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a> {
+    pub spec: &'a ConvSpec,
+    /// The input's shape.
+    pub shape: [usize; 4],
+    /// Range of destination pixels.
+    pub pixels: (usize, usize),
+    /// Range of blocks of columns.
+    pub blocks: (usize, usize),
+    pub dst: *mut f32,
+}
+
+struct ColumnsJob<'a, L> {
+    load: &'a L,
+    columns: Columns<'a>,
+}
+
+impl<L: Load> Job for ColumnsJob<'_, L> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let Columns { spec, shape, pixels, blocks, dst } = self.columns;
+        let [_, h, w, c] = shape;
+        let [_, oh, ow, _] = spec.output_shape(shape);
+        let k = spec.kernel;
+        let n = pixels.1 - pixels.0;
+        // SAFETY: `fill_columns`'s caller promises that the pixels exist and `dst` holds their columns.
+        unsafe {
+            if k == 1 && spec.padding == 0 {
+                for pixel in pixels.0..pixels.1 {
+                    let (x, y, image) =
+                        (pixel % ow * spec.stride, pixel / ow % oh * spec.stride, pixel / ow / oh);
+                    let at = ((image * h + y) * w + x) * c;
+                    let mut dst = dst.add((pixel - pixels.0) * BLOCK);
+                    for block in blocks.0..blocks.1 {
+                        let ch = block * BLOCK;
+                        copy_block::<S, L>(self.load, at + ch, ch, c - ch, dst);
+                        dst = dst.add(n * BLOCK);
+                    }
+                }
+                return;
+            }
+            // A pixel's columns, one after the other, before they are cut into blocks; a vector's overhang
+            // is overwritten by the next tap or falls on the padding.
+            let mut line = vec![0.0f32; (k * k * c).next_multiple_of(BLOCK) + S::LANES];
+            for pixel in pixels.0..pixels.1 {
+                let (ox, oy, image) = (pixel % ow, pixel / ow % oh, pixel / ow / oh);
+                let mut at = 0;
+                for ky in 0..k {
+                    let y = (oy * spec.stride + ky).wrapping_sub(spec.padding);
+                    for kx in 0..k {
+                        let x = (ox * spec.stride + kx).wrapping_sub(spec.padding);
+                        let inside = y < h && x < w;
+                        for ch in (0..c).step_by(S::LANES) {
+                            let valid = (c - ch).min(S::LANES);
+                            let v = if inside {
+                                let from = ((image * h + y) * w + x) * c + ch;
+                                self.load.vec::<S, true>(from, ch, valid)
+                            } else {
+                                S::zero()
+                            };
+                            S::store(line.as_mut_ptr().add(at + ch), v);
+                        }
+                        at += c;
+                    }
+                }
+                S::store(line.as_mut_ptr().add(at), S::zero());
+                let dst = dst.add((pixel - pixels.0) * BLOCK);
+                for block in blocks.0..blocks.1 {
+                    for l in (0..BLOCK).step_by(S::LANES) {
+                        S::store(
+                            dst.add((block - blocks.0) * n * BLOCK + l),
+                            S::load(line.as_ptr().add(block * BLOCK + l)),
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes columns as `[block of 16][pixel][16]`.
+///
+/// # Safety
+/// The instruction set must be available, the pixels inside the output, and `dst` valid for all blocks.
+pub(super) unsafe fn fill_columns<S: Simd>(source: &Source<'_>, columns: Columns<'_>) {
+    struct Visitor<'a, S>(Columns<'a>, std::marker::PhantomData<S>);
+    impl<S: Simd> LoadVisitor for Visitor<'_, S> {
+        fn visit<L: Load>(self, load: L) {
+            // SAFETY: `fill_columns`'s caller's promise.
+            unsafe { S::run(ColumnsJob { load: &load, columns: self.0 }) }
+        }
+    }
+    source.visit(Visitor::<S>(columns, std::marker::PhantomData));
+}

@@ -1,0 +1,137 @@
+//! Weights, packed into panels as wide as the product tile.
+
+use crate::Context;
+use crate::simd::{BLOCK, Simd};
+use crate::work::{Shared, tasks};
+
+/// How output channels are cut into panels: all two vectors wide, but for a last one of a single vector where
+/// that is enough.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Panels {
+    channels: usize,
+    lanes: usize,
+}
+
+impl Panels {
+    pub fn new<S: Simd>(channels: usize) -> Self {
+        Self { channels, lanes: S::LANES }
+    }
+
+    /// Output channels of a full panel.
+    pub fn full(&self) -> usize {
+        2 * self.lanes
+    }
+
+    pub fn count(&self) -> usize {
+        self.channels.div_ceil(self.full())
+    }
+
+    /// Output channels in panel `j`.
+    pub fn cols(&self, j: usize) -> usize {
+        (self.channels - j * self.full()).min(self.full())
+    }
+
+    /// Vectors in panel `j`.
+    pub fn vectors(&self, j: usize) -> usize {
+        self.cols(j).div_ceil(self.lanes)
+    }
+
+    /// Columns, with padding, of panel `j`.
+    pub fn width(&self, j: usize) -> usize {
+        self.vectors(j) * self.lanes
+    }
+
+    /// Columns, with padding, of all panels.
+    pub fn total_width(&self) -> usize {
+        (0..self.count()).map(|j| self.width(j)).sum()
+    }
+}
+
+/// Which matrix the weights are, seen from the pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// Reduction over input channels, one column an output channel.
+    Forward,
+    /// Reduction over output channels, one column an input channel.
+    Backward,
+}
+
+/// Weights `[c_out][taps][c_in]`, to read as matrices.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    pub values: &'a [f32],
+    pub c_in: usize,
+    pub c_out: usize,
+    pub taps: usize,
+    pub direction: Direction,
+}
+
+impl Weights<'_> {
+    /// Channels summed over.
+    pub fn depth(&self) -> usize {
+        match self.direction {
+            Direction::Forward => self.c_in,
+            Direction::Backward => self.c_out,
+        }
+    }
+
+    /// Channels of the result.
+    pub fn channels(&self) -> usize {
+        match self.direction {
+            Direction::Forward => self.c_out,
+            Direction::Backward => self.c_in,
+        }
+    }
+
+    /// Blocks of channels summed over.
+    pub fn blocks(&self) -> usize {
+        self.depth().div_ceil(BLOCK)
+    }
+
+    /// Writes one block of one tap: 16 rows of `width` columns, zero where there are no weights.
+    pub fn block(&self, tap: usize, k0: usize, n0: usize, width: usize, dst: &mut [f32]) {
+        let (depth, cols) = (BLOCK.min(self.depth() - k0), width.min(self.channels() - n0));
+        if depth < BLOCK || cols < width {
+            dst.fill(0.0);
+        }
+        match self.direction {
+            Direction::Forward => {
+                for n in 0..cols {
+                    let row = &self.values[((n0 + n) * self.taps + tap) * self.c_in + k0..][..depth];
+                    for (k, &w) in row.iter().enumerate() {
+                        dst[k * width + n] = w;
+                    }
+                }
+            }
+            Direction::Backward => {
+                for k in 0..depth {
+                    let row = &self.values[((k0 + k) * self.taps + tap) * self.c_in + n0..][..cols];
+                    dst[k * width..][..cols].copy_from_slice(row);
+                }
+            }
+        }
+    }
+}
+
+/// Packed weights: `[panel][block][tap][16][width]`, in a buffer of the pool.
+pub(super) fn pack(ctx: &Context, weights: Weights<'_>, panels: Panels) -> Vec<f32> {
+    let (blocks, taps) = (weights.blocks(), weights.taps);
+    let mut packed = ctx.pool().take(blocks * taps * BLOCK * panels.total_width());
+    let out = Shared::new(&mut packed);
+    // One task for a few blocks of a panel.
+    let chunks = blocks.div_ceil(4);
+    tasks(panels.count() * chunks, |task| {
+        let (j, chunk) = (task / chunks, task % chunks);
+        let width = panels.width(j);
+        for block in chunk * 4..(chunk * 4 + 4).min(blocks) {
+            for tap in 0..taps {
+                let size = BLOCK * width;
+                let at = j * panels.full() * blocks * taps * BLOCK + (block * taps + tap) * size;
+                // SAFETY: the buffer holds every panel's blocks; each is written by one task.
+                let dst = unsafe { std::slice::from_raw_parts_mut(out.get().add(at), size) };
+                weights.block(tap, block * BLOCK, j * panels.full(), width, dst);
+            }
+        }
+    });
+    packed
+}

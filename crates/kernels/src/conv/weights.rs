@@ -1,0 +1,229 @@
+//! The direct path of the weight pass: any kernel, stride and padding.
+//!
+//! Both operands go to blocked scratch memory; every tap is then a product over runs of positions, with
+//! output channels as rows and input channels as columns. Where weights are few, tasks sum over different pixels
+//! into separate buffers, which are added up in order.
+
+use super::direct::Reader;
+use super::fill::{Columns, Region, fill, fill_columns};
+use super::geometry::{Geometry, Run, Split};
+use super::{ConvSpec, Source};
+use crate::Context;
+use crate::micro::GradTile;
+use crate::simd::{BLOCK, Job, Simd};
+use crate::work::{Shared, part, tasks, with_scratch};
+
+/// Tasks to aim for.
+const TASKS: usize = 16;
+
+struct Pass<'a> {
+    x: Reader<'a>,
+    dy: Source<'a>,
+    /// Of the forward pass.
+    geometry: Geometry,
+    /// One pixel an image, as many channels as outputs, for reading `dy`.
+    dy_geometry: Geometry,
+    runs: Vec<Run>,
+    split: Split,
+    /// Sets of partial sums.
+    sets: usize,
+    /// Parts of the input channels' tile columns, and of the output channels' blocks.
+    column_parts: usize,
+    row_parts: usize,
+}
+
+/// Adds `Σ dy ⊗ x` to `grad`, whose layout is `[c_out][taps][c_in]`.
+pub(super) fn run<S: Simd>(
+    ctx: &Context,
+    x: Reader<'_>,
+    dy: Source<'_>,
+    geometry: Geometry,
+    grad: &mut [f32],
+) {
+    let ([_, _, ci], [dh, dw, co]) = (geometry.src, geometry.dst);
+    let split = Split::new(&geometry, S::TILE_ROWS, co);
+    let per_set = grad.len().max(1);
+    // Several sets cost memory traffic; one costs filling scratch memory more than once.
+    let sets = ((1 << 20) / per_set).clamp(1, TASKS).min(split.count());
+    let rest = TASKS.div_ceil(sets);
+    let column_parts = rest.min(ci.div_ceil(S::GRAD_COLS));
+    let row_parts = rest.div_ceil(column_parts).min(co.div_ceil(BLOCK));
+    let dy_spec = ConvSpec { c_in: co, c_out: co, kernel: 1, stride: 1, padding: 0 };
+    let pass = Pass {
+        x,
+        dy,
+        geometry,
+        dy_geometry: Geometry {
+            src: [dh, dw, co],
+            n: geometry.n,
+            ..Geometry::forward(&dy_spec, [1, 1, 1, co])
+        },
+        runs: geometry.runs(),
+        split,
+        sets,
+        column_parts,
+        row_parts,
+    };
+    let mut partial = if sets > 1 { ctx.pool().take(sets * per_set) } else { Vec::new() };
+    let out = if sets > 1 { Shared::new(&mut partial) } else { Shared::new(grad) };
+    tasks(sets * column_parts * row_parts, |task| pass.task::<S>(task, out));
+    if sets > 1 {
+        add_sets::<S>(&partial, grad);
+        ctx.pool().give(partial);
+    }
+}
+
+/// `grad += Σ sets`, in order.
+fn add_sets<S: Simd>(sets: &[f32], grad: &mut [f32]) {
+    struct Add<'a> {
+        sets: &'a [f32],
+        len: usize,
+        range: std::ops::Range<usize>,
+        grad: Shared<f32>,
+    }
+    impl Job for Add<'_> {
+        type Out = ();
+        #[inline(always)]
+        unsafe fn call<S: Simd>(self) {
+            let mut i = self.range.start;
+            while i < self.range.end {
+                let n = (self.range.end - i).min(S::LANES);
+                // SAFETY: i + n is within the range, which is within every set and the gradient.
+                unsafe {
+                    let p = self.grad.get().add(i);
+                    let mut sum = S::zero();
+                    for set in self.sets.chunks_exact(self.len) {
+                        sum = S::add(sum, S::load_part(set.as_ptr().add(i), n));
+                    }
+                    S::store_part(p, n, S::add(S::load_part(p, n), sum));
+                }
+                i += n;
+            }
+        }
+    }
+    let len = grad.len();
+    let parts = len.div_ceil(16 << 10).max(1);
+    let grad = Shared::new(grad);
+    tasks(parts, |task| {
+        let range = part(len, parts, task);
+        // SAFETY: the instruction set is available; tasks have disjoint ranges.
+        unsafe { S::run(Add { sets, len, range, grad }) }
+    });
+}
+
+impl Pass<'_> {
+    fn task<S: Simd>(&self, task: usize, out: Shared<f32>) {
+        let g = &self.geometry;
+        let ([_, _, ci], [dh, dw, co]) = (g.src, g.dst);
+        let taps = g.kernel * g.kernel;
+        let row = taps * ci;
+        let (set, rest) =
+            (task / (self.column_parts * self.row_parts), task % (self.column_parts * self.row_parts));
+        let wide = S::GRAD_COLS / BLOCK;
+        let columns = part(ci.div_ceil(S::GRAD_COLS), self.column_parts, rest % self.column_parts);
+        let x_blocks = (columns.start * wide, (columns.end * wide).min(ci.div_ceil(BLOCK)));
+        let y_blocks = part(co.div_ceil(BLOCK), self.row_parts, rest / self.column_parts);
+        let c_range = x_blocks.0 * BLOCK..(x_blocks.1 * BLOCK).min(ci);
+        let o_range = y_blocks.start * BLOCK..(y_blocks.end * BLOCK).min(co);
+        // SAFETY: a set is as long as the gradient, and this task's rows and columns are its own.
+        let out = unsafe { out.get().add(set * co * row) };
+        if self.sets > 1 {
+            for o in o_range.clone() {
+                for tap in 0..taps {
+                    // SAFETY: as above.
+                    unsafe { out.add(o * row + tap * ci + c_range.start).write_bytes(0, c_range.len()) };
+                }
+            }
+        }
+        for share in part(self.split.count(), self.sets, set) {
+            let images = part(g.n, self.split.groups, share / self.split.strips);
+            let rows = part(dh, self.split.strips, share % self.split.strips);
+            let source_rows = g.source_rows(rows.clone());
+            let n = images.len();
+            let x_stride = source_rows.len() * g.columns() * n * BLOCK;
+            let y_stride = rows.len() * dw * n * BLOCK;
+            let lens = [x_stride * (x_blocks.1 - x_blocks.0), y_stride * y_blocks.len(), 0];
+            with_scratch(lens, |[x, y, _]| {
+                let images = (images.start, images.end);
+                // SAFETY: the instruction set is available; the buffers hold the regions, and what the tiles touch
+                // lies inside them and inside this task's part of the gradient.
+                unsafe {
+                    match self.x {
+                        Reader::Pixels(source) => {
+                            let rows = (source_rows.start, source_rows.end);
+                            fill::<S>(
+                                &source,
+                                Region { geometry: g, images, rows, blocks: x_blocks, dst: x },
+                            );
+                        }
+                        Reader::Columns(source, spec) => {
+                            let shape = source.shape();
+                            fill_columns::<S>(
+                                &source,
+                                Columns { spec, shape, pixels: images, blocks: x_blocks, dst: x },
+                            );
+                        }
+                    }
+                    let (geometry, rows_) = (&self.dy_geometry, (rows.start, rows.end));
+                    let blocks = (y_blocks.start, y_blocks.end);
+                    fill::<S>(&self.dy, Region { geometry, images, rows: rows_, blocks, dst: y });
+                    for tap in 0..taps {
+                        let (ty, tx) = (tap / g.kernel, tap % g.kernel);
+                        let Some((x0, count, column)) = self.tap_columns(tx) else { continue };
+                        let runs: Vec<(i32, i32)> = rows
+                            .clone()
+                            .filter_map(|row| {
+                                let (_, sy) = g.row_taps(row).find(|&(t, _)| t == ty)?;
+                                let a = ((row - rows.start) * dw + x0) * n * BLOCK;
+                                let b = ((sy - source_rows.start) * g.columns() + column) * n * BLOCK;
+                                Some((a as i32, b as i32))
+                            })
+                            .collect();
+                        if runs.is_empty() {
+                            continue;
+                        }
+                        let mut c = c_range.start;
+                        while c < c_range.end {
+                            let cols = (c_range.end - c).min(S::GRAD_COLS);
+                            let kernel = S::GRAD_TILES[usize::from(cols > BLOCK)];
+                            let mut o = o_range.start;
+                            while o < o_range.end {
+                                let local = o - o_range.start;
+                                kernel(&GradTile {
+                                    runs: runs.as_ptr(),
+                                    n_runs: runs.len(),
+                                    len: count * n,
+                                    a: y.add(local / BLOCK * y_stride + local % BLOCK),
+                                    b: x.add((c - c_range.start) / BLOCK * x_stride),
+                                    b_block: x_stride,
+                                    c: out.add(o * row + tap * ci + c),
+                                    row,
+                                    rows: (o_range.end - o).min(S::GRAD_ROWS),
+                                    cols,
+                                    accumulate: true,
+                                });
+                                o += S::GRAD_ROWS;
+                            }
+                            c += S::GRAD_COLS;
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    /// The destination columns that a horizontal tap reaches: the first, their number, and the scratch column
+    /// that the first reads.
+    fn tap_columns(&self, tx: usize) -> Option<(usize, usize, usize)> {
+        let mut found: Option<(usize, usize, usize)> = None;
+        for run in &self.runs {
+            if let Some(&(_, column)) = run.taps.iter().find(|&&(t, _)| t == tx) {
+                found = match found {
+                    None => Some((run.x0, run.count, column)),
+                    Some((x0, count, first)) => Some((x0, count + run.count, first)),
+                };
+            }
+        }
+        found
+    }
+}

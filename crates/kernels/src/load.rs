@@ -1,0 +1,217 @@
+//! How kernels read feature maps: plain, or through the affine maps of batch norm.
+
+use crate::activations::Data;
+use crate::conv::Source;
+use crate::norm::{Affine, GradAffine};
+use crate::simd::{BLOCK, Elem, Simd};
+
+/// Reads vectors of consecutive channels of a pixel.
+pub(crate) trait Load: Copy + Send + Sync {
+    /// The vector at element `at`, whose first channel is `c`. If `PART`, only the first `n` lanes are read and
+    /// the others are zero.
+    ///
+    /// # Safety
+    /// The instruction set must be available and the elements inside the feature map.
+    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V;
+}
+
+#[inline(always)]
+unsafe fn get<S: Simd, T: Elem, const PART: bool>(p: *const T, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if PART { T::load_part::<S>(p, n) } else { T::load::<S>(p) } }
+}
+
+/// The values as they are.
+#[derive(Clone, Copy)]
+pub(crate) struct Plain<T>(*const T);
+
+/// `max(raw·scale + shift, 0)`
+#[derive(Clone, Copy)]
+pub(crate) struct NormRelu<T> {
+    raw: *const T,
+    scale: *const f32,
+    shift: *const f32,
+}
+
+/// `raw·scale + shift`
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<T> {
+    raw: *const T,
+    scale: *const f32,
+    shift: *const f32,
+}
+
+impl<T> Norm<T> {
+    /// Of a tensor and its batch norm, both of which must outlive the reader's use.
+    pub fn new(raw: &[T], affine: &Affine) -> Self {
+        Self { raw: raw.as_ptr(), scale: affine.scale.as_ptr(), shift: affine.shift.as_ptr() }
+    }
+}
+
+impl<T> NormGrad<T> {
+    /// Of a gradient and its tensor, which must outlive the reader's use.
+    pub fn new(grad: &[T], raw: &[T], affine: &GradAffine) -> Self {
+        assert_eq!(grad.len(), raw.len(), "a gradient has its tensor's shape");
+        Self {
+            grad: grad.as_ptr(),
+            raw: raw.as_ptr(),
+            on_grad: affine.on_grad.as_ptr(),
+            on_raw: affine.on_raw.as_ptr(),
+            constant: affine.constant.as_ptr(),
+        }
+    }
+}
+
+impl<T> Plain<T> {
+    /// Of a tensor, which must outlive the reader's use.
+    pub fn new(values: &[T]) -> Self {
+        Self(values.as_ptr())
+    }
+}
+
+/// 0 everywhere.
+#[derive(Clone, Copy)]
+pub(crate) struct Zero;
+
+/// `grad·on_grad + raw·on_raw + constant`
+#[derive(Clone, Copy)]
+pub(crate) struct NormGrad<T> {
+    grad: *const T,
+    raw: *const T,
+    on_grad: *const f32,
+    on_raw: *const f32,
+    constant: *const f32,
+}
+
+// SAFETY: these are read-only views of slices that outlive the tasks which read through them.
+unsafe impl<T> Send for Plain<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Plain<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for NormRelu<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for NormRelu<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for NormGrad<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for NormGrad<T> {}
+
+// SAFETY: as above.
+unsafe impl<T> Send for Norm<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Norm<T> {}
+
+impl Load for Zero {
+    #[inline(always)]
+    unsafe fn vec<S: Simd, const PART: bool>(&self, _at: usize, _c: usize, _n: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::zero() }
+    }
+}
+
+impl<T: Elem> Load for Norm<T> {
+    #[inline(always)]
+    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V {
+        // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
+        unsafe {
+            let raw = get::<S, T, PART>(self.raw.add(at), n);
+            let scale = get::<S, f32, PART>(self.scale.add(c), n);
+            let shift = get::<S, f32, PART>(self.shift.add(c), n);
+            S::fma(raw, scale, shift)
+        }
+    }
+}
+
+impl<T: Elem> Load for Plain<T> {
+    #[inline(always)]
+    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, _c: usize, n: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { get::<S, T, PART>(self.0.add(at), n) }
+    }
+}
+
+impl<T: Elem> Load for NormRelu<T> {
+    #[inline(always)]
+    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V {
+        // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
+        unsafe {
+            let raw = get::<S, T, PART>(self.raw.add(at), n);
+            let scale = get::<S, f32, PART>(self.scale.add(c), n);
+            let shift = get::<S, f32, PART>(self.shift.add(c), n);
+            S::relu(S::fma(raw, scale, shift))
+        }
+    }
+}
+
+impl<T: Elem> Load for NormGrad<T> {
+    #[inline(always)]
+    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V {
+        // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
+        unsafe {
+            let grad = get::<S, T, PART>(self.grad.add(at), n);
+            let raw = get::<S, T, PART>(self.raw.add(at), n);
+            let on_grad = get::<S, f32, PART>(self.on_grad.add(c), n);
+            let on_raw = get::<S, f32, PART>(self.on_raw.add(c), n);
+            let constant = get::<S, f32, PART>(self.constant.add(c), n);
+            S::fma(grad, on_grad, S::fma(raw, on_raw, constant))
+        }
+    }
+}
+
+/// Copies one block of up to 16 channels to scratch memory; missing channels become zero.
+///
+/// # Safety
+/// As for [`Load::vec`]; `dst` must be valid for 16 elements.
+#[inline(always)]
+pub(crate) unsafe fn copy_block<S: Simd, L: Load>(
+    load: &L,
+    at: usize,
+    c: usize,
+    valid: usize,
+    dst: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if valid >= BLOCK {
+            for l in (0..BLOCK).step_by(S::LANES) {
+                S::store(dst.add(l), load.vec::<S, false>(at + l, c + l, S::LANES));
+            }
+        } else {
+            for l in (0..BLOCK).step_by(S::LANES) {
+                let n = valid.saturating_sub(l).min(S::LANES);
+                let v = if n == 0 { S::zero() } else { load.vec::<S, true>(at + l, c + l, n) };
+                S::store(dst.add(l), v);
+            }
+        }
+    }
+}
+
+/// Code that is generic over how it reads.
+pub(crate) trait LoadVisitor {
+    /// Called with the reader.
+    fn visit<L: Load>(self, load: L);
+}
+
+impl Source<'_> {
+    /// Calls the visitor with a reader of this source.
+    pub(crate) fn visit(&self, visitor: impl LoadVisitor) {
+        fn norm_relu<T: Elem>(raw: &[T], affine: &crate::norm::Affine) -> NormRelu<T> {
+            NormRelu { raw: raw.as_ptr(), scale: affine.scale.as_ptr(), shift: affine.shift.as_ptr() }
+        }
+        match self {
+            Source::Plain(x) => match x.data() {
+                Data::F32(x) => visitor.visit(Plain(x.as_ptr())),
+                Data::Bf16(x) => visitor.visit(Plain(x.as_ptr())),
+            },
+            Source::NormRelu { raw, affine } => match raw.data() {
+                Data::F32(raw) => visitor.visit(norm_relu(raw, affine)),
+                Data::Bf16(raw) => visitor.visit(norm_relu(raw, affine)),
+            },
+            Source::NormGrad { grad, raw, affine } => match (grad.data(), raw.data()) {
+                (Data::F32(grad), Data::F32(raw)) => visitor.visit(NormGrad::new(grad, raw, affine)),
+                (Data::Bf16(grad), Data::Bf16(raw)) => visitor.visit(NormGrad::new(grad, raw, affine)),
+                _ => unreachable!("units convert gradients to the precision of what they saved"),
+            },
+        }
+    }
+}

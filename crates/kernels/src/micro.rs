@@ -1,0 +1,209 @@
+//! The two inner kernels: the product tile, which every forward and data pass ends in, and the gradient
+//! tile, which every weight pass ends in.
+//!
+//! We write these ourselves because both read their left operand from blocked scratch memory
+//! (`[block of 16 channels][position][16]`) that is filled once and used by every tap, which no library's
+//! matrix product can; the published ones also reach only a sixth to a half of the peak on these shapes.
+//! Accumulators live in registers for the whole sum: the loops over rows and vectors have constant bounds and
+//! are unrolled, and results are stored without passing the accumulators on.
+
+use crate::simd::{BLOCK, Job, Simd};
+
+/// `C[i][..cols] (+)= Σ_b Σ_k A[a_b + 16·i + k] · B[b_b + k·width ..]` over a list of blocks of 16 channels.
+pub(crate) struct Tile {
+    /// Offsets into `a` and `b`, one pair a block.
+    pub list: *const (i32, i32),
+    /// Length of the list.
+    pub blocks: usize,
+    /// Blocked scratch, at the tile's first row.
+    pub a: *const f32,
+    /// Packed weights: 16 rows of the panel's width for each block.
+    pub b: *const f32,
+    /// The output; row `i` begins at `c + rows[i]`.
+    pub c: *mut f32,
+    /// Offsets of the rows.
+    pub rows: *const usize,
+    /// Whether the sum is added to what is there.
+    pub accumulate: bool,
+    /// Columns to store.
+    pub cols: usize,
+}
+
+/// A product tile's kernel.
+///
+/// # Safety
+/// The instruction set must be available, and every pointer valid for what the formula touches.
+pub(crate) type TileFn = unsafe fn(&Tile);
+
+struct TileJob<'a, const MR: usize, const NV: usize>(&'a Tile);
+
+impl<const MR: usize, const NV: usize> Job for TileJob<'_, MR, NV> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let t = self.0;
+        // SAFETY: the caller of `tile` promises that all that the formula touches is valid.
+        unsafe {
+            for i in 0..MR {
+                for j in 0..NV {
+                    S::prefetch(t.c.wrapping_add(*t.rows.add(i) + j * S::LANES));
+                }
+            }
+            let mut acc = [[S::zero(); NV]; MR];
+            for block in 0..t.blocks {
+                let (a, b) = *t.list.add(block);
+                let mut a = t.a.offset(a as isize);
+                let mut b = t.b.offset(b as isize);
+                for _ in 0..BLOCK / 4 {
+                    for k in 0..4 {
+                        let mut bv = [S::zero(); NV];
+                        for j in 0..NV {
+                            bv[j] = S::load(b.add((k * NV + j) * S::LANES));
+                        }
+                        for i in 0..MR {
+                            let av = S::splat(*a.add(i * BLOCK + k));
+                            for j in 0..NV {
+                                acc[i][j] = S::fma(av, bv[j], acc[i][j]);
+                            }
+                        }
+                    }
+                    a = a.add(4);
+                    b = b.add(4 * NV * S::LANES);
+                }
+            }
+            if t.cols == NV * S::LANES {
+                for i in 0..MR {
+                    let c = t.c.add(*t.rows.add(i));
+                    for j in 0..NV {
+                        let p = c.add(j * S::LANES);
+                        S::store(p, if t.accumulate { S::add(S::load(p), acc[i][j]) } else { acc[i][j] });
+                    }
+                }
+            } else {
+                for i in 0..MR {
+                    let c = t.c.add(*t.rows.add(i));
+                    for j in 0..NV {
+                        let n = t.cols.saturating_sub(j * S::LANES).min(S::LANES);
+                        let p = c.wrapping_add(j * S::LANES);
+                        let old = if t.accumulate { S::load_part(p, n) } else { S::zero() };
+                        S::store_part(p, n, S::add(old, acc[i][j]));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The product tile of `MR` rows and `NV` vectors.
+///
+/// # Safety
+/// See [`TileFn`].
+pub(crate) unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
+    // SAFETY: the caller's promise.
+    unsafe { S::run(TileJob::<MR, NV>(t)) }
+}
+
+/// The product tiles of an instruction set, `NV` vectors wide, by number of rows.
+macro_rules! tile_table {
+    ($S:ty, $nv:literal; $($mr:literal)*) => {
+        [$($crate::micro::tile::<$S, $mr, $nv> as $crate::micro::TileFn),*]
+    };
+}
+pub(crate) use tile_table;
+
+/// `C[i][..cols] (+)= Σ_r Σ_k A[a_r + 16·k + i] · B[b_r + 16·k ..]` over runs of positions.
+pub(crate) struct GradTile {
+    /// Offsets into `a` and `b`, one pair a run.
+    pub runs: *const (i32, i32),
+    /// The number of runs.
+    pub n_runs: usize,
+    /// Positions in each run.
+    pub len: usize,
+    /// Blocked scratch of the left operand, at the tile's first channel.
+    pub a: *const f32,
+    /// Blocked scratch of the right operand, at a block.
+    pub b: *const f32,
+    /// From one block of the right operand to the next.
+    pub b_block: usize,
+    /// The output.
+    pub c: *mut f32,
+    /// From one row of the output to the next.
+    pub row: usize,
+    /// Rows to store.
+    pub rows: usize,
+    /// Columns to store.
+    pub cols: usize,
+    /// Whether the sum is added to what is there.
+    pub accumulate: bool,
+}
+
+/// A gradient tile's kernel.
+///
+/// # Safety
+/// The instruction set must be available, and every pointer valid for what the formula touches.
+pub(crate) type GradTileFn = unsafe fn(&GradTile);
+
+struct GradJob<'a, const MR: usize, const NV: usize>(&'a GradTile);
+
+impl<const MR: usize, const NV: usize> Job for GradJob<'_, MR, NV> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let t = self.0;
+        // SAFETY: the caller of `grad_tile` promises that all that the formula touches is valid.
+        unsafe {
+            let mut acc = [[S::zero(); NV]; MR];
+            for run in 0..t.n_runs {
+                let (a, b) = *t.runs.add(run);
+                let mut a = t.a.offset(a as isize);
+                let mut b = t.b.offset(b as isize);
+                for _ in 0..t.len {
+                    let mut bv = [S::zero(); NV];
+                    for j in 0..NV {
+                        let lane = j * S::LANES;
+                        bv[j] = S::load(b.add(lane / BLOCK * t.b_block + lane % BLOCK));
+                    }
+                    for i in 0..MR {
+                        let av = S::splat(*a.add(i));
+                        for j in 0..NV {
+                            acc[i][j] = S::fma(av, bv[j], acc[i][j]);
+                        }
+                    }
+                    a = a.add(BLOCK);
+                    b = b.add(BLOCK);
+                }
+            }
+            if t.rows == MR && t.cols == NV * S::LANES {
+                for i in 0..MR {
+                    for j in 0..NV {
+                        let p = t.c.add(i * t.row + j * S::LANES);
+                        S::store(p, if t.accumulate { S::add(S::load(p), acc[i][j]) } else { acc[i][j] });
+                    }
+                }
+            } else {
+                for i in 0..MR {
+                    for j in 0..NV {
+                        let p = t.c.wrapping_add(i * t.row + j * S::LANES);
+                        let n =
+                            if i < t.rows { t.cols.saturating_sub(j * S::LANES).min(S::LANES) } else { 0 };
+                        if n > 0 {
+                            let old = if t.accumulate { S::load_part(p, n) } else { S::zero() };
+                            S::store_part(p, n, S::add(old, acc[i][j]));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The gradient tile of `MR` rows and `NV` vectors.
+///
+/// # Safety
+/// See [`GradTileFn`].
+pub(crate) unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradTile) {
+    // SAFETY: the caller's promise.
+    unsafe { S::run(GradJob::<MR, NV>(t)) }
+}

@@ -1,0 +1,278 @@
+//! Max pooling behind a batch norm, and the mean over an image.
+
+use crate::Context;
+use crate::activations::{Activations, Data, DataMut};
+use crate::load::{Load, Norm, Plain};
+use crate::norm::{Affine, GradSums};
+use crate::simd::{Elem, Job, Simd, dispatch};
+use crate::work::{Shared, tasks};
+
+/// The input rows or columns of a window: 3 wide, stride 2, padding 1.
+#[inline(always)]
+fn window(o: usize, len: usize) -> std::ops::Range<usize> {
+    (2 * o).saturating_sub(1)..(2 * o + 2).min(len)
+}
+
+/// Max pooling of `max(raw·scale + shift, 0)`, one row of outputs.
+struct MaxRow<T> {
+    load: Norm<T>,
+    out: *mut T,
+    image: usize,
+    oy: usize,
+    /// Height, width and channels of the input.
+    shape: [usize; 3],
+}
+
+impl<T: Elem> Job for MaxRow<T> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let [h, w, ch] = self.shape;
+        let (oh, ow) = (h.div_ceil(2), w.div_ceil(2));
+        for ox in 0..ow {
+            for c in (0..ch).step_by(S::LANES) {
+                let n = (ch - c).min(S::LANES);
+                // SAFETY: the window lies in the input, the output pixel in the output.
+                unsafe {
+                    let mut best = S::splat(f32::NEG_INFINITY);
+                    for y in window(self.oy, h) {
+                        for x in window(ox, w) {
+                            let at = ((self.image * h + y) * w + x) * ch + c;
+                            let v = if n == S::LANES {
+                                self.load.vec::<S, false>(at, c, n)
+                            } else {
+                                self.load.vec::<S, true>(at, c, n)
+                            };
+                            best = S::max(best, v);
+                        }
+                    }
+                    let out = self.out.add(((self.image * oh + self.oy) * ow + ox) * ch + c);
+                    T::store_part::<S>(out, n, S::relu(best));
+                }
+            }
+        }
+    }
+}
+
+/// Max pooling 3×3, stride 2, padding 1 of `max(raw·scale + shift, 0)`.
+pub(crate) fn norm_relu_max_pool(ctx: &Context, raw: &Activations, affine: &Affine, out: &mut Activations) {
+    fn go<T: Elem>(ctx: &Context, load: Norm<T>, out: &mut [T], [n, h, w, c]: [usize; 4]) {
+        let out = Shared::new(out);
+        let oh = h.div_ceil(2);
+        tasks(n * oh, |row| {
+            let (image, oy) = (row / oh, row % oh);
+            let job = MaxRow { load, out: out.get(), image, oy, shape: [h, w, c] };
+            // SAFETY: the instruction set is available; each task writes its own row.
+            dispatch!(ctx.isa(), S => unsafe { S::run(job) });
+        });
+    }
+    match (out.data_mut(), raw.data()) {
+        (DataMut::F32(out), Data::F32(x)) => go(ctx, Norm::new(x, affine), out, raw.shape),
+        (DataMut::Bf16(out), Data::Bf16(x)) => go(ctx, Norm::new(x, affine), out, raw.shape),
+        _ => unreachable!("units check that precisions agree"),
+    }
+}
+
+/// The gradient of one image's max pooling, with batch norm's sums.
+struct MaxBackward<T> {
+    load: Norm<T>,
+    raw: Plain<T>,
+    mean: Plain<f32>,
+    pooled: *const T,
+    grad: *mut T,
+    image: usize,
+    shape: [usize; 3],
+    sums: *mut f32,
+}
+
+impl<T: Elem> MaxBackward<T> {
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const PART: bool>(&self, c: usize, n: usize) {
+        let [h, w, ch] = self.shape;
+        let (oh, ow) = (h.div_ceil(2), w.div_ceil(2));
+        // SAFETY: windows lie in the input, output pixels in the output, and the channels exist.
+        unsafe {
+            let base = self.image * h * w * ch + c;
+            for pixel in 0..h * w {
+                T::store_part::<S>(self.grad.add(base + pixel * ch), n, S::zero());
+            }
+            let mut sums = [S::zero(); 2];
+            for o in 0..oh * ow {
+                let (oy, ox) = (o / ow, o % ow);
+                let mut values = [S::zero(); 9];
+                let mut best = S::splat(f32::NEG_INFINITY);
+                let mut i = 0;
+                for y in window(oy, h) {
+                    for x in window(ox, w) {
+                        values[i] = self.load.vec::<S, PART>(base + (y * w + x) * ch, c, n);
+                        best = S::max(best, values[i]);
+                        i += 1;
+                    }
+                }
+                let pooled = self.pooled.add((self.image * oh * ow + o) * ch + c);
+                let g = if PART { T::load_part::<S>(pooled, n) } else { T::load::<S>(pooled) };
+                // What no maximum has taken yet.
+                let mut rest = S::keep_positive(g, best);
+                i = 0;
+                for y in window(oy, h) {
+                    for x in window(ox, w) {
+                        let taken = S::keep_equal(rest, values[i], best);
+                        rest = S::sub(rest, taken);
+                        i += 1;
+                        let at = base + (y * w + x) * ch;
+                        let p = self.grad.add(at);
+                        let old = if PART { T::load_part::<S>(p, n) } else { T::load::<S>(p) };
+                        let sum = S::add(old, taken);
+                        if PART {
+                            T::store_part::<S>(p, n, sum)
+                        } else {
+                            T::store::<S>(p, sum)
+                        }
+                        let centred =
+                            S::sub(self.raw.vec::<S, PART>(at, c, n), self.mean.vec::<S, PART>(c, c, n));
+                        sums[0] = S::add(sums[0], taken);
+                        sums[1] = S::fma(taken, centred, sums[1]);
+                    }
+                }
+            }
+            S::store_part(self.sums.add(c), n, sums[0]);
+            S::store_part(self.sums.add(ch + c), n, sums[1]);
+        }
+    }
+}
+
+impl<T: Elem> Job for MaxBackward<T> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let channels = self.shape[2];
+        for c in (0..channels).step_by(S::LANES) {
+            let n = (channels - c).min(S::LANES);
+            // SAFETY: the caller's promise.
+            unsafe {
+                if n == S::LANES { self.columns::<S, false>(c, n) } else { self.columns::<S, true>(c, n) }
+            }
+        }
+    }
+}
+
+/// The gradient of [`norm_relu_max_pool`] with respect to the batch norm's output: each pooled gradient
+/// goes to the first maximum of its window, where that is positive.
+pub(crate) fn norm_relu_max_pool_backward(
+    ctx: &Context,
+    pooled: &Activations,
+    raw: &Activations,
+    affine: &Affine,
+    mean: &[f32],
+    grad: &mut Activations,
+) -> GradSums {
+    let [n, h, w, c] = raw.shape;
+    let mut partial = vec![0.0f32; n * 2 * c];
+    let sums = Shared::new(&mut partial);
+    let shape = [h, w, c];
+    let mean = Plain::new(mean);
+    match (grad.data_mut(), raw.data(), pooled.data()) {
+        (DataMut::F32(grad), Data::F32(x), Data::F32(pooled)) => {
+            let (load, raw, grad) = (Norm::new(x, affine), Plain::new(x), Shared::new(grad));
+            tasks(n, |image| {
+                // SAFETY: the instruction set is available; each task has its own image and sums.
+                let sums = unsafe { sums.get().add(image * 2 * c) };
+                let pooled = pooled.as_ptr();
+                let job = MaxBackward { load, raw, mean, pooled, grad: grad.get(), image, shape, sums };
+                // SAFETY: as above.
+                dispatch!(ctx.isa(), S => unsafe { S::run(job) });
+            });
+        }
+        (DataMut::Bf16(grad), Data::Bf16(x), Data::Bf16(pooled)) => {
+            let (load, raw, grad) = (Norm::new(x, affine), Plain::new(x), Shared::new(grad));
+            tasks(n, |image| {
+                // SAFETY: the instruction set is available; each task has its own image and sums.
+                let sums = unsafe { sums.get().add(image * 2 * c) };
+                let pooled = pooled.as_ptr();
+                let job = MaxBackward { load, raw, mean, pooled, grad: grad.get(), image, shape, sums };
+                // SAFETY: as above.
+                dispatch!(ctx.isa(), S => unsafe { S::run(job) });
+            });
+        }
+        _ => unreachable!("units check that precisions agree"),
+    }
+    let mut sums = GradSums { grad: vec![0.0; c], grad_centred: vec![0.0; c] };
+    for set in partial.chunks_exact(2 * c) {
+        for i in 0..c {
+            sums.grad[i] += f64::from(set[i]);
+            sums.grad_centred[i] += f64::from(set[c + i]);
+        }
+    }
+    sums
+}
+
+/// The mean over one image, or its gradient.
+struct Mean<T> {
+    map: *mut T,
+    vector: *mut f32,
+    pixels: usize,
+    channels: usize,
+    backward: bool,
+}
+
+impl<T: Elem> Job for Mean<T> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        for c in (0..self.channels).step_by(S::LANES) {
+            let n = (self.channels - c).min(S::LANES);
+            // SAFETY: `map` is one image and `vector` one value a channel.
+            unsafe {
+                let share = S::splat(1.0 / self.pixels as f32);
+                let (map, vector) = (self.map.add(c), self.vector.add(c));
+                if self.backward {
+                    let v = S::mul(S::load_part(vector, n), share);
+                    for p in 0..self.pixels {
+                        T::store_part::<S>(map.add(p * self.channels), n, v);
+                    }
+                } else {
+                    let mut sum = S::zero();
+                    for p in 0..self.pixels {
+                        sum = S::add(sum, T::load_part::<S>(map.add(p * self.channels), n));
+                    }
+                    S::store_part(vector, n, S::mul(sum, share));
+                }
+            }
+        }
+    }
+}
+
+fn means<T: Elem>(
+    ctx: &Context,
+    map: Shared<T>,
+    vectors: Shared<f32>,
+    [n, h, w, c]: [usize; 4],
+    backward: bool,
+) {
+    tasks(n, |image| {
+        // SAFETY: each task has its own image; the forward pass only reads the map.
+        unsafe {
+            let map = map.get().add(image * h * w * c);
+            let vector = vectors.get().add(image * c);
+            dispatch!(ctx.isa(), S => S::run(Mean { map, vector, pixels: h * w, channels: c, backward }));
+        }
+    });
+}
+
+/// The mean over each image's pixels; `out` is f32.
+pub(crate) fn avg_pool(ctx: &Context, x: &Activations, out: &mut Activations) {
+    let vectors = Shared::new(&mut out.words);
+    match x.data() {
+        Data::F32(map) => means(ctx, Shared::reader(map), vectors, x.shape, false),
+        Data::Bf16(map) => means(ctx, Shared::reader(map), vectors, x.shape, false),
+    }
+}
+
+/// The gradient of [`avg_pool`]; `grad` is f32.
+pub(crate) fn avg_pool_backward(ctx: &Context, grad: &Activations, out: &mut Activations) {
+    let (vectors, shape) = (Shared::reader(&grad.words), out.shape);
+    match out.data_mut() {
+        DataMut::F32(map) => means(ctx, Shared::new(map), vectors, shape, true),
+        DataMut::Bf16(map) => means(ctx, Shared::new(map), vectors, shape, true),
+    }
+}

@@ -1,25 +1,36 @@
 //! Entropic optimal transport: certified, sharded, deterministic.
 
+mod anderson;
+mod barycentre;
+mod batch;
+mod certificate;
 mod chunks;
 mod codes;
 mod collective;
+mod cost;
+mod divergence;
+mod engine;
 mod error;
+mod gradient;
+mod options;
+mod plan;
+mod problem;
 mod real;
 mod simd;
+mod solution;
+mod solver;
 
+pub use barycentre::{Barycentre, BarycentreOptions, BarycentreStart, barycentre};
+pub use batch::{problems_from_costs, solve_batch};
+pub use certificate::{Certificate, RoundedPlan};
 pub use codes::{Codes, codes};
 pub use collective::{Alone, Collective, CollectiveError};
+pub use cost::{PointCost, PointFn};
+pub use divergence::{Divergence, sinkhorn_divergence, sinkhorn_divergence_of};
 pub use error::OtError;
+pub use gradient::Cloud;
+pub use options::{Acceleration, Annealing, Method, Norm, Options};
+pub use problem::{Constraint, Problem};
 pub use real::Real;
-
-/// How a solve ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Status {
-    /// The residual is within the tolerance.
-    Converged,
-    /// The iteration limit came first.
-    IterationLimit,
-    /// The residual stopped falling above the tolerance: rounding of the type does not let it.
-    Stalled,
-}
+pub use solution::{Costs, Solution};
+pub use solver::{Potentials, Record, Solver, Start, Status, Summary, solve};

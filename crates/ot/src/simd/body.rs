@@ -140,26 +140,46 @@ pub(super) fn scale_row<T: Lane, const FMA: bool>(row: &mut [T], weights: &[T], 
 }
 
 #[inline(always)]
-pub(super) fn exponents<T: Lane, const FMA: bool>(row: &[T], scale: T, offsets: &[T], out: &mut [T]) -> T {
+pub(super) fn exponents<T: Lane, const FMA: bool>(
+    row: &[T],
+    scale: f64,
+    offsets: &[f64],
+    out: &mut [f64],
+) -> f64 {
     let n = out.len();
     let (row, offsets) = (&row[..n], &offsets[..n]);
-    let mut high = [T::NEG_INFINITY; LANES];
+    let mut high = [f64::NEG_INFINITY; LANES];
     let chunks = n / LANES * LANES;
     let mut j = 0;
     while j < chunks {
         for l in 0..LANES {
-            let x = offsets[j + l] - row[j + l] * scale;
+            let x = offsets[j + l] - row[j + l].widen() * scale;
             out[j + l] = x;
             high[l] = x.larger(high[l]);
         }
         j += LANES;
     }
     for l in 0..n - chunks {
-        let x = offsets[chunks + l] - row[chunks + l] * scale;
+        let x = offsets[chunks + l] - row[chunks + l].widen() * scale;
         out[chunks + l] = x;
         high[l] = x.larger(high[l]);
     }
-    high.into_iter().fold(T::NEG_INFINITY, |top, x| x.larger(top))
+    high.into_iter().fold(f64::NEG_INFINITY, |top, x| x.larger(top))
+}
+
+#[inline(always)]
+pub(super) fn exp_affine<T: Lane, const FMA: bool>(row: &[T], scale: T, offsets: &[T], out: &mut [T]) {
+    for ((out, &x), &offset) in out.iter_mut().zip(row).zip(offsets) {
+        *out = (offset - x * scale).exp::<FMA>();
+    }
+}
+
+#[inline(always)]
+pub(super) fn add_squares<T: Lane, const FMA: bool>(row: &[T], x: T, sums: &mut [T]) {
+    for (sum, &y) in sums.iter_mut().zip(row) {
+        let difference = y - x;
+        *sum = difference.madd::<FMA>(difference, *sum);
+    }
 }
 
 #[inline(always)]

@@ -28,6 +28,9 @@ pub trait Lane:
     /// it stays finite (about `e^88` and `e^709`), so that no infinity can arise from a finite argument.
     fn exp<const FMA: bool>(self) -> Self;
 
+    /// The same number in double precision.
+    fn widen(self) -> f64;
+
     /// The larger of two numbers that are not NaN.
     #[inline(always)]
     fn larger(self, other: Self) -> Self {
@@ -71,6 +74,11 @@ impl Lane for f32 {
     }
 
     #[inline(always)]
+    fn widen(self) -> f64 {
+        f64::from(self)
+    }
+
+    #[inline(always)]
     #[allow(clippy::excessive_precision)]
     fn exp<const FMA: bool>(self) -> Self {
         // The polynomial is the Taylor series to degree 7: its remainder on |r| <= 0.347 is below 6e-9.
@@ -88,6 +96,11 @@ impl Lane for f64 {
     #[inline(always)]
     fn madd<const FMA: bool>(self, b: Self, c: Self) -> Self {
         if FMA { self.mul_add(b, c) } else { self * b + c }
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f64 {
+        self
     }
 
     #[inline(always)]

@@ -126,8 +126,12 @@ kernels! {
     fn axpy(row: &[T], factor: T, sums: &mut [T]);
     /// `row = row · weights · factor`.
     fn scale_row(row: &mut [T], weights: &[T], factor: T);
-    /// `out[j] = offsets[j] - row[j] · scale`; gives the largest.
-    fn exponents(row: &[T], scale: T, offsets: &[T], out: &mut [T]) -> T;
+    /// `out[j] = offsets[j] - row[j] · scale` in double precision; gives the largest.
+    fn exponents(row: &[T], scale: f64, offsets: &[f64], out: &mut [f64]) -> f64;
+    /// `out[j] = exp(offsets[j] - row[j] · scale)`.
+    fn exp_affine(row: &[T], scale: T, offsets: &[T], out: &mut [T]);
+    /// `sums += (row - x)²`.
+    fn add_squares(row: &[T], x: T, sums: &mut [T]);
     /// `values = exp(values - shift)`; gives the sum.
     fn exp_sum(values: &mut [T], shift: T) -> T;
 }
@@ -250,6 +254,13 @@ mod tests {
                     assert!((scaled[j] - rows[0][j] * weights[j] * 0.5).abs() < 1e-14);
                     assert!((powers[j] - (weights[j] - 2.0 * rows[0][j])).abs() < 1e-14);
                     assert!(powers[j] <= top);
+                }
+                let (mut powered, mut squares) = (vec![0.0; length], weights.clone());
+                exp_affine(isa, &rows[0], 2.0, &weights, &mut powered);
+                add_squares(isa, &rows[0], 0.75, &mut squares);
+                for j in 0..length {
+                    assert!((powered[j] - powers[j].exp()).abs() <= 1e-13 * powers[j].exp());
+                    assert!((squares[j] - weights[j] - (rows[0][j] - 0.75).powi(2)).abs() < 1e-13);
                 }
                 let want: f64 = powers.iter().map(|x| (x - 0.5).exp()).sum();
                 let got = exp_sum(isa, &mut powers, 0.5);

@@ -1,0 +1,162 @@
+//! Acceleration of a fixed-point iteration by Anderson mixing.
+//!
+//! Walker and Ni 2011, type II: from the last few pairs (x, G(x)) the combination of the G(x) whose residual
+//! `G(x) - x` is smallest in the weighted least-squares sense is the next iterate. Steps that raise the residual
+//! are taken back by the caller, who restarts from the plain iterate.
+
+/// Largest depth; the normal equations have this many unknowns.
+pub(crate) const MAX_DEPTH: usize = 16;
+
+/// History of an accelerated iteration, with its memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Anderson {
+    depth: usize,
+    /// Differences of residuals and of mapped points, newest overwriting oldest.
+    residual_steps: Vec<Vec<f64>>,
+    point_steps: Vec<Vec<f64>>,
+    last_residual: Vec<f64>,
+    last_point: Vec<f64>,
+    stored: usize,
+    next: usize,
+    started: bool,
+}
+
+impl Anderson {
+    /// Makes room for vectors of a length; forgets what was.
+    pub(crate) fn prepare(&mut self, depth: usize, length: usize) {
+        self.depth = depth;
+        for steps in [&mut self.residual_steps, &mut self.point_steps] {
+            steps.resize_with(depth, Vec::new);
+            steps.iter_mut().for_each(|step| step.resize(length, 0.0));
+        }
+        self.last_residual.resize(length, 0.0);
+        self.last_point.resize(length, 0.0);
+        self.reset();
+    }
+
+    /// Forgets the history.
+    pub(crate) fn reset(&mut self) {
+        self.stored = 0;
+        self.next = 0;
+        self.started = false;
+    }
+
+    /// From `x` and `mapped = G(x)`, puts the next iterate into `x`. `weight(j)` is the importance of place j.
+    /// Gives false where that was the plain iterate.
+    pub(crate) fn step(&mut self, x: &mut [f64], mapped: &[f64], weight: impl Fn(usize) -> f64) -> bool {
+        if self.started {
+            let (residual_step, point_step) =
+                (&mut self.residual_steps[self.next], &mut self.point_steps[self.next]);
+            for j in 0..x.len() {
+                let residual = mapped[j] - x[j];
+                residual_step[j] = residual - self.last_residual[j];
+                point_step[j] = mapped[j] - self.last_point[j];
+            }
+            self.next = (self.next + 1) % self.depth;
+            self.stored = (self.stored + 1).min(self.depth);
+        }
+        self.started = true;
+        for j in 0..x.len() {
+            self.last_residual[j] = mapped[j] - x[j];
+        }
+        self.last_point.copy_from_slice(mapped);
+        x.copy_from_slice(mapped);
+        let Some(mix) = self.mix(weight) else { return false };
+        for (k, &factor) in mix[..self.stored].iter().enumerate() {
+            for (x, &step) in x.iter_mut().zip(&self.point_steps[k]) {
+                *x -= factor * step;
+            }
+        }
+        true
+    }
+
+    /// Least-squares coefficients by the normal equations, scaled to a unit diagonal and slightly regularised.
+    fn mix(&self, weight: impl Fn(usize) -> f64) -> Option<[f64; MAX_DEPTH]> {
+        let n = self.stored;
+        if n == 0 {
+            return None;
+        }
+        let mut matrix = [[0.0; MAX_DEPTH]; MAX_DEPTH];
+        let mut right = [0.0; MAX_DEPTH];
+        for (j, &residual) in self.last_residual.iter().enumerate() {
+            let weight = weight(j);
+            for k in 0..n {
+                let weighted = weight * self.residual_steps[k][j];
+                right[k] += weighted * residual;
+                for l in 0..=k {
+                    matrix[k][l] += weighted * self.residual_steps[l][j];
+                }
+            }
+        }
+        let mut scale = [0.0; MAX_DEPTH];
+        for k in 0..n {
+            if !(matrix[k][k] > 0.0 && matrix[k][k].is_finite()) {
+                return None;
+            }
+            scale[k] = matrix[k][k].sqrt().recip();
+        }
+        // Cholesky, in place, of the scaled matrix.
+        for k in 0..n {
+            for l in 0..=k {
+                let mut value = matrix[k][l] * scale[k] * scale[l] + if k == l { 1e-10 } else { 0.0 };
+                for i in 0..l {
+                    value -= matrix[k][i] * matrix[l][i];
+                }
+                if k == l {
+                    if value <= 0.0 {
+                        return None;
+                    }
+                    matrix[k][k] = value.sqrt();
+                } else {
+                    matrix[k][l] = value / matrix[l][l];
+                }
+            }
+        }
+        let mut mix = [0.0; MAX_DEPTH];
+        for k in 0..n {
+            let known: f64 = (0..k).map(|i| matrix[k][i] * mix[i]).sum();
+            mix[k] = (right[k] * scale[k] - known) / matrix[k][k];
+        }
+        for k in (0..n).rev() {
+            let known: f64 = (k + 1..n).map(|i| matrix[i][k] * mix[i]).sum();
+            mix[k] = (mix[k] - known) / matrix[k][k];
+        }
+        for k in 0..n {
+            mix[k] *= scale[k];
+        }
+        mix[..n].iter().all(|c| c.is_finite()).then_some(mix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_linear_iteration_ends_after_as_many_steps_as_it_has_modes() {
+        let rates = [0.99, 0.9, 0.5, -0.3];
+        let map = |x: &[f64]| -> Vec<f64> { x.iter().zip(rates).map(|(x, rate)| rate * x + 1.0).collect() };
+        let mut anderson = Anderson::default();
+        anderson.prepare(4, 4);
+        let mut x = vec![0.0; 4];
+        for _ in 0..12 {
+            let mapped = map(&x);
+            anderson.step(&mut x, &mapped, |_| 1.0);
+        }
+        for (x, rate) in x.iter().zip(rates) {
+            assert!((x - 1.0 / (1.0 - rate)).abs() < 1e-4, "{x}");
+        }
+    }
+
+    #[test]
+    fn a_fixed_point_stays() {
+        let mut anderson = Anderson::default();
+        anderson.prepare(3, 2);
+        let mut x = vec![1.0, 2.0];
+        for _ in 0..5 {
+            let mapped = x.clone();
+            anderson.step(&mut x, &mapped, |_| 1.0);
+        }
+        assert_eq!(x, [1.0, 2.0]);
+    }
+}

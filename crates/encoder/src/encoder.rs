@@ -100,7 +100,10 @@ pub trait Encoder {
 
     /// Forgets the running batch-norm statistics, so that [`observe_statistics`](Encoder::observe_statistics)
     /// builds them anew.
-    fn reset_statistics(&mut self);
+    ///
+    /// # Errors
+    /// A device's error.
+    fn reset_statistics(&mut self) -> Result<(), EncoderError>;
 
     /// Runs one batch in training mode without gradients and takes its batch-norm statistics into the running
     /// ones with weight 1 / (number of batches since [`reset_statistics`](Encoder::reset_statistics)), so that
@@ -118,7 +121,7 @@ pub trait Encoder {
     /// # Errors
     /// As [`observe_statistics`](Encoder::observe_statistics).
     fn reestimate_statistics(&mut self, batches: &[ImageBatch<'_>]) -> Result<(), EncoderError> {
-        self.reset_statistics();
+        self.reset_statistics()?;
         batches.iter().try_for_each(|&images| self.observe_statistics(images))
     }
 

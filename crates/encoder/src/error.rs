@@ -92,4 +92,7 @@ pub enum EncoderError {
     /// The device failed: out of memory, a missing driver or library.
     #[error("device: {0}")]
     Device(String),
+    /// The kernels of the CPU refused an operation.
+    #[error(transparent)]
+    Kernels(#[from] swav_kernels::Error),
 }

@@ -86,6 +86,12 @@ impl Slots {
         state.insert(format!("{name}.{UPDATES}"), count);
     }
 
+    /// Whether a name in a state is one that [`Slots::store`] gives to a slot of one of these parameters.
+    pub(crate) fn owns<'a>(name: &str, mut parameters: impl Iterator<Item = &'a str>) -> bool {
+        let Some((parameter, slot)) = name.rsplit_once('.') else { return false };
+        [FIRST, SECOND, UPDATES].contains(&slot) && parameters.any(|known| known == parameter)
+    }
+
     /// Reads what [`Slots::store`] wrote; empty slots where the state has none for this parameter.
     ///
     /// # Errors

@@ -1,0 +1,205 @@
+//! What the trait promises besides numbers: statistics, shapes, errors.
+
+use super::{Images, devices, encoder, gradient, noise, relative, small};
+use crate::{
+    Arch, BlockKind, EncoderConfig, EncoderError, Head, Output, StateDict, StateTensor, Stem, UpdateRule,
+    build,
+};
+
+const SGD: UpdateRule = UpdateRule::Sgd { lr: 0.1, momentum: 0.9, weight_decay: 0.0 };
+
+fn mlp() -> EncoderConfig {
+    small(BlockKind::Basic, Stem::Cifar, Head::Mlp { hidden: 7 })
+}
+
+#[test]
+fn rows_have_unit_length_and_dimensions_fit() {
+    for device in devices() {
+        for head in [Head::None, Head::Linear, Head::Mlp { hidden: 3 }] {
+            let mut encoder = encoder(&device, &small(BlockKind::Bottleneck, Stem::Imagenet, head));
+            let images = Images::new(3, 17, 23, 1);
+            let z = encoder.forward_train(&[images.batch()]).unwrap();
+            assert_eq!(z.dim(), (3, encoder.embedding_dim()));
+            assert!(z.rows().into_iter().all(|row| (row.dot(&row) - 1.0).abs() < 1e-5));
+            let z = encoder.embed(images.batch(), Output::Embedding).unwrap();
+            assert!(z.rows().into_iter().all(|row| (row.dot(&row) - 1.0).abs() < 1e-5));
+            let features = encoder.embed(images.batch(), Output::Features).unwrap();
+            assert_eq!(features.dim(), (3, encoder.feature_dim()));
+        }
+    }
+}
+
+#[test]
+fn every_architecture_embeds() {
+    for (arch, feature_dim) in [
+        (Arch::Resnet18, 8 * 4),
+        (Arch::Resnet34, 8 * 4),
+        (Arch::Resnet50, 8 * 4 * 4),
+        (Arch::Resnet50w2, 2 * 8 * 4 * 4),
+        (Arch::Resnet50w4, 4 * 8 * 4 * 4),
+        (Arch::Resnet50w5, 5 * 8 * 4 * 4),
+    ] {
+        let config = EncoderConfig { arch, width: 4, dim: 6, head: Head::Linear, ..EncoderConfig::default() };
+        let encoder = encoder("cpu", &config);
+        let features = encoder.embed(Images::new(1, 32, 32, 2).batch(), Output::Features).unwrap();
+        assert_eq!(features.dim(), (1, feature_dim));
+        assert!(features.iter().all(|x| x.is_finite()));
+    }
+}
+
+#[test]
+fn statistics_become_the_average_over_batches() {
+    for device in devices() {
+        let mut encoder = encoder(&device, &mlp());
+        let batches = [Images::new(4, 12, 12, 3), Images::new(5, 12, 12, 4), Images::new(3, 8, 8, 5)];
+        let alone: Vec<StateDict> = (batches.iter())
+            .map(|images| {
+                encoder.reestimate_statistics(&[images.batch()]).unwrap();
+                encoder.state().unwrap()
+            })
+            .collect();
+        encoder.reestimate_statistics(&batches.each_ref().map(Images::batch)).unwrap();
+        let state = encoder.state().unwrap();
+        for name in ["bn1.running_mean", "layer2.0.downsample.1.running_var", "projection_head.1.running_var"]
+        {
+            let values = |state: &StateDict| state.get(name).unwrap().data().to_vec();
+            let mut average = vec![0.0; values(&state).len()];
+            for state in &alone {
+                average.iter_mut().zip(values(state)).for_each(|(sum, x)| *sum += x / 3.0);
+            }
+            assert!(relative(&values(&state), &average) < 1e-5, "{device}: {name}");
+        }
+        assert_eq!(state.get("bn1.num_batches_tracked").unwrap().data(), [3.0]);
+    }
+}
+
+#[test]
+fn gradients_can_be_rewritten() {
+    for device in devices() {
+        let mut encoder = encoder(&device, &mlp());
+        let z = encoder.forward_train(&[Images::new(4, 8, 8, 1).batch()]).unwrap();
+        encoder.backward(gradient(&z, 2).view()).unwrap();
+        let before = encoder.gradient("conv1.weight").unwrap();
+        let mut names = Vec::new();
+        encoder
+            .map_gradients(&mut |name, values| {
+                names.push(name.to_owned());
+                values.iter_mut().for_each(|x| *x *= 2.0);
+            })
+            .unwrap();
+        let expected: Vec<String> = encoder.parameters().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, expected);
+        let doubled: Vec<f32> = before.iter().map(|x| 2.0 * x).collect();
+        assert_eq!(encoder.gradient("conv1.weight").unwrap(), doubled);
+        let start = encoder.state().unwrap().get("conv1.weight").unwrap().data().to_vec();
+        encoder.update(&UpdateRule::Sgd { lr: 1.0, momentum: 0.0, weight_decay: 0.0 }).unwrap();
+        let end = encoder.state().unwrap().get("conv1.weight").unwrap().data().to_vec();
+        let expected: Vec<f32> = start.iter().zip(&doubled).map(|(p, g)| p - g).collect();
+        assert!(relative(&end, &expected) < 1e-6, "{device}");
+    }
+}
+
+#[test]
+fn steps_out_of_order_are_errors() {
+    for device in devices() {
+        let mut encoder = encoder(&device, &mlp());
+        assert!(matches!(encoder.update(&SGD), Err(EncoderError::NoGradients)));
+        assert!(matches!(encoder.backward(ndarray::arr2(&[[0.0]]).view()), Err(EncoderError::NoForward)));
+        assert!(matches!(encoder.forward_train(&[]), Err(EncoderError::ImageBatch { .. })));
+        assert!(matches!(encoder.map_gradients(&mut |_, _| {}), Err(EncoderError::NoGradients)));
+        let z = encoder.forward_train(&[Images::new(4, 8, 8, 1).batch()]).unwrap();
+        let wrong = encoder.backward(ndarray::arr2(&[[0.0]]).view());
+        assert!(matches!(wrong, Err(EncoderError::GradientShape { expected: [4, 5], got: [1, 1] })));
+        encoder.backward(gradient(&z, 1).view()).unwrap();
+        assert!(encoder.gradient("no such parameter").is_none());
+        encoder.update(&SGD).unwrap();
+        assert!(matches!(encoder.update(&SGD), Err(EncoderError::NoGradients)));
+        assert!(encoder.gradient("conv1.weight").is_none());
+    }
+}
+
+#[test]
+fn one_value_per_channel_is_an_error_that_names_the_layer() {
+    for device in devices() {
+        let mut encoder = encoder(&device, &mlp());
+        let result = encoder.forward_train(&[Images::new(1, 2, 2, 1).batch()]);
+        assert!(
+            matches!(&result, Err(EncoderError::BatchTooSmall { layer, got: 1 }) if layer == "layer2.0"),
+            "{result:?}"
+        );
+        let result = encoder.forward_train(&[Images::new(1, 8, 8, 1).batch()]);
+        assert!(
+            matches!(&result, Err(EncoderError::BatchTooSmall { layer, got: 1 }) if layer == "projection_head.1"),
+            "{result:?}"
+        );
+    }
+}
+
+#[test]
+fn a_foreign_state_changes_nothing() {
+    for device in devices() {
+        let mut encoder = encoder(&device, &mlp());
+        let start = encoder.state().unwrap();
+        let mut missing = start.clone();
+        missing.remove("layer1.0.bn1.bias");
+        assert!(
+            matches!(encoder.load_state(&missing), Err(EncoderError::Missing { name }) if name == "layer1.0.bn1.bias")
+        );
+        let mut shape = start.clone();
+        shape.insert("bn1.running_var", StateTensor::new(vec![2], vec![1.0; 2]).unwrap());
+        assert!(matches!(encoder.load_state(&shape), Err(EncoderError::StateShape { .. })));
+        let mut more = start.clone();
+        more.insert("fc.weight", StateTensor::scalar(1.0));
+        assert!(
+            matches!(encoder.load_state(&more), Err(EncoderError::Unexpected { name }) if name == "fc.weight")
+        );
+        assert_eq!(encoder.state().unwrap(), start);
+        let mut foreign = StateDict::new();
+        foreign.insert("fc.weight.first", StateTensor::scalar(1.0));
+        assert!(matches!(encoder.load_optimizer_state(&foreign), Err(EncoderError::Unexpected { .. })));
+        // PyTorch's counters may be missing.
+        let mut bare = StateDict::new();
+        for (name, tensor) in start.iter().filter(|(name, _)| !name.ends_with("num_batches_tracked")) {
+            bare.insert(name, tensor.clone());
+        }
+        encoder.load_state(&bare).unwrap();
+    }
+}
+
+#[test]
+fn unknown_devices_are_refused() {
+    for device in ["", "gpu", "cuda:x", "cpu:"] {
+        let result = build(device, &mlp().check().unwrap(), 1);
+        assert!(matches!(result.err(), Some(EncoderError::UnknownDevice { got, .. }) if got == device));
+    }
+    if cfg!(not(feature = "cuda")) {
+        let error = build("cuda:0", &mlp().check().unwrap(), 1).err().unwrap();
+        assert!(error.to_string().contains("--features cuda"), "{error}");
+    }
+}
+
+#[test]
+fn seeds_decide_the_parameters_on_every_device() {
+    let [one, other] = devices().map(|device| encoder(&device, &mlp()).state().unwrap());
+    assert_eq!(one, other);
+    let second = build("cpu", &mlp().check().unwrap(), 32).unwrap().state().unwrap();
+    assert_ne!(one, second);
+}
+
+#[test]
+fn a_network_learns() {
+    // Embeddings of four fixed images are pulled to four fixed directions.
+    for device in devices() {
+        let mut encoder = encoder(&device, &mlp());
+        let images = Images::new(4, 8, 8, 1);
+        let targets = ndarray::Array2::from_shape_vec((4, 5), noise(20, 2)).unwrap();
+        let mut losses = Vec::new();
+        for _ in 0..12 {
+            let z = encoder.forward_train(&[images.batch()]).unwrap();
+            losses.push(-(&z * &targets).sum());
+            encoder.backward((-&targets).view()).unwrap();
+            encoder.update(&SGD).unwrap();
+        }
+        assert!(losses[11] < losses[0] - 1.0, "{device}: {losses:?}");
+    }
+}

@@ -10,7 +10,12 @@ mod fill;
 mod finish;
 mod geometry;
 mod pack;
+#[cfg(test)]
+mod tests;
+mod transforms;
 mod weights;
+mod winograd;
+mod winograd_weights;
 
 use crate::activations::Activations;
 use crate::norm::{Affine, BatchStats, GradAffine, GradSums};
@@ -186,6 +191,11 @@ fn forward_with<S: Simd>(
     stats: bool,
 ) -> Option<BatchStats> {
     let finisher = Finisher::Forward { stats };
+    if spec.winograd_pays(ctx, out.shape) {
+        let weights = spec.matrix(weights, Direction::Forward);
+        let (partials, counts) = winograd::run::<S>(ctx, src, weights, false, out, finisher);
+        return stats.then(|| partials.batch_stats(&counts));
+    }
     let (reader, geometry, taps, c_in) = spec.reader(src);
     let weights = Weights { values: weights, c_in, c_out: spec.c_out, taps, direction: Direction::Forward };
     let (partials, counts) = direct::run::<S>(ctx, reader, geometry, weights, out, finisher);
@@ -201,10 +211,12 @@ fn backward_data_with<S: Simd>(
     post: Post<'_>,
 ) -> Option<GradSums> {
     let finisher = Finisher::Backward(post);
+    let weights = spec.matrix(weights, Direction::Backward);
+    if spec.winograd_pays(ctx, out.shape) {
+        let (partials, _) = winograd::run::<S>(ctx, dy, weights, true, out, finisher);
+        return finisher.sums().then(|| partials.grad_sums());
+    }
     let geometry = Geometry::backward(spec, out.shape);
-    let taps = spec.kernel * spec.kernel;
-    let weights =
-        Weights { values: weights, c_in: spec.c_in, c_out: spec.c_out, taps, direction: Direction::Backward };
     let (partials, _) = direct::run::<S>(ctx, Reader::Pixels(dy), geometry, weights, out, finisher);
     finisher.sums().then(|| partials.grad_sums())
 }
@@ -216,11 +228,35 @@ fn backward_weights_with<S: Simd>(
     dy: Source<'_>,
     grad: &mut [f32],
 ) {
+    if spec.winograd_pays(ctx, x.shape()) {
+        return winograd_weights::run::<S>(ctx, x, dy, grad);
+    }
     let (reader, geometry, ..) = spec.reader(x);
     weights::run::<S>(ctx, reader, dy, geometry, grad);
 }
 
 impl ConvSpec {
+    /// The weights as a pass sees them.
+    fn matrix<'a>(&self, values: &'a [f32], direction: Direction) -> Weights<'a> {
+        Weights { values, c_in: self.c_in, c_out: self.c_out, taps: self.kernel * self.kernel, direction }
+    }
+
+    /// Whether Winograd's algorithm applies, and is expected to take less time than the direct path.
+    fn winograd_pays(&self, ctx: &Context, shape: [usize; 4]) -> bool {
+        let applies = self.kernel == 3 && self.stride == 1 && self.padding == 1 && self.c_in >= BLOCK;
+        if ctx.exact() || !applies {
+            return false;
+        }
+        let [n, h, w, _] = shape.map(|s| s as f64);
+        let (ci, co) = (self.c_in as f64, self.c_out as f64);
+        let tiles = n * (h / 4.0).ceil() * (w / 4.0).ceil();
+        // In multiply-adds: the direct path leaves padding out; the other pays for incomplete tiles, for its
+        // transforms, and for reading transformed weights from memory.
+        let direct = n * (3.0 * h - 2.0) * (3.0 * w - 2.0) * ci * co;
+        let winograd = 36.0 * tiles * (ci * co + 12.0 * (ci + co)) + 36.0 * ci * co * 24.0;
+        winograd < direct
+    }
+
     /// How forward and weight passes read: as pixels, or as columns of taps where input channels are few or a
     /// 1×1 convolution strides. With it the geometry, and the taps and channels that the weights have then.
     fn reader<'a>(&'a self, src: Source<'a>) -> (Reader<'a>, Geometry, usize, usize) {

@@ -1,0 +1,252 @@
+//! Every path, on odd sizes and every instruction set that runs here, against f64.
+
+use super::*;
+use crate::activations::DataMut;
+use crate::simd::Simd;
+use crate::{Isa, Options, Precision, reference};
+
+fn values(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&v| f64::from(v)).collect()
+}
+
+/// The largest difference, relative to the expected values' RMS.
+fn error(got: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let rms = (expected.iter().map(|e| e * e).sum::<f64>() / expected.len() as f64).sqrt();
+    let worst = got.iter().zip(expected).map(|(g, e)| (f64::from(*g) - e).abs());
+    worst.fold(0.0, |a, b| if b <= a { a } else { b }) / rms
+}
+
+fn each_isa(mut f: impl FnMut(&Context)) {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        f(&Context::new(Options { isa: Some(isa), exact: true, ..Options::default() }).unwrap());
+    }
+}
+
+fn activations(shape: [usize; 4], seed: u64) -> Activations {
+    Activations::from_f32(shape, values(shape.iter().product(), seed)).unwrap()
+}
+
+/// Channels in, channels out, kernel, stride, padding, images, height, width.
+const CONVOLUTIONS: [[usize; 8]; 14] = [
+    [16, 16, 3, 1, 1, 2, 6, 7],
+    [48, 80, 3, 1, 1, 3, 4, 4],
+    [33, 17, 3, 1, 1, 20, 2, 3],
+    [64, 32, 3, 2, 1, 2, 9, 8],
+    [40, 70, 3, 2, 1, 5, 7, 7],
+    [32, 48, 1, 1, 0, 2, 13, 11],
+    [24, 40, 1, 2, 0, 3, 7, 6],
+    [3, 20, 7, 2, 3, 2, 17, 20],
+    [3, 16, 3, 1, 1, 2, 12, 9],
+    [7, 9, 5, 3, 2, 2, 11, 13],
+    [20, 12, 2, 2, 0, 2, 8, 9],
+    [64, 64, 3, 1, 1, 2, 40, 41],
+    [18, 34, 4, 1, 0, 2, 9, 6],
+    [16, 8, 3, 3, 1, 1, 10, 1],
+];
+
+#[test]
+fn direct_passes_match_f64() {
+    each_isa(|ctx| {
+        for [c_in, c_out, kernel, stride, padding, n, h, w] in CONVOLUTIONS {
+            let spec = ConvSpec { c_in, c_out, kernel, stride, padding };
+            let shape = [n, h, w, c_in];
+            let (x, weights) = (activations(shape, 1), values(spec.weight_len(), 2));
+            let dy = activations(spec.output_shape(shape), 3);
+            let what = format!("{spec:?} {shape:?} {:?}", ctx.isa());
+
+            let mut y = activations(dy.shape, 4);
+            let stats = forward(ctx, &spec, Source::Plain(&x), &weights, &mut y, true).unwrap();
+            let expected = reference::conv_forward(&spec, shape, &wide(&x.words), &wide(&weights));
+            assert!(error(&y.words, &expected) < 1e-5, "forward {what}: {}", error(&y.words, &expected));
+            let (mean, var) = reference::batch_stats(&expected, c_out);
+            let rms = (var.iter().sum::<f64>() / c_out as f64).sqrt();
+            for c in 0..c_out {
+                assert!((f64::from(stats.mean[c]) - mean[c]).abs() < 1e-5 * rms, "mean {what}");
+                assert!((f64::from(stats.var[c]) - var[c]).abs() < 1e-4 * rms * rms, "variance {what}");
+            }
+
+            let mut dx = activations(shape, 5);
+            let before = wide(&dx.words);
+            backward_data(ctx, &spec, Source::Plain(&dy), &weights, &mut dx, Post::Store);
+            let expected = reference::conv_backward_data(&spec, shape, &wide(&dy.words), &wide(&weights));
+            assert!(error(&dx.words, &expected) < 1e-5, "data {what}: {}", error(&dx.words, &expected));
+            dx.words.iter_mut().zip(&before).for_each(|(d, b)| *d = *b as f32);
+            backward_data(ctx, &spec, Source::Plain(&dy), &weights, &mut dx, Post::Accumulate);
+            let sum: Vec<f64> = expected.iter().zip(&before).map(|(e, b)| e + b).collect();
+            assert!(error(&dx.words, &sum) < 1e-5, "data, added, {what}");
+
+            let mut dw = vec![0.25; spec.weight_len()];
+            backward_weights(ctx, &spec, Source::Plain(&x), Source::Plain(&dy), &mut dw);
+            let mut expected =
+                reference::conv_backward_weights(&spec, shape, &wide(&x.words), &wide(&dy.words));
+            expected.iter_mut().for_each(|e| *e += 0.25);
+            assert!(error(&dw, &expected) < 1e-5, "weights {what}: {}", error(&dw, &expected));
+        }
+    });
+}
+
+/// Channels in, channels out, images, height, width.
+const WINOGRAD: [[usize; 5]; 8] = [
+    [16, 16, 2, 8, 8],
+    [64, 64, 3, 14, 14],
+    [33, 50, 2, 7, 9],
+    [16, 96, 1, 4, 4],
+    [128, 40, 5, 7, 7],
+    [20, 17, 2, 1, 30],
+    [24, 32, 9, 6, 5],
+    [96, 128, 2, 16, 13],
+];
+
+fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5]) {
+    let spec = ConvSpec { c_in, c_out, kernel: 3, stride: 1, padding: 1 };
+    let shape = [n, h, w, c_in];
+    let (x, weights, dy) =
+        (activations(shape, 1), values(spec.weight_len(), 2), activations([n, h, w, c_out], 3));
+    let what = format!("{spec:?} {shape:?} {:?}", ctx.isa());
+    // Rounding errors of the transforms: some 15 to 45 times those of a direct sum.
+    let tolerance = 3e-4;
+
+    let mut y = activations(dy.shape, 4);
+    let matrix = spec.matrix(&weights, Direction::Forward);
+    let finisher = Finisher::Forward { stats: true };
+    let (partials, counts) = winograd::run::<S>(ctx, Source::Plain(&x), matrix, false, &mut y, finisher);
+    let expected = reference::conv_forward(&spec, shape, &wide(&x.words), &wide(&weights));
+    assert!(error(&y.words, &expected) < tolerance, "forward {what}: {}", error(&y.words, &expected));
+    let (stats, (mean, var)) = (partials.batch_stats(&counts), reference::batch_stats(&expected, c_out));
+    assert_eq!(stats.count, n * h * w);
+    assert!(error(&stats.var, &var) < tolerance, "variance {what}");
+    let scale = (var.iter().sum::<f64>() / c_out as f64).sqrt();
+    assert!(
+        stats.mean.iter().zip(&mean).all(|(g, e)| (f64::from(*g) - e).abs() < 1e-4 * scale),
+        "mean {what}"
+    );
+
+    let mut dx = activations(shape, 5);
+    let mut expected = reference::conv_backward_data(&spec, shape, &wide(&dy.words), &wide(&weights));
+    expected.iter_mut().zip(&dx.words).for_each(|(e, b)| *e += f64::from(*b));
+    let matrix = spec.matrix(&weights, Direction::Backward);
+    winograd::run::<S>(ctx, Source::Plain(&dy), matrix, true, &mut dx, Finisher::Backward(Post::Accumulate));
+    assert!(error(&dx.words, &expected) < tolerance, "data {what}: {}", error(&dx.words, &expected));
+
+    let mut dw = vec![0.25; spec.weight_len()];
+    winograd_weights::run::<S>(ctx, Source::Plain(&x), Source::Plain(&dy), &mut dw);
+    let mut expected = reference::conv_backward_weights(&spec, shape, &wide(&x.words), &wide(&dy.words));
+    expected.iter_mut().for_each(|e| *e += 0.25);
+    assert!(error(&dw, &expected) < tolerance, "weights {what}: {}", error(&dw, &expected));
+}
+
+#[test]
+fn winograd_passes_match_f64() {
+    each_isa(|ctx| {
+        for case in WINOGRAD {
+            dispatch!(ctx.isa(), S => winograd_passes::<S>(ctx, case));
+        }
+    });
+}
+
+#[test]
+fn sources_apply_batch_norm_while_reading() {
+    each_isa(|ctx| {
+        let spec = ConvSpec { c_in: 20, c_out: 18, kernel: 3, stride: 1, padding: 1 };
+        let shape = [3, 9, 8, 20];
+        let (raw, grad) = (activations(shape, 1), activations(shape, 2));
+        let weights = values(spec.weight_len(), 3);
+        let affine = Affine { scale: values(20, 4), shift: values(20, 5) };
+        let back = GradAffine { on_grad: values(20, 6), on_raw: values(20, 7), constant: values(20, 8) };
+        let relu: Vec<f64> = (raw.words.iter().enumerate())
+            .map(|(i, y)| f64::from((y * affine.scale[i % 20] + affine.shift[i % 20]).max(0.0)))
+            .collect();
+        let linear: Vec<f64> = (raw.words.iter().zip(&grad.words).enumerate())
+            .map(|(i, (y, g))| {
+                f64::from(g * back.on_grad[i % 20] + y * back.on_raw[i % 20] + back.constant[i % 20])
+            })
+            .collect();
+        let sources = [
+            (Source::NormRelu { raw: &raw, affine: &affine }, relu),
+            (Source::NormGrad { grad: &grad, raw: &raw, affine: &back }, linear),
+        ];
+        for (source, values) in sources {
+            let expected = reference::conv_forward(&spec, shape, &values, &wide(&weights));
+            let mut y = activations([3, 9, 8, 18], 9);
+            forward(ctx, &spec, source, &weights, &mut y, false);
+            assert!(error(&y.words, &expected) < 1e-5);
+            let matrix = spec.matrix(&weights, Direction::Forward);
+            let finisher = Finisher::Forward { stats: false };
+            dispatch!(ctx.isa(), S => winograd::run::<S>(ctx, source, matrix, false, &mut y, finisher));
+            assert!(error(&y.words, &expected) < 3e-4);
+        }
+    });
+}
+
+#[test]
+fn a_data_pass_masks_and_sums_for_the_batch_norm_before() {
+    for precision in [Precision::F32, Precision::Mixed] {
+        each_isa(|ctx| {
+            let spec = ConvSpec { c_in: 34, c_out: 16, kernel: 3, stride: 1, padding: 1 };
+            let shape = [5, 7, 6, 34];
+            let as_stored = |seed: u64, shape: [usize; 4]| {
+                let x = activations(shape, seed);
+                let mut out = ctx.activations(shape, precision);
+                match precision {
+                    Precision::F32 => x,
+                    Precision::Mixed => {
+                        let DataMut::Bf16(bits) = out.data_mut() else { unreachable!("mixed is bf16") };
+                        bits.iter_mut()
+                            .zip(&x.words)
+                            .for_each(|(b, v)| *b = half::bf16::from_f32(*v).to_bits());
+                        out
+                    }
+                }
+            };
+            let (raw, dy) = (as_stored(1, shape), as_stored(2, [5, 7, 6, 16]));
+            let weights = values(spec.weight_len(), 3);
+            let affine = Affine { scale: values(34, 4), shift: values(34, 5) };
+            let mean = values(34, 6);
+            let full = reference::conv_backward_data(&spec, shape, &wide(&dy.to_f32()), &wide(&weights));
+            let y = raw.to_f32();
+            let masked: Vec<f64> = (full.iter().zip(&y).enumerate())
+                .map(
+                    |(i, (g, y))| {
+                        if y * affine.scale[i % 34] + affine.shift[i % 34] > 0.0 { *g } else { 0.0 }
+                    },
+                )
+                .collect();
+            let post = Post::ReluNorm { raw: &raw, affine: &affine, mean: &mean };
+            let tolerance = if precision == Precision::F32 { 3e-4 } else { 2e-2 };
+            let matrix = spec.matrix(&weights, Direction::Backward);
+            for winograd in [false, true] {
+                let mut out = ctx.activations(shape, precision);
+                let source = Source::Plain(&dy);
+                let sums = if winograd {
+                    let finisher = Finisher::Backward(post);
+                    dispatch!(ctx.isa(), S => {
+                        winograd::run::<S>(ctx, source, matrix, true, &mut out, finisher).0.grad_sums()
+                    })
+                } else {
+                    backward_data(ctx, &spec, source, &weights, &mut out, post).unwrap()
+                };
+                assert!(error(&out.to_f32(), &masked) < tolerance);
+                for c in 0..34 {
+                    let of_channel = || masked.iter().zip(&y).skip(c).step_by(34);
+                    let sum: f64 = of_channel().map(|(g, _)| g).sum();
+                    let centred: f64 = of_channel().map(|(g, y)| g * f64::from(y - mean[c])).sum();
+                    assert!(
+                        (sums.grad[c] - sum).abs() < 1e-2 && (sums.grad_centred[c] - centred).abs() < 1e-2
+                    );
+                }
+            }
+        });
+    }
+}

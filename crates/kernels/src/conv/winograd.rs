@@ -1,0 +1,406 @@
+//! 3×3 convolutions of stride 1 by Winograd's F(4×4, 3×3): a quarter of the multiplications, forward and data
+//! passes.
+//!
+//! A task transforms some tiles of the source into scratch memory, multiplies them with the transformed weights,
+//! point by point and panel by panel, and transforms each panel's products into outputs, which are finished in
+//! registers. Its errors are about 15 to 45 times those of a direct sum.
+
+use super::Source;
+use super::finish::{Finish, FinishVisitor, Finisher, Output, Partials, PartialsPtr};
+use super::pack::{Panels, Weights};
+use super::transforms::{POINTS, filter, input, output, two_sided};
+use crate::Context;
+use crate::activations::Activations;
+use crate::load::{Load, LoadVisitor};
+use crate::micro::Tile;
+use crate::simd::{BLOCK, Job, Simd};
+use crate::work::{Shared, part, tasks, with_scratch};
+
+/// Outputs along a tile's side.
+pub(super) const SIDE: usize = 4;
+
+/// How maps are cut into tiles.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tiling {
+    pub h: usize,
+    pub w: usize,
+    pub rows: usize,
+    pub columns: usize,
+    /// All tiles of all images.
+    pub count: usize,
+}
+
+impl Tiling {
+    pub fn new([n, h, w, _]: [usize; 4]) -> Self {
+        let (rows, columns) = (h.div_ceil(SIDE), w.div_ceil(SIDE));
+        Self { h, w, rows, columns, count: n * rows * columns }
+    }
+
+    /// Image, top row and left column of a tile.
+    #[inline(always)]
+    pub fn locate(&self, tile: usize) -> (usize, usize, usize) {
+        let (column, rest) = (tile % self.columns, tile / self.columns);
+        (rest / self.rows, rest % self.rows * SIDE, column * SIDE)
+    }
+}
+
+/// Transforms the weights: `[panel][point][block][16][width]`, in a buffer of the pool.
+fn transform_weights<S: Simd>(ctx: &Context, weights: Weights<'_>, panels: Panels, flip: bool) -> Vec<f32> {
+    struct Block<'a> {
+        taps: &'a [f32],
+        width: usize,
+        out: *mut f32,
+        point_stride: usize,
+    }
+    impl Job for Block<'_> {
+        type Out = ();
+        #[inline(always)]
+        unsafe fn call<S: Simd>(self) {
+            let size = BLOCK * self.width;
+            for lane in (0..size).step_by(S::LANES) {
+                // SAFETY: `taps` has nine blocks and `out` room for one at each point.
+                unsafe {
+                    let get = |r: usize, q: usize| S::load(self.taps.as_ptr().add((r * 3 + q) * size + lane));
+                    let put = |r: usize, q: usize, v: S::V| {
+                        S::store(self.out.add((r * 6 + q) * self.point_stride + lane), v);
+                    };
+                    two_sided!(S, 3 -> 6, filter::<S>, get, put);
+                }
+            }
+        }
+    }
+    let blocks = weights.blocks();
+    let mut out = ctx.pool().take(POINTS * blocks * BLOCK * panels.total_width());
+    let shared = Shared::new(&mut out);
+    tasks(panels.count() * blocks, |task| {
+        let (j, block) = (task / blocks, task % blocks);
+        let width = panels.width(j);
+        let size = BLOCK * width;
+        with_scratch([9 * size, 0, 0], |[taps, ..]| {
+            // SAFETY: scratch memory holds nine blocks, and each task writes its own block of each point.
+            unsafe {
+                let taps = std::slice::from_raw_parts_mut(taps, 9 * size);
+                for (t, dst) in taps.chunks_exact_mut(size).enumerate() {
+                    // The data pass correlates with the filter turned by 180 degrees.
+                    let tap = if flip { 8 - t } else { t };
+                    weights.block(tap, block * BLOCK, j * panels.full(), width, dst);
+                }
+                let out = shared.get().add(j * panels.full() * POINTS * blocks * BLOCK + block * size);
+                S::run(Block { taps, width, out, point_stride: blocks * size });
+            }
+        });
+    });
+    out
+}
+
+/// Transforms tiles of a source: `[point][block][tile][16]`.
+pub(super) struct TransformTiles<'a, L> {
+    pub load: &'a L,
+    pub tiling: &'a Tiling,
+    /// Channels of the source, and blocks of them to take.
+    pub channels: usize,
+    pub blocks: (usize, usize),
+    pub tiles: (usize, usize),
+    pub out: *mut f32,
+    /// f32 from one point to the next.
+    pub point_stride: usize,
+}
+
+impl<L: Load> TransformTiles<'_, L> {
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const PART: bool, const EDGE: bool>(
+        &self,
+        (image, y0, x0): (usize, usize, usize),
+        c: usize,
+        n: usize,
+        out: *mut f32,
+    ) {
+        let t = self.tiling;
+        // SAFETY: the caller's promise; pixels outside the map are not read.
+        unsafe {
+            let get = |r: usize, q: usize| {
+                // One pixel of padding above and to the left.
+                let (y, x) = ((y0 + r).wrapping_sub(1), (x0 + q).wrapping_sub(1));
+                if EDGE && (y >= t.h || x >= t.w) {
+                    return S::zero();
+                }
+                self.load.vec::<S, PART>(((image * t.h + y) * t.w + x) * self.channels + c, c, n)
+            };
+            let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * self.point_stride), v);
+            two_sided!(S, 6 -> 6, input::<S>, get, put);
+        }
+    }
+}
+
+impl<L: Load> Job for TransformTiles<'_, L> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let t = self.tiling;
+        let count = self.tiles.1 - self.tiles.0;
+        for i in 0..count {
+            let at = t.locate(self.tiles.0 + i);
+            let (_, y0, x0) = at;
+            let inside = y0 > 0 && x0 > 0 && y0 + SIDE < t.h && x0 + SIDE < t.w;
+            for block in self.blocks.0..self.blocks.1 {
+                for lane in (0..BLOCK).step_by(S::LANES) {
+                    let c = block * BLOCK + lane;
+                    let n = self.channels.saturating_sub(c).min(S::LANES);
+                    // SAFETY: the maker of the job promises that the tiles exist and `out` has room.
+                    unsafe {
+                        let out = self.out.add(((block - self.blocks.0) * count + i) * BLOCK + lane);
+                        match (n == S::LANES, inside) {
+                            (true, true) => self.tile::<S, false, false>(at, c, n, out),
+                            (true, false) => self.tile::<S, false, true>(at, c, n, out),
+                            (false, _) if n > 0 => self.tile::<S, true, true>(at, c, n, out),
+                            _ => {
+                                (0..POINTS).for_each(|p| S::store(out.add(p * self.point_stride), S::zero()))
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Pass<'a> {
+    source: Source<'a>,
+    tiling: Tiling,
+    /// Channels read and written.
+    depth: usize,
+    channels: usize,
+    panels: Panels,
+    weights: &'a [f32],
+    output: Output,
+    finisher: Finisher<'a>,
+    partials: PartialsPtr,
+    /// Sets of tiles, and parts of the panels.
+    sets: usize,
+    panel_parts: usize,
+}
+
+/// The f32 of transformed tiles that a task keeps: together with products and weights they should stay in the
+/// second-level cache.
+const SCRATCH: usize = 128 << 10;
+
+/// Runs a pass; returns the partial sums and the values a channel behind each of them.
+pub(super) fn run<S: Simd>(
+    ctx: &Context,
+    source: Source<'_>,
+    weights: Weights<'_>,
+    flip: bool,
+    out: &mut Activations,
+    finisher: Finisher<'_>,
+) -> (Partials, Vec<usize>) {
+    let tiling = Tiling::new(out.shape);
+    let (depth, channels) = (weights.depth(), weights.channels());
+    let panels = Panels::new::<S>(channels);
+    let transformed = transform_weights::<S>(ctx, weights, panels, flip);
+    let rows = S::TILE_ROWS;
+    let most =
+        (SCRATCH / (POINTS * depth.next_multiple_of(BLOCK))).clamp(rows, 8 * rows).next_multiple_of(rows);
+    let sets = tiling.count.div_ceil(most);
+    let mut partials = Partials::new(sets, channels, finisher.sums());
+    let pass = Pass {
+        source,
+        tiling,
+        depth,
+        channels,
+        panels,
+        weights: &transformed,
+        output: Output::new(out),
+        finisher,
+        partials: partials.share(),
+        sets,
+        panel_parts: 12usize.div_ceil(sets).min(panels.count()),
+    };
+    tasks(sets * pass.panel_parts, |task| pass.task::<S>(task));
+    let counts = (0..sets)
+        .map(|set| {
+            let tiles = part(tiling.count, sets, set);
+            tiles
+                .map(|tile| {
+                    let (_, y0, x0) = tiling.locate(tile);
+                    SIDE.min(tiling.h - y0) * SIDE.min(tiling.w - x0)
+                })
+                .sum()
+        })
+        .collect();
+    ctx.pool().give(transformed);
+    (partials, counts)
+}
+
+impl Pass<'_> {
+    fn task<S: Simd>(&self, task: usize) {
+        let (set, panel_part) = (task / self.panel_parts, task % self.panel_parts);
+        let tiles = part(self.tiling.count, self.sets, set);
+        let panels = part(self.panels.count(), self.panel_parts, panel_part);
+        let (count, blocks) = (tiles.len(), self.depth.div_ceil(BLOCK));
+        // A line more than needed between points, so that they do not fall on the same cache sets.
+        let (in_stride, out_stride) = (count * blocks * BLOCK + BLOCK, count * self.panels.full() + BLOCK);
+        with_scratch([POINTS * in_stride, POINTS * out_stride, 0], |[v, m, _]| {
+            self.source.visit(TransformVisitor::<S> {
+                pass: self,
+                tiles: (tiles.start, tiles.end),
+                out: v,
+                point_stride: in_stride,
+                simd: std::marker::PhantomData,
+            });
+            let parts = count.div_ceil(S::TILE_ROWS);
+            for j in panels {
+                let width = self.panels.width(j);
+                let size = BLOCK * width;
+                let kernels = S::TILES[self.panels.vectors(j) - 1];
+                let list: Vec<(i32, i32)> =
+                    (0..blocks).map(|b| ((b * count * BLOCK) as i32, (b * size) as i32)).collect();
+                let rows: [usize; 32] = std::array::from_fn(|i| i * width);
+                let weights = self.weights[j * self.panels.full() * POINTS * blocks * BLOCK..].as_ptr();
+                for point in 0..POINTS {
+                    for p in 0..parts {
+                        let r = part(count, parts, p);
+                        // SAFETY: the instruction set is available, and all offsets are inside the buffers.
+                        unsafe {
+                            kernels[r.len() - 1](&Tile {
+                                list: list.as_ptr(),
+                                blocks,
+                                a: v.add(point * in_stride + r.start * BLOCK),
+                                b: weights.add(point * blocks * size),
+                                c: m.add(point * out_stride + r.start * width),
+                                rows: rows.as_ptr(),
+                                accumulate: false,
+                                cols: width,
+                            });
+                        }
+                    }
+                }
+                self.finisher.visit(
+                    self.output,
+                    OutputVisitor::<S> {
+                        pass: self,
+                        tiles: tiles.clone(),
+                        products: m,
+                        point_stride: out_stride,
+                        width,
+                        c0: j * self.panels.full(),
+                        set,
+                        simd: std::marker::PhantomData,
+                    },
+                );
+            }
+        });
+    }
+}
+
+struct TransformVisitor<'a, S> {
+    pass: &'a Pass<'a>,
+    tiles: (usize, usize),
+    out: *mut f32,
+    point_stride: usize,
+    simd: std::marker::PhantomData<S>,
+}
+
+impl<S: Simd> LoadVisitor for TransformVisitor<'_, S> {
+    fn visit<L: Load>(self, load: L) {
+        let job = TransformTiles {
+            load: &load,
+            tiling: &self.pass.tiling,
+            channels: self.pass.depth,
+            blocks: (0, self.pass.depth.div_ceil(BLOCK)),
+            tiles: self.tiles,
+            out: self.out,
+            point_stride: self.point_stride,
+        };
+        // SAFETY: the instruction set is available; scratch memory has room for these tiles.
+        unsafe { S::run(job) }
+    }
+}
+
+struct OutputVisitor<'a, S> {
+    pass: &'a Pass<'a>,
+    tiles: std::ops::Range<usize>,
+    products: *const f32,
+    point_stride: usize,
+    width: usize,
+    c0: usize,
+    set: usize,
+    simd: std::marker::PhantomData<S>,
+}
+
+impl<S: Simd> FinishVisitor for OutputVisitor<'_, S> {
+    fn visit<F: Finish>(self, finish: F) {
+        // SAFETY: the instruction set is available; the products are there, and this task alone writes these
+        // tiles' channels.
+        unsafe { S::run(OutputJob { finish, visitor: &self }) }
+    }
+}
+
+struct OutputJob<'a, F, S> {
+    finish: F,
+    visitor: &'a OutputVisitor<'a, S>,
+}
+
+impl<F: Finish, U> OutputJob<'_, F, U> {
+    #[inline(always)]
+    unsafe fn column<S: Simd, const PART: bool>(&self, lane: usize, n: usize) {
+        let v = self.visitor;
+        let (pass, t) = (v.pass, &v.pass.tiling);
+        let c = v.c0 + lane;
+        // SAFETY: the caller's promise; outputs outside the map are not written.
+        unsafe {
+            let mut sums = pass.partials.load::<S>(v.set, c, n);
+            for (i, tile) in v.tiles.clone().enumerate() {
+                let (image, y0, x0) = t.locate(tile);
+                let products = v.products.add(i * v.width + lane);
+                let get = |r: usize, q: usize| S::load(products.add((r * 6 + q) * v.point_stride));
+                let mut done = [[S::zero(); SIDE]; SIDE];
+                two_sided_output::<S>(get, &mut done);
+                if i == 0 {
+                    sums.shift = done[0][0];
+                }
+                let (rows, columns) = (SIDE.min(t.h - y0), SIDE.min(t.w - x0));
+                for (r, row) in done.iter().enumerate().take(rows) {
+                    let at = ((image * t.h + y0 + r) * t.w + x0) * pass.channels + c;
+                    for (q, &value) in row.iter().enumerate().take(columns) {
+                        self.finish.vec::<S, PART>(value, at + q * pass.channels, c, n, &mut sums);
+                    }
+                }
+            }
+            pass.partials.store::<S>(v.set, c, n, &sums);
+        }
+    }
+}
+
+/// `Aᵀ m A`: 6×6 points to 4×4 outputs.
+#[inline(always)]
+unsafe fn two_sided_output<S: Simd>(get: impl Fn(usize, usize) -> S::V, done: &mut [[S::V; SIDE]; SIDE]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut half = [[S::zero(); SIDE]; 6];
+        for (q, half) in half.iter_mut().enumerate() {
+            *half = output::<S>([get(0, q), get(1, q), get(2, q), get(3, q), get(4, q), get(5, q)]);
+        }
+        for (r, done) in done.iter_mut().enumerate() {
+            *done = output::<S>([half[0][r], half[1][r], half[2][r], half[3][r], half[4][r], half[5][r]]);
+        }
+    }
+}
+
+impl<F: Finish, U> Job for OutputJob<'_, F, U> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let v = self.visitor;
+        for lane in (0..v.width).step_by(S::LANES) {
+            let n = v.pass.channels.saturating_sub(v.c0 + lane).min(S::LANES);
+            // SAFETY: the maker of the job promises it.
+            unsafe {
+                if n == S::LANES {
+                    self.column::<S, false>(lane, n);
+                } else if n > 0 {
+                    self.column::<S, true>(lane, n);
+                }
+            }
+        }
+    }
+}

@@ -36,8 +36,9 @@ pub(crate) struct Work {
     pub bytes: Vec<u8>,
     pub more_bytes: Vec<u8>,
     pub floats: Vec<f32>,
-    pub more_floats: Vec<f32>,
-    pub kernel: Vec<f32>,
+    pub kernel: Vec<i16>,
+    pub padded: Vec<i16>,
+    pub rows: Vec<i16>,
 }
 
 impl Default for Canvas {

@@ -52,6 +52,15 @@ pub struct CropConfig {
     pub max_ratio: f32,
 }
 
+impl CropConfig {
+    /// Crops of this size with the reference's standard scale (.14 to 1) and ratio (3/4 to 4/3).
+    pub fn square(size: usize, n_crops: usize) -> Self {
+        let RandomResizedCrop { min_scale, max_scale, min_ratio, max_ratio, .. } =
+            RandomResizedCrop::default();
+        Self { size, n_crops, min_scale, max_scale, min_ratio, max_ratio }
+    }
+}
+
 fn default_min_ratio() -> f32 {
     RandomResizedCrop::default().min_ratio
 }
@@ -187,12 +196,9 @@ struct Steps {
 impl Preset {
     fn steps(self) -> Steps {
         let crop = |size, n_crops, min_scale, max_scale| CropConfig {
-            size,
-            n_crops,
             min_scale,
             max_scale,
-            min_ratio: default_min_ratio(),
-            max_ratio: default_max_ratio(),
+            ..CropConfig::square(size, n_crops)
         };
         let swav = Steps {
             crops: vec![crop(224, 2, 0.14, 1.0), crop(96, 6, 0.05, 0.14)],

@@ -78,7 +78,7 @@ dispatched! {
             let grey = if n_planes == 3 { luminances(&block) } else { block[0] };
             let mut block_sum = 0u32;
             for &value in &grey[..len] {
-                block_sum += integer_bits(value);
+                block_sum += nearest_integer(value);
             }
             sum += u64::from(block_sum);
         }
@@ -126,15 +126,15 @@ fn store(planes: &mut [u8], n_planes: usize, start: usize, len: usize, block: &[
     let n = planes.len() / n_planes;
     for (run, plane) in block.iter().zip(planes.chunks_exact_mut(n)) {
         for (&value, byte) in run.iter().zip(&mut plane[start..start + len]) {
-            *byte = integer_bits(value) as u8;
+            *byte = nearest_integer(value) as u8;
         }
     }
 }
 
-/// The integer that a float from 0 to 2^22 holds: adding 2^23 leaves it in the low bits. Unlike a checked
-/// conversion this is one instruction for a whole vector.
+/// The integer nearest to a float from 0 to 2^22, halves to even: adding 2^23 leaves it in the low bits. Unlike
+/// a checked conversion this is one instruction for a whole vector.
 #[inline(always)]
-pub(crate) fn integer_bits(value: f32) -> u32 {
+pub(crate) fn nearest_integer(value: f32) -> u32 {
     (value + 8_388_608.0).to_bits() & 0x7f_ffff
 }
 

@@ -12,6 +12,7 @@
 //! level or so.
 
 use crate::dispatch::dispatched;
+use crate::point::nearest_integer;
 use crate::{Canvas, Channels, ImageView, Region};
 
 /// Output rows that pass through both filters together.
@@ -26,6 +27,7 @@ pub struct Resizer {
     x: Axis,
     y: Axis,
     rows: Vec<f32>,
+    columns: Vec<[f32; 4 * ROWS]>,
     pixels: Vec<u32>,
 }
 
@@ -127,26 +129,29 @@ impl Resizer {
         let stride = image_width * channels.count();
         let row_len = region.width * channels.count();
         let source = &image.data()[region.top * stride + region.left * channels.count()..];
-        // The horizontal filter reads four floats where a pixel has three.
+        // Pixels are moved as four floats, where the last has three.
         let padded = row_len + 4;
         self.rows.resize(ROWS * padded, 0.0);
-        self.pixels.resize(width, 0);
+        self.columns.resize(region.width, [0.0; 4 * ROWS]);
+        self.pixels.resize(ROWS * width, 0);
         for top in (0..height).step_by(ROWS) {
             let n_rows = ROWS.min(height - top);
             for (y, row) in (top..top + n_rows).zip(self.rows.chunks_exact_mut(padded)) {
                 let (first, weights) = self.y.window(y);
                 filter_rows(&source[first * stride..], stride, weights, &mut row[..row_len]);
             }
-            for (y, row) in (top..top + n_rows).zip(self.rows.chunks_exact(padded)) {
-                let at = y * width;
-                match channels {
-                    Channels::Grey => {
-                        let out = &mut planes[at..at + width];
-                        filter_grey(row, self.x.taps, &self.x.starts, &self.x.weights, out);
+            let Axis { taps, starts, weights } = &self.x;
+            match channels {
+                Channels::Grey => {
+                    for (y, row) in (top..top + n_rows).zip(self.rows.chunks_exact(padded)) {
+                        filter_grey(row, *taps, starts, weights, &mut planes[y * width..(y + 1) * width]);
                     }
-                    Channels::Rgb => {
-                        filter_rgb(row, self.x.taps, &self.x.starts, &self.x.weights, &mut self.pixels);
-                        split(&self.pixels, planes, width * height, at);
+                }
+                Channels::Rgb => {
+                    gather_columns(&self.rows, padded, &mut self.columns);
+                    filter_rgb(&self.columns, *taps, starts, weights, &mut self.pixels);
+                    for (y, row) in (top..top + n_rows).zip(self.pixels.chunks_exact(width)) {
+                        split(row, planes, width * height, y * width);
                     }
                 }
             }
@@ -193,25 +198,51 @@ dispatched! {
     /// The horizontal filter of one channel.
     fn filter_grey(row: &[f32], taps: usize, starts: &[usize], weights: &[f32], out: &mut [u8]) {
         for ((out, &start), weights) in out.iter_mut().zip(starts).zip(weights.chunks_exact(taps)) {
-            let mut sum = 0.5;
+            let mut sum = 0.0;
             for (&value, &weight) in row[start..start + taps].iter().zip(weights) {
                 sum += value * weight;
             }
-            *out = sum as u8;
+            *out = nearest_integer(sum) as u8;
         }
     }
 
-    /// The horizontal filter of three interleaved channels; a pixel is red | green << 8 | blue << 16.
-    fn filter_rgb(row: &[f32], taps: usize, starts: &[usize], weights: &[f32], out: &mut [u32]) {
-        for ((out, &start), weights) in out.iter_mut().zip(starts).zip(weights.chunks_exact(taps)) {
-            let mut sum = [0.5f32; 4];
-            let inputs = &row[3 * start..3 * (start + taps) + 1];
-            for (k, &weight) in weights.iter().enumerate() {
-                for (sum, &value) in sum.iter_mut().zip(&inputs[3 * k..3 * k + 4]) {
+    /// Brings the four rows together: column x is the pixel at x of each row, four floats each.
+    fn gather_columns(rows: &[f32], row_len: usize, columns: &mut [[f32; 4 * ROWS]]) {
+        let mut rows = rows.chunks_exact(row_len);
+        let mut next = || rows.next().unwrap_or_default();
+        let rows: [&[f32]; ROWS] = [next(), next(), next(), next()];
+        for (x, column) in columns.iter_mut().enumerate() {
+            for (pixel, row) in column.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+                pixel.copy_from_slice(&row[3 * x..3 * x + 4]);
+            }
+        }
+    }
+
+    /// The horizontal filter of four rows of three channels. A pixel of the output is red | green << 8 | blue << 16,
+    /// its highest byte is of no meaning.
+    fn filter_rgb(columns: &[[f32; 4 * ROWS]], taps: usize, starts: &[usize], weights: &[f32], out: &mut [u32]) {
+        let width = starts.len();
+        let (first, rest) = out.split_at_mut(width);
+        let (second, rest) = rest.split_at_mut(width);
+        let (third, fourth) = rest.split_at_mut(width);
+        let outs = first.iter_mut().zip(second).zip(third).zip(fourth);
+        for (((((a, b), c), d), &start), weights) in outs.zip(starts).zip(weights.chunks_exact(taps)) {
+            let mut sum = [0.0f32; 4 * ROWS];
+            for (column, &weight) in columns[start..start + taps].iter().zip(weights) {
+                for (sum, &value) in sum.iter_mut().zip(column) {
                     *sum += value * weight;
                 }
             }
-            *out = u32::from_le_bytes(sum.map(|value| value as u8));
+            // A loop, since a closure would be compiled without the vector instructions.
+            let mut bytes = [0u8; 4 * ROWS];
+            for (byte, &value) in bytes.iter_mut().zip(&sum) {
+                *byte = nearest_integer(value) as u8;
+            }
+            let pixels = bytes.as_chunks::<4>().0;
+            *a = u32::from_le_bytes(pixels[0]);
+            *b = u32::from_le_bytes(pixels[1]);
+            *c = u32::from_le_bytes(pixels[2]);
+            *d = u32::from_le_bytes(pixels[3]);
         }
     }
 

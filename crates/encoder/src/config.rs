@@ -184,7 +184,7 @@ impl EncoderConfig {
                 Err(EncoderError::Config { key, expected, got: value.to_string() })
             }
         };
-        let widest = widening * block.expansion() << (layers.len() - 1);
+        let widest = (widening * block.expansion()) << (layers.len() - 1);
         positive("width", self.width, MAX_CHANNELS / widest)?;
         positive("dim", self.dim, MAX_CHANNELS)?;
         if let Head::Mlp { hidden } = self.head {

@@ -16,6 +16,8 @@ use crate::device::Running;
 use crate::layers::Unit;
 
 type Shape4 = [usize; 4];
+/// `[output pixels, taps, channels]`.
+type Patches<D, T> = Tensor<(usize, usize, usize), f32, D, T>;
 
 /// Added to a squared length before its root, so that a row of zeros has a gradient: `1e-12` squared.
 const SHORTEST_SQUARED: f32 = 1e-24;
@@ -178,11 +180,7 @@ impl<'a, D: Device<f32>> Graph<'a, D> {
     }
 
     /// `[output pixels, taps, channels]`, zero outside the image.
-    fn patches<T: Tape<f32, D>>(
-        &self,
-        x: Matrix<D, T>,
-        window: Window,
-    ) -> Result<Tensor<(usize, usize, usize), f32, D, T>, D::Err> {
+    fn patches<T: Tape<f32, D>>(&self, x: Matrix<D, T>, window: Window) -> Result<Patches<D, T>, D::Err> {
         let rows = self.indices.patches(window)?;
         let &(n_rows, channels) = x.shape();
         if window.padding == 0 {

@@ -45,13 +45,14 @@ impl Window {
 }
 
 type Rows<S, D> = Tensor<S, usize, D>;
+type Cache<K, V> = RefCell<HashMap<K, V>>;
 
 /// The index tensors and constants of a device.
 pub(crate) struct Indices<D: Device<f32>> {
     tensors: D,
-    patches: RefCell<HashMap<Window, Rows<(usize, usize), D>>>,
-    padded: RefCell<HashMap<usize, Padding<D>>>,
-    constants: RefCell<HashMap<(usize, usize, u32), Matrix<D>>>,
+    patches: Cache<Window, Rows<(usize, usize), D>>,
+    padded: Cache<usize, Padding<D>>,
+    constants: Cache<(usize, usize, u32), Matrix<D>>,
 }
 
 /// Appends a row of zeros: first gather these rows, then scale by these factors.
@@ -97,7 +98,7 @@ impl<D: Device<f32>> Indices<D> {
 }
 
 fn cached<K: Copy + Eq + std::hash::Hash, V: Clone, E>(
-    cache: &RefCell<HashMap<K, V>>,
+    cache: &Cache<K, V>,
     key: K,
     make: impl FnOnce() -> Result<V, E>,
 ) -> Result<V, E> {

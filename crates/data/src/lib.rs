@@ -1,1 +1,44 @@
-//! Image data sets and a deterministic, resumable multi-crop loader
+#![doc = include_str!("../README.md")]
+
+mod batch;
+mod cache;
+mod check;
+mod cifar;
+mod config;
+mod dataset;
+mod decode;
+mod error;
+mod folder;
+mod hash;
+mod idx;
+mod jpeg;
+mod list;
+mod loader;
+mod names;
+mod open;
+mod parquet;
+mod sampler;
+mod shapes;
+mod shards;
+mod tar;
+
+pub use batch::{BadImage, CropGroup, MultiCropBatch, ViewKey, ViewShape, Views};
+pub use cache::Cached;
+pub use check::{BadFile, CheckReport, check};
+pub use cifar::{Cifar, CifarKind, check_cifar};
+pub use config::{DataConfig, Format, Split};
+pub use dataset::{Dataset, Subset};
+pub use decode::{DecodeConfig, decode};
+pub use error::{DataError, LoaderError, SampleError};
+pub use folder::Folder;
+pub use hash::StableHash;
+pub use idx::{Idx, IdxArray, read_idx};
+pub use jpeg::{JpegFault, jpeg_end};
+pub use list::{FileList, split_list_line};
+pub use loader::{Loader, LoaderConfig, LoaderStats, OnBad, Position};
+pub use open::open;
+pub use parquet::ParquetImages;
+pub use sampler::Shuffle;
+pub use shapes::{Shapes, ShapesConfig};
+pub use shards::{Shards, split_member_name};
+pub use tar::{TarMember, TarSummary, scan_tar};

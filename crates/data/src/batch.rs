@@ -1,0 +1,251 @@
+//! Batches of views, and the memory they live in.
+
+use crossbeam_channel::Sender;
+use swav_augment::{CropKey, EvalView, ImageView, MultiCrop, Scratch};
+
+use crate::{Position, SampleError};
+
+/// Views of one size: how many of each image, and their size in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViewShape {
+    /// Views of each image.
+    pub n_crops: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+}
+
+impl ViewShape {
+    /// The number of values of one view: height x width x 3.
+    pub fn view_len(&self) -> usize {
+        self.height * self.width * 3
+    }
+}
+
+/// What the random stream of an image's views is derived from, together with the number of the view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViewKey {
+    /// The seed of the run.
+    pub seed: u64,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// The index of the image that the epoch's order asked for.
+    pub sample: u64,
+}
+
+/// Makes the views of an image: [`MultiCrop`] for training, [`EvalView`] for evaluation, or any function of (image, key).
+pub trait Views: Send + Sync {
+    /// The sizes and numbers of views, in the order in which [`write`](Self::write) gets them.
+    fn shapes(&self) -> Vec<ViewShape>;
+
+    /// Writes all views of one image: NHWC, channels RGB, one slice for each view, group by group. Called from many
+    /// threads, each with its own `scratch`. The result may depend on nothing but the image and the key.
+    ///
+    /// # Errors
+    /// A sentence, if the views cannot be made: this ends the loading.
+    fn write(
+        &self,
+        image: ImageView<'_>,
+        key: ViewKey,
+        views: &mut [&mut [f32]],
+        scratch: &mut Scratch,
+    ) -> Result<(), String>;
+}
+
+impl Views for MultiCrop {
+    fn shapes(&self) -> Vec<ViewShape> {
+        let shape = |group: &swav_augment::CropGroup| {
+            let size = group.crop.size;
+            ViewShape { n_crops: group.n_crops, height: size, width: size }
+        };
+        self.groups().iter().map(shape).collect()
+    }
+
+    fn write(
+        &self,
+        image: ImageView<'_>,
+        key: ViewKey,
+        views: &mut [&mut [f32]],
+        scratch: &mut Scratch,
+    ) -> Result<(), String> {
+        let ViewKey { seed, epoch, sample } = key;
+        for (view, crop) in views.iter_mut().zip(0..) {
+            let key = CropKey { seed, epoch, sample, crop };
+            self.fill(image, key, view, scratch).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+impl Views for EvalView {
+    fn shapes(&self) -> Vec<ViewShape> {
+        vec![ViewShape { n_crops: 1, height: self.size(), width: self.size() }]
+    }
+
+    fn write(
+        &self,
+        image: ImageView<'_>,
+        _key: ViewKey,
+        views: &mut [&mut [f32]],
+        scratch: &mut Scratch,
+    ) -> Result<(), String> {
+        views
+            .iter_mut()
+            .try_for_each(|view| self.fill(image, view, scratch).map_err(|error| error.to_string()))
+    }
+}
+
+impl<V: Views + ?Sized> Views for std::sync::Arc<V> {
+    fn shapes(&self) -> Vec<ViewShape> {
+        (**self).shapes()
+    }
+
+    fn write(
+        &self,
+        image: ImageView<'_>,
+        key: ViewKey,
+        views: &mut [&mut [f32]],
+        scratch: &mut Scratch,
+    ) -> Result<(), String> {
+        (**self).write(image, key, views, scratch)
+    }
+}
+
+/// All views of one size in a batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CropGroup {
+    /// Views of each image.
+    pub n_crops: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// Values of shape (n_crops, batch_size, height, width, 3): all images of the first crop, then of the second, ...
+    pub data: Vec<f32>,
+}
+
+impl CropGroup {
+    /// One view: crop `crop` of the batch's image `image`, as height x width x 3 values.
+    ///
+    /// # Panics
+    /// If there is no such view.
+    pub fn view(&self, crop: usize, image: usize) -> &[f32] {
+        let size = self.height * self.width * 3;
+        let batch_size = self.data.len() / (size * self.n_crops);
+        assert!(
+            crop < self.n_crops && image < batch_size,
+            "view ({crop}, {image}) of ({}, {batch_size})",
+            self.n_crops
+        );
+        &self.data[(crop * batch_size + image) * size..][..size]
+    }
+}
+
+/// An image that could not be used.
+#[derive(Debug)]
+pub struct BadImage {
+    /// Its index in the data set.
+    pub index: u32,
+    /// Why.
+    pub reason: SampleError,
+}
+
+/// One batch. When it is dropped, its memory goes back to the loader that made it.
+#[derive(Debug, Default)]
+pub struct MultiCropBatch {
+    /// The views, by size.
+    pub groups: Vec<CropGroup>,
+    /// The number of images.
+    pub batch_size: usize,
+    /// The images' indices in the data set; a bad image's place holds the index of its replacement.
+    pub indices: Vec<u32>,
+    /// The images' labels, where there are any.
+    pub labels: Vec<Option<u32>>,
+    /// Where this batch stands in the run.
+    pub position: Position,
+    /// Whether this is the last batch of its epoch.
+    pub ends_epoch: bool,
+    /// The images that could not be used, in the order of the batch; a replacement that failed too is among them.
+    pub bad: Vec<BadImage>,
+    pub(crate) home: Option<Sender<Buffers>>,
+}
+
+impl Drop for MultiCropBatch {
+    fn drop(&mut self) {
+        if let Some(home) = self.home.take() {
+            let buffers = Buffers {
+                groups: std::mem::take(&mut self.groups),
+                indices: std::mem::take(&mut self.indices),
+                labels: std::mem::take(&mut self.labels),
+            };
+            // A full or closed channel means that the loader has no more use for them.
+            let _ = home.try_send(buffers);
+        }
+    }
+}
+
+/// The memory of a batch that is out of use.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    pub groups: Vec<CropGroup>,
+    pub indices: Vec<u32>,
+    pub labels: Vec<Option<u32>>,
+}
+
+impl Buffers {
+    /// Gives the memory the shape of a batch; contents are whatever was there.
+    pub fn shape(&mut self, shapes: &[ViewShape], batch_size: usize) {
+        self.groups.resize_with(shapes.len(), CropGroup::default);
+        for (group, shape) in self.groups.iter_mut().zip(shapes) {
+            (group.n_crops, group.height, group.width) = (shape.n_crops, shape.height, shape.width);
+            group.data.resize(shape.n_crops * batch_size * shape.view_len(), 0.0);
+        }
+        self.labels.clear();
+        self.labels.resize(batch_size, None);
+    }
+
+    /// Removes the images that are not `kept` and closes the gaps.
+    pub fn compact(&mut self, kept: &[usize], batch_size: usize) {
+        for group in &mut self.groups {
+            let size = group.height * group.width * 3;
+            // Sources never lie before their targets, so going upwards overwrites nothing still needed.
+            for crop in 0..group.n_crops {
+                for (to, &from) in kept.iter().enumerate() {
+                    let from = (crop * batch_size + from) * size;
+                    group.data.copy_within(from..from + size, (crop * kept.len() + to) * size);
+                }
+            }
+            group.data.truncate(group.n_crops * kept.len() * size);
+        }
+        for (to, &from) in kept.iter().enumerate() {
+            self.indices[to] = self.indices[from];
+            self.labels[to] = self.labels[from];
+        }
+        self.indices.truncate(kept.len());
+        self.labels.truncate(kept.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compacting_keeps_every_crop_of_the_kept_images() {
+        let shapes =
+            [ViewShape { n_crops: 2, height: 1, width: 1 }, ViewShape { n_crops: 1, height: 2, width: 1 }];
+        let mut buffers = Buffers { indices: vec![10, 11, 12, 13], ..Buffers::default() };
+        buffers.shape(&shapes, 4);
+        for group in &mut buffers.groups {
+            let size = group.height * 3;
+            group.data.iter_mut().enumerate().for_each(|(at, value)| *value = (at / size) as f32);
+        }
+        buffers.compact(&[1, 3], 4);
+        let firsts =
+            |group: &CropGroup, size: usize| group.data.iter().step_by(size).copied().collect::<Vec<_>>();
+        assert_eq!(firsts(&buffers.groups[0], 3), [1.0, 3.0, 5.0, 7.0]);
+        assert_eq!(firsts(&buffers.groups[1], 6), [1.0, 3.0]);
+        assert_eq!((buffers.indices, buffers.labels.len()), (vec![11, 13], 2));
+    }
+}

@@ -1,0 +1,181 @@
+//! How to open a data set: everything but the augmentation and the loader.
+
+use std::{fmt, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{DataError, DecodeConfig, ShapesConfig};
+
+/// The layouts of data sets that [`crate::open`] understands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Format {
+    /// Told from the path and the first bytes.
+    #[default]
+    Auto,
+    /// A folder with a sub-folder for each class, searched recursively.
+    Classes,
+    /// A folder of images without labels, searched recursively.
+    Flat,
+    /// A text file with an image path a line, and optionally a label after a tab, a comma or a space.
+    List,
+    /// The IDX files of MNIST and its family, plain or gzipped.
+    Idx,
+    /// The binary version of CIFAR-10 or CIFAR-100.
+    Cifar,
+    /// Tar shards in the WebDataset convention.
+    Tar,
+    /// Parquet files as Hugging Face writes image data sets.
+    Parquet,
+    /// The built-in procedural images ([`crate::Shapes`]); the path is ignored.
+    Builtin,
+}
+
+impl Format {
+    pub(crate) const NAMES: &'static str = "classes, flat, list, idx, cifar, tar, parquet, builtin";
+}
+
+/// Which part of a data set to use.
+///
+/// Parts are told by the names of folders (`train/`, `val/`), files (`train-00000-of-00004.parquet`,
+/// `t10k-images-idx3-ubyte`, `test_batch.bin`) or, for layouts without parts, by [`DataConfig::holdout`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Split {
+    /// The part to learn from.
+    #[default]
+    Train,
+    /// The part to validate on; where there is none, the test part.
+    Val,
+    /// The part to test on; where there is none, the validation part.
+    Test,
+    /// Everything.
+    All,
+}
+
+impl Split {
+    /// The part that a file or folder belongs to by its name: its first word, where words end at anything but a
+    /// letter or a digit. `None` if that word says nothing.
+    ///
+    /// ```
+    /// use swav_data::Split;
+    /// assert_eq!(Split::of_name("train-00000-of-00004.parquet"), Some(Split::Train));
+    /// assert_eq!(Split::of_name("validation"), Some(Split::Val));
+    /// assert_eq!(Split::of_name("t10k-images-idx3-ubyte.gz"), Some(Split::Test));
+    /// assert_eq!(Split::of_name("trainers.tar"), None);
+    /// ```
+    pub fn of_name(name: &str) -> Option<Self> {
+        let word = name.split(|c: char| !c.is_ascii_alphanumeric()).next()?.to_ascii_lowercase();
+        match word.as_str() {
+            "train" | "training" => Some(Self::Train),
+            "val" | "valid" | "validation" | "dev" => Some(Self::Val),
+            "test" | "testing" | "t10k" => Some(Self::Test),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Val => "val",
+            Self::Test => "test",
+            Self::All => "all",
+        })
+    }
+}
+
+/// Everything [`crate::open`] can be told. All fields have defaults; unknown keys are refused.
+///
+/// ```
+/// use swav_data::{DataConfig, Format, Split};
+/// let config = DataConfig { format: Format::Flat, split: Split::Test, holdout: 0.1, ..DataConfig::default() };
+/// assert_eq!(config.label_column, None);
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Where the data lie: a folder, a file, several shards with braces (`shard-{000..099}.tar`), or `builtin`.
+    /// Default: `builtin`.
+    pub path: PathBuf,
+    /// The layout. Default: told from the path.
+    pub format: Format,
+    /// The part to use. Default: `train`.
+    pub split: Split,
+    /// For layouts without parts of their own: this share of the images, chosen by a hash of their names, is the
+    /// `test` (and `val`) split, and the rest is `train`. From 0 to 1. Default: 0, all images are `train`.
+    pub holdout: f64,
+    /// The memory for images kept decoded (for Parquet: half for row groups, half for decoded images), in MiB.
+    /// The first images that fit are kept; 0 keeps none. Default: 256.
+    pub cache_mib: usize,
+    /// File name endings that count as images in folders and shards, without the dot, in lower case.
+    pub extensions: Vec<String>,
+    /// Tar shards: the ending of the member that holds the label as a decimal number; with the ending `json`, an
+    /// object whose [`label_column`](Self::label_column) is the label. Default: `cls`.
+    pub label_extension: String,
+    /// Parquet: the column with the images. Default: the first of `image`, `img`, `jpg`, `png` that exists.
+    pub image_column: Option<String>,
+    /// Parquet: the column with the labels; CIFAR-100: `fine_label` or `coarse_label`. Default: the first of
+    /// `label`, `fine_label`, `labels`, `cls` that exists.
+    pub label_column: Option<String>,
+    /// How images are decoded.
+    pub decode: DecodeConfig,
+    /// The built-in images.
+    pub builtin: ShapesConfig,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        let extensions =
+            ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
+        Self {
+            path: PathBuf::from("builtin"),
+            format: Format::Auto,
+            split: Split::Train,
+            holdout: 0.0,
+            cache_mib: 256,
+            extensions: extensions.map(str::to_owned).to_vec(),
+            label_extension: "cls".to_owned(),
+            image_column: None,
+            label_column: None,
+            decode: DecodeConfig::default(),
+            builtin: ShapesConfig::default(),
+        }
+    }
+}
+
+impl DataConfig {
+    /// Checks the ranges of all values.
+    ///
+    /// # Errors
+    /// [`DataError::Config`] with the field, its range and the value.
+    pub fn check(&self) -> Result<(), DataError> {
+        if !(0.0..=1.0).contains(&self.holdout) {
+            return Err(DataError::Config {
+                field: "holdout",
+                expected: "a share from 0 to 1",
+                found: self.holdout.to_string(),
+            });
+        }
+        if let Some(wrong) =
+            self.extensions.iter().find(|e| e.is_empty() || e.starts_with('.') || **e != e.to_lowercase())
+        {
+            return Err(DataError::Config {
+                field: "extensions",
+                expected: "endings in lower case without the dot",
+                found: format!("{wrong:?}"),
+            });
+        }
+        self.decode.check()?;
+        self.builtin.check()
+    }
+
+    /// Whether a file name has one of the [`extensions`](Self::extensions), in any case of letters.
+    pub(crate) fn is_image_name(&self, name: &[u8]) -> bool {
+        let Some(dot) = name.iter().rposition(|&byte| byte == b'.') else { return false };
+        let ending = &name[dot + 1..];
+        self.extensions.iter().any(|extension| ending.eq_ignore_ascii_case(extension.as_bytes()))
+    }
+}

@@ -1,0 +1,246 @@
+//! What can go wrong: with a data set as a whole, with a single image, and while loading.
+
+use std::{io, path::PathBuf};
+
+/// A data set that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// The path does not exist.
+    #[error("{}: no such file or folder", path.display())]
+    Missing {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder being read.
+        path: PathBuf,
+        /// The reason it gave.
+        source: io::Error,
+    },
+    /// Nothing usable was found.
+    #[error("{}: found no images; expected {expected}", path.display())]
+    Empty {
+        /// The path searched.
+        path: PathBuf,
+        /// What would have counted as an image there.
+        expected: String,
+    },
+    /// The format could not be told from the path and its first bytes.
+    #[error(
+        "{}: cannot tell the data format ({found}); set `format` to one of {}",
+        path.display(),
+        crate::Format::NAMES
+    )]
+    UnknownFormat {
+        /// The path looked at.
+        path: PathBuf,
+        /// What was found there.
+        found: String,
+    },
+    /// A file contradicts its format.
+    #[error("{}: not a valid {format} file: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The format it was read as.
+        format: &'static str,
+        /// What was expected and what came.
+        reason: String,
+    },
+    /// The data set has no such split.
+    #[error("{}: no {split} split: {reason}", path.display())]
+    NoSplit {
+        /// The data set.
+        path: PathBuf,
+        /// The split asked for.
+        split: crate::Split,
+        /// What the data set has instead, and what to do.
+        reason: String,
+    },
+    /// A table lacks a column, or the column has another type.
+    #[error("{}: column `{column}`: expected {expected}, found {found}", path.display())]
+    Column {
+        /// The Parquet file.
+        path: PathBuf,
+        /// The column asked for.
+        column: String,
+        /// The types that are understood.
+        expected: &'static str,
+        /// What the file has.
+        found: String,
+    },
+    /// A value of the configuration is out of its range.
+    #[error("data setting `{field}`: expected {expected}, got {found}")]
+    Config {
+        /// The setting's name.
+        field: &'static str,
+        /// Its range.
+        expected: &'static str,
+        /// The value given.
+        found: String,
+    },
+    /// More images than 32-bit indices can count.
+    #[error("{}: more than {} images in one data set", path.display(), u32::MAX)]
+    TooMany {
+        /// The data set.
+        path: PathBuf,
+    },
+}
+
+/// One image that cannot be used. The loader replaces such images; see [`crate::LoaderConfig::max_bad_share`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SampleError {
+    /// The index is not below the data set's length.
+    #[error("index {index} in a data set of {len} images")]
+    OutOfRange {
+        /// The index asked for.
+        index: usize,
+        /// The number of images.
+        len: usize,
+    },
+    /// The file was there when the data set was opened and is gone.
+    #[error("the file has vanished")]
+    Vanished,
+    /// The file cannot be read.
+    #[error("cannot be read: {0}")]
+    Io(#[source] io::Error),
+    /// The image has more pixels than [`crate::DecodeConfig::max_pixels`]: refused before it is decoded.
+    #[error("{width}x{height} pixels are above the limit of {max_pixels} pixels (`max_pixels`)")]
+    TooLarge {
+        /// Width by the header.
+        width: u32,
+        /// Height by the header.
+        height: u32,
+        /// The limit.
+        max_pixels: u64,
+    },
+    /// The image has no pixels.
+    #[error("the image is empty ({width}x{height})")]
+    NoPixels {
+        /// Width by the header.
+        width: u32,
+        /// Height by the header.
+        height: u32,
+    },
+    /// The data ends before the image does.
+    #[error("truncated: {0}")]
+    Truncated(String),
+    /// The data are of no known image format, or use a feature that the decoder lacks.
+    #[error("unsupported: {0}")]
+    Unsupported(String),
+    /// The data contradict their format.
+    #[error("corrupt: {0}")]
+    Corrupt(String),
+    /// The decoder failed in a way it should not; the message is its own.
+    #[error("the decoder panicked: {0}")]
+    DecoderPanic(String),
+}
+
+impl SampleError {
+    /// A short word for the kind of error, to count by.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::OutOfRange { .. } => "out of range",
+            Self::Vanished => "vanished",
+            Self::Io(_) => "unreadable",
+            Self::TooLarge { .. } => "too large",
+            Self::NoPixels { .. } => "no pixels",
+            Self::Truncated(_) => "truncated",
+            Self::Unsupported(_) => "unsupported",
+            Self::Corrupt(_) => "corrupt",
+            Self::DecoderPanic(_) => "decoder panic",
+        }
+    }
+}
+
+impl From<io::Error> for SampleError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Vanished,
+            io::ErrorKind::UnexpectedEof => Self::Truncated(error.to_string()),
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// A loader that cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoaderError {
+    /// A value of the configuration is out of its range.
+    #[error("loader setting `{field}`: expected {expected}, got {found}")]
+    Config {
+        /// The setting's name.
+        field: &'static str,
+        /// Its range.
+        expected: &'static str,
+        /// The value given.
+        found: String,
+    },
+    /// Not one whole batch can be made.
+    #[error(
+        "{images} images do not fill one batch of {batch_size} on each of {world_size} processes; \
+         make the batch smaller or set `drop_last = false`"
+    )]
+    TooFewImages {
+        /// Images in the data set.
+        images: usize,
+        /// Images a batch and process.
+        batch_size: usize,
+        /// Number of processes.
+        world_size: usize,
+    },
+    /// The position to resume at is behind the last batch of its epoch.
+    #[error("cannot resume at batch {batch}: an epoch has {batches} batches with these settings")]
+    Position {
+        /// The batch asked for.
+        batch: usize,
+        /// Batches in an epoch.
+        batches: usize,
+    },
+    /// Too many images cannot be used.
+    #[error(
+        "{bad} of {images} images cannot be used, above the allowed share of {max_share} (`max_bad_share`); \
+         the last one: {name}: {reason}"
+    )]
+    TooManyBad {
+        /// Different images found unusable so far.
+        bad: usize,
+        /// Images in the data set.
+        images: usize,
+        /// The configured share.
+        max_share: f64,
+        /// The last bad image.
+        name: String,
+        /// Why it is bad.
+        reason: String,
+    },
+    /// A run of neighbours is unusable, so that no replacement was found.
+    #[error("no usable image among {tried} from {name} on; the last reason: {reason}")]
+    NoReplacement {
+        /// How many were tried.
+        tried: usize,
+        /// The image asked for.
+        name: String,
+        /// Why the last one tried is bad.
+        reason: String,
+    },
+    /// The views could not be made from a good image.
+    #[error("{name}: cannot make the views: {reason}")]
+    Views {
+        /// The image.
+        name: String,
+        /// The message of the views' maker.
+        reason: String,
+    },
+    /// Worker threads could not be started.
+    #[error("cannot start loader threads: {0}")]
+    Threads(String),
+    /// A loader thread ended without a word, which is an error in the data set or the views (a panic).
+    #[error("a loader thread died; its panic message is above")]
+    Died,
+}

@@ -1,0 +1,148 @@
+//! Tells a truncated JPEG from a whole one. Decoders that are lenient fill the missing part with grey, which
+//! would train a network on grey; the reference's image library refuses such files, and so do we.
+
+use std::fmt;
+
+/// Why a byte string is not a whole JPEG.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JpegFault {
+    /// The data end before the end-of-image marker.
+    Truncated {
+        /// Bytes present.
+        bytes: usize,
+    },
+    /// A segment has an impossible length or a marker stands where none may.
+    Corrupt {
+        /// Where.
+        offset: usize,
+    },
+}
+
+impl fmt::Display for JpegFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Truncated { bytes } => {
+                write!(f, "the JPEG has no end-of-image marker in its {bytes} bytes")
+            }
+            Self::Corrupt { offset } => write!(f, "broken JPEG segment at byte {offset}"),
+        }
+    }
+}
+
+/// Walks the segments of a JPEG (ITU-T T.81, annex B) up to its end-of-image marker and says where that ends.
+///
+/// Entropy-coded data are only searched for markers, so the cost is that of one pass over the bytes. Whatever
+/// follows the end marker is not looked at: cameras append previews.
+///
+/// # Errors
+/// [`JpegFault::Truncated`] if the data end first, [`JpegFault::Corrupt`] if the segments make no sense.
+pub fn jpeg_end(data: &[u8]) -> Result<usize, JpegFault> {
+    let truncated = JpegFault::Truncated { bytes: data.len() };
+    if data.len() < 2 {
+        return Err(truncated);
+    }
+    if data[..2] != [0xff, 0xd8] {
+        return Err(JpegFault::Corrupt { offset: 0 });
+    }
+    let mut at = 2;
+    loop {
+        // A marker is 0xff, any number of fill bytes 0xff, then its code.
+        if *data.get(at).ok_or(truncated)? != 0xff {
+            // Lenient like every decoder: stray bytes between segments are passed over.
+            at = next_marker(data, at).ok_or(truncated)?;
+        }
+        while *data.get(at).ok_or(truncated)? == 0xff {
+            at += 1;
+        }
+        let code = data[at];
+        at += 1;
+        match code {
+            0xd9 => return Ok(at),
+            // Standalone: stuffed zero, TEM, restart, start of image.
+            0x00 | 0x01 | 0xd0..=0xd8 => {}
+            _ => {
+                let length = data.get(at..at + 2).ok_or(truncated)?;
+                let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+                if length < 2 {
+                    return Err(JpegFault::Corrupt { offset: at });
+                }
+                at += length;
+                if code == 0xda {
+                    at = next_marker(data, at).ok_or(truncated)?;
+                }
+            }
+        }
+    }
+}
+
+/// The first 0xff at or after `from` that starts a marker other than a restart; `None` if the data end first.
+fn next_marker(data: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    loop {
+        at += data.get(at..)?.iter().position(|&byte| byte == 0xff)?;
+        match *data.get(at + 1)? {
+            0x00 | 0xd0..=0xd7 => at += 2,
+            // A fill byte: the next 0xff may start the marker.
+            0xff => at += 1,
+            _ => return Some(at),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample() -> Vec<u8> {
+        let image = image::RgbImage::from_fn(37, 29, |x, y| image::Rgb([(x * 7) as u8, (y * 9) as u8, 200]));
+        let mut bytes = Vec::new();
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 90).encode_image(&image).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_whole_file_ends_at_its_last_byte_whatever_follows() {
+        let mut bytes = sample();
+        let length = bytes.len();
+        assert_eq!(jpeg_end(&bytes), Ok(length));
+        bytes.extend_from_slice(&[1, 2, 3, 0xff, 0xd8]);
+        assert_eq!(jpeg_end(&bytes), Ok(length));
+    }
+
+    #[test]
+    fn every_proper_prefix_is_truncated() {
+        let bytes = sample();
+        for length in 0..bytes.len() {
+            assert_eq!(jpeg_end(&bytes[..length]), Err(JpegFault::Truncated { bytes: length }));
+        }
+    }
+
+    #[test]
+    fn an_end_marker_inside_a_thumbnail_does_not_count() {
+        let bytes = sample();
+        let mut with_thumbnail = vec![0xff, 0xd8, 0xff, 0xe1];
+        with_thumbnail.extend_from_slice(&(bytes.len() as u16 + 2).to_be_bytes());
+        with_thumbnail.extend_from_slice(&bytes);
+        with_thumbnail.extend_from_slice(&bytes[2..bytes.len() / 2]);
+        assert!(matches!(jpeg_end(&with_thumbnail), Err(JpegFault::Truncated { .. })));
+    }
+
+    #[test]
+    fn an_impossible_length_is_corrupt() {
+        assert_eq!(jpeg_end(&[0xff, 0xd8, 0xff, 0xe0, 0, 1, 9, 9]), Err(JpegFault::Corrupt { offset: 4 }));
+        assert_eq!(jpeg_end(b"GIF89a"), Err(JpegFault::Corrupt { offset: 0 }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_an_answer(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), start in any::<bool>()) {
+            if start {
+                bytes.splice(0..0, [0xff, 0xd8]);
+            }
+            if let Ok(end) = jpeg_end(&bytes) {
+                prop_assert!(end <= bytes.len() && bytes[end - 1] == 0xd9);
+            }
+        }
+    }
+}

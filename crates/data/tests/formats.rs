@@ -1,0 +1,339 @@
+//! Binary layouts: IDX, CIFAR, tar shards, Parquet; and telling them apart.
+
+mod common;
+
+use std::{fs, path::Path, sync::Arc};
+
+use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray};
+use arrow_schema::{DataType, Field, Fields, Schema};
+use common::{gzip, idx, jpeg, picture, png, put, tar_of};
+use swav_data::{DataConfig, DataError, Dataset, Format, SampleError, Shards, Split, open};
+use tempfile::tempdir;
+
+fn labels(data: &dyn Dataset) -> Vec<Option<u32>> {
+    (0..data.len()).map(|index| data.label(index)).collect()
+}
+
+fn of(path: &Path, split: Split) -> Result<Arc<dyn Dataset>, DataError> {
+    open(path, &DataConfig { split, ..DataConfig::default() })
+}
+
+fn malformed(result: Result<Arc<dyn Dataset>, DataError>) -> String {
+    match result {
+        Err(DataError::Malformed { reason, .. }) => reason,
+        Err(other) => panic!("expected a malformed file, got {other}"),
+        Ok(data) => panic!("opened {}", data.describe()),
+    }
+}
+
+#[test]
+fn idx_reads_plain_and_gzipped_files_by_split() {
+    let root = tempdir().unwrap();
+    let pixels: Vec<u8> = (0..2 * 3 * 4).collect();
+    put(root.path().join("train-images-idx3-ubyte"), idx(&[2, 3, 4], &pixels));
+    put(root.path().join("train-labels-idx1-ubyte.gz"), gzip(&idx(&[2], &[7, 1])));
+    put(root.path().join("t10k-images-idx3-ubyte.gz"), gzip(&idx(&[1, 3, 4], &pixels[..12])));
+    put(root.path().join("t10k-labels-idx1-ubyte.gz"), gzip(&idx(&[1], &[3])));
+    let train = of(root.path(), Split::Train).unwrap();
+    assert_eq!(labels(&*train), [Some(7), Some(1)]);
+    let image = train.image(1).unwrap();
+    assert_eq!((image.width(), image.height(), image.data()), (4, 3, &pixels[12..]));
+    assert_eq!(labels(&*of(root.path(), Split::Test).unwrap()), [Some(3)]);
+    assert_eq!(labels(&*of(root.path(), Split::All).unwrap()).len(), 3);
+    let file = open(root.path().join("t10k-images-idx3-ubyte.gz"), &DataConfig::default()).unwrap();
+    assert_eq!((file.len(), file.label(0)), (1, Some(3)));
+    assert_ne!(file.fingerprint(), train.fingerprint());
+}
+
+#[test]
+fn broken_idx_files_say_what_is_wrong() {
+    let root = tempdir().unwrap();
+    let images = root.path().join("train-images-idx3-ubyte");
+    let open_with = |bytes: Vec<u8>| {
+        put(&images, bytes);
+        of(root.path(), Split::Train)
+    };
+    assert!(malformed(open_with(idx(&[2, 3, 4], &[0; 23]))).contains("truncated"));
+    assert!(malformed(open_with(idx(&[2, 3, 4], &[0; 25]))).contains("more data"));
+    assert!(malformed(open_with(idx(&[u32::MAX, u32::MAX, u32::MAX], &[0; 9]))).contains("memory"));
+    assert!(malformed(open_with(idx(&[4_000_000, 28, 28], &[0; 9]))).contains("truncated"));
+    assert!(malformed(open_with(idx(&[0, 28, 28], &[]))).contains("no pixels"));
+    assert!(malformed(open_with(idx(&[4], &[0; 4]))).contains("shape"));
+    assert!(malformed(open_with(vec![0, 0, 13, 3])).contains("unsigned bytes"));
+    assert!(malformed(open_with(vec![0, 0])).contains("truncated"));
+    let zipped = gzip(&idx(&[2, 3, 4], &[0; 24]));
+    assert!(open_with(zipped[..zipped.len() / 2].to_vec()).is_err());
+    put(root.path().join("train-labels-idx1-ubyte"), idx(&[3], &[0; 3]));
+    assert!(malformed(open_with(idx(&[2, 3, 4], &[0; 24]))).contains("one label for each"));
+    assert!(matches!(of(root.path(), Split::Test), Err(DataError::NoSplit { split: Split::Test, .. })));
+}
+
+/// CIFAR records: every image has one colour, (label, 100, 200).
+fn cifar(label_bytes: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for labels in label_bytes {
+        bytes.extend(*labels);
+        [*labels.last().unwrap(), 100, 200].iter().for_each(|&value| bytes.extend([value; 1024]));
+    }
+    bytes
+}
+
+#[test]
+fn cifar_10_and_100_are_told_apart() {
+    let root = tempdir().unwrap();
+    put(root.path().join("data_batch_1.bin"), cifar(&[&[3], &[9]]));
+    put(root.path().join("data_batch_2.bin"), cifar(&[&[0]]));
+    put(root.path().join("test_batch.bin"), cifar(&[&[5]]));
+    put(root.path().join("batches.meta.txt"), "airplane\nautomobile\n\n");
+    let train = of(root.path(), Split::Train).unwrap();
+    assert_eq!(labels(&*train), [Some(3), Some(9), Some(0)]);
+    assert_eq!(train.class_names(), ["airplane", "automobile"]);
+    let image = train.image(1).unwrap();
+    assert_eq!(
+        (image.width(), image.height(), &image.data()[..6]),
+        (32, 32, &[9, 100, 200, 9, 100, 200][..])
+    );
+    assert_eq!(labels(&*of(root.path(), Split::Test).unwrap()), [Some(5)]);
+
+    let hundred = tempdir().unwrap();
+    put(hundred.path().join("train.bin"), cifar(&[&[19, 99], &[0, 50]]));
+    assert_eq!(labels(&*of(hundred.path(), Split::Train).unwrap()), [Some(99), Some(50)]);
+    let coarse = DataConfig { label_column: Some("coarse_label".to_owned()), ..DataConfig::default() };
+    assert_eq!(labels(&*open(hundred.path(), &coarse).unwrap()), [Some(19), Some(0)]);
+    let wrong = DataConfig { label_column: Some("colour".to_owned()), ..DataConfig::default() };
+    assert!(matches!(open(hundred.path(), &wrong), Err(DataError::Config { field: "label_column", .. })));
+    assert!(matches!(of(hundred.path(), Split::Test), Err(DataError::NoSplit { .. })));
+
+    put(hundred.path().join("train.bin"), &cifar(&[&[19, 99]])[1..]);
+    assert!(malformed(of(hundred.path(), Split::Train)).contains("found"));
+    put(hundred.path().join("train.bin"), cifar(&[&[10]]));
+    assert!(malformed(of(hundred.path(), Split::Train)).contains("below 10"));
+}
+
+fn shard(from: u32, to: u32) -> Vec<u8> {
+    let members: Vec<_> = (from..to)
+        .flat_map(|id| {
+            [
+                (format!("set/{id:04}.cls"), format!("{}\n", id % 5).into_bytes()),
+                (format!("set/{id:04}.png"), png(&picture(6, 5, id))),
+            ]
+        })
+        .collect();
+    tar_of(&members)
+}
+
+#[test]
+fn shards_are_read_in_place_with_labels_and_blocks() {
+    let root = tempdir().unwrap();
+    put(root.path().join("s-000.tar"), shard(0, 3));
+    put(root.path().join("s-001.tar"), shard(3, 7));
+    let data = open(root.path(), &DataConfig::default()).unwrap();
+    assert_eq!(labels(&*data), (0..7).map(|id| Some(id % 5)).collect::<Vec<_>>());
+    assert_eq!(data.blocks(), Some(vec![0..3, 3..7]));
+    assert_eq!(data.name(4), "s-001.tar/set/0004");
+    for id in [6, 0, 3] {
+        assert_eq!(data.image(id as usize).unwrap().data(), picture(6, 5, id).as_raw().as_slice());
+    }
+    let braces = root.path().join("s-{000..001}.tar");
+    assert_eq!(open(&braces, &DataConfig::default()).unwrap().fingerprint(), data.fingerprint());
+    assert_eq!(open(root.path().join("s-001.tar"), &DataConfig::default()).unwrap().len(), 4);
+    let missing = root.path().join("s-{000..002}.tar");
+    assert!(matches!(open(missing, &DataConfig::default()), Err(DataError::Missing { .. })));
+    fs::remove_file(root.path().join("s-000.tar")).unwrap();
+    assert!(matches!(data.image(1), Err(SampleError::Vanished)));
+}
+
+#[test]
+fn shards_choose_splits_by_name_and_images_by_their_whole_ending() {
+    let root = tempdir().unwrap();
+    let members = |id: u32| {
+        [
+            ("json", format!("{{\"label\": {id}}}").into_bytes()),
+            ("seg.png", b"not the image".to_vec()),
+            ("png", png(&picture(6, 5, id))),
+        ]
+        .map(|(ending, data)| (format!("{id}.{ending}"), data))
+        .to_vec()
+    };
+    put(root.path().join("train-0.tar"), tar_of(&members(1)));
+    put(
+        root.path().join("val-0.tar"),
+        tar_of(&[members(2), vec![("lonely.json".to_owned(), b"{}".to_vec())]].concat()),
+    );
+    let config = |split| DataConfig { split, label_extension: "json".to_owned(), ..DataConfig::default() };
+    let val = open(root.path(), &config(Split::Test)).unwrap();
+    assert_eq!((val.len(), val.label(0)), (1, Some(2)));
+    assert_eq!(val.image(0).unwrap().data(), picture(6, 5, 2).as_raw().as_slice());
+    assert_eq!(labels(&*open(root.path(), &config(Split::Train)).unwrap()), [Some(1)]);
+    assert_eq!(open(root.path(), &config(Split::All)).unwrap().len(), 2);
+}
+
+#[test]
+fn damaged_shards_cost_their_damaged_members() {
+    let root = tempdir().unwrap();
+    let path = root.path().join("s.tar");
+    let good = shard(0, 6);
+    let mut bytes = good.clone();
+    let position = bytes.windows(12).position(|window| window == b"set/0002.png").unwrap();
+    bytes[position + 1] ^= 0x40;
+    put(&path, &bytes);
+    let shards = Shards::open(vec![path.clone()], &DataConfig::default()).unwrap();
+    assert_eq!((shards.len(), shards.n_corrupt()), (5, 1));
+    assert!((0..5).all(|index| shards.image(index).is_ok()));
+    put(&path, &good[..good.len() - 1600]);
+    assert_eq!(Shards::open(vec![path.clone()], &DataConfig::default()).unwrap().len(), 5);
+
+    put(&path, gzip(&good));
+    assert!(malformed(open(&path, &DataConfig::default())).contains("gzip"));
+    put(
+        &path,
+        tar_of(&[("a.cls".to_owned(), b"cat".to_vec()), ("a.png".to_owned(), png(&picture(2, 2, 0)))]),
+    );
+    assert!(malformed(open(&path, &DataConfig::default())).contains("decimal number"));
+    put(&path, tar_of(&[("readme.txt".to_owned(), b"hello".to_vec())]));
+    assert!(matches!(open(&path, &DataConfig::default()), Err(DataError::Empty { .. })));
+}
+
+/// A Parquet file as Hugging Face writes it, with two rows in a group.
+fn parquet_file(
+    path: &Path,
+    images: &[Option<Vec<u8>>],
+    labels: ArrayRef,
+    names: [&str; 2],
+    features: Option<&str>,
+) {
+    let paths = StringArray::from((0..images.len()).map(|id| Some(format!("{id}.png"))).collect::<Vec<_>>());
+    let bytes = BinaryArray::from(images.iter().map(Option::as_deref).collect::<Vec<_>>());
+    let fields = Fields::from(vec![
+        Field::new("bytes", DataType::Binary, true),
+        Field::new("path", DataType::Utf8, true),
+    ]);
+    let image = StructArray::new(fields.clone(), vec![Arc::new(bytes), Arc::new(paths)], None);
+    let mut schema = Schema::new(vec![
+        Field::new(names[0], DataType::Struct(fields), true),
+        Field::new(names[1], labels.data_type().clone(), true),
+    ]);
+    if let Some(features) = features {
+        schema.metadata.insert("huggingface".to_owned(), features.to_owned());
+    }
+    let schema = Arc::new(schema);
+    let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(image), labels]).unwrap();
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let properties = parquet::file::properties::WriterProperties::builder()
+        .set_compression(parquet::basic::Compression::SNAPPY)
+        .set_max_row_group_row_count(Some(2))
+        .build();
+    let mut writer =
+        parquet::arrow::ArrowWriter::try_new(fs::File::create(path).unwrap(), schema, Some(properties))
+            .unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+fn pictures(from: u32, to: u32) -> Vec<Option<Vec<u8>>> {
+    (from..to).map(|id| Some(png(&picture(5, 4, id)))).collect()
+}
+
+#[test]
+fn parquet_reads_images_labels_and_class_names() {
+    let root = tempdir().unwrap();
+    let features = r#"{"info":{"features":{"label":{"names":["ant","bee"],"_type":"ClassLabel"}}}}"#;
+    let ints = |values: &[i64]| Arc::new(Int64Array::from(values.to_vec())) as ArrayRef;
+    let file = |name: &str| root.path().join("data").join(name);
+    parquet_file(
+        &file("train-00000-of-00002.parquet"),
+        &pictures(0, 5),
+        ints(&[0, 1, 0, 1, -1]),
+        ["image", "label"],
+        Some(features),
+    );
+    parquet_file(
+        &file("train-00001-of-00002.parquet"),
+        &pictures(5, 8),
+        ints(&[1, 1, 0]),
+        ["image", "label"],
+        Some(features),
+    );
+    parquet_file(
+        &file("test-00000-of-00001.parquet"),
+        &pictures(8, 9),
+        ints(&[1]),
+        ["image", "label"],
+        Some(features),
+    );
+    for cache_mib in [0, 64] {
+        let data = open(root.path(), &DataConfig { cache_mib, ..DataConfig::default() }).unwrap();
+        assert_eq!(labels(&*data), [Some(0), Some(1), Some(0), Some(1), None, Some(1), Some(1), Some(0)]);
+        assert_eq!(data.class_names(), ["ant", "bee"]);
+        assert_eq!(data.blocks(), Some(vec![0..2, 2..4, 4..5, 5..7, 7..8]));
+        assert_eq!(data.name(6), "train-00001-of-00002.parquet[1]");
+        for id in [7, 0, 4, 5, 0] {
+            assert_eq!(data.image(id as usize).unwrap().data(), picture(5, 4, id).as_raw().as_slice());
+        }
+        assert!(matches!(data.image(8), Err(SampleError::OutOfRange { index: 8, len: 8 })));
+    }
+    assert_eq!(of(root.path(), Split::Test).unwrap().len(), 1);
+    assert!(matches!(of(root.path(), Split::All).unwrap().len(), 9));
+}
+
+#[test]
+fn parquet_columns_are_named_by_config_and_checked() {
+    let root = tempdir().unwrap();
+    let path = root.path().join("x.parquet");
+    let words = Arc::new(StringArray::from(vec![Some("owl"), Some("ant"), None])) as ArrayRef;
+    put(root.path().join("1.png"), png(&picture(9, 9, 1)));
+    let mut images = pictures(0, 3);
+    (images[1], images[2]) = (None, Some(b"rubbish".to_vec()));
+    parquet_file(&path, &images, words, ["photo", "species"], None);
+    let config = |image: &str, label: &str| DataConfig {
+        image_column: Some(image.to_owned()),
+        label_column: Some(label.to_owned()),
+        ..DataConfig::default()
+    };
+    let data = open(&path, &config("photo", "species")).unwrap();
+    assert_eq!(labels(&*data), [Some(1), Some(0), None]);
+    assert_eq!(data.class_names(), ["ant", "owl"]);
+    assert_eq!(data.image(1).unwrap().width(), 9, "a row without bytes is read from its path");
+    assert!(matches!(data.image(2), Err(SampleError::Unsupported(_))));
+    let found = |result: Result<Arc<dyn Dataset>, DataError>| match result {
+        Err(DataError::Column { column, found, .. }) => (column, found),
+        other => panic!("expected a column error, got {:?}", other.map(|data| data.describe())),
+    };
+    assert_eq!(found(open(&path, &DataConfig::default())).0, "image");
+    assert_eq!(found(open(&path, &config("photo", "genus"))).0, "genus");
+    assert!(found(open(&path, &config("species", "species"))).1.contains("Utf8"));
+    put(&path, b"PAR1 and nothing else");
+    assert!(malformed(open(&path, &DataConfig::default())).to_lowercase().contains("parquet"));
+}
+
+#[test]
+fn a_parquet_file_that_vanishes_costs_its_images() {
+    let root = tempdir().unwrap();
+    let ints = Arc::new(Int64Array::from(vec![0, 1])) as ArrayRef;
+    parquet_file(&root.path().join("a.parquet"), &pictures(0, 2), ints.clone(), ["image", "label"], None);
+    parquet_file(&root.path().join("b.parquet"), &pictures(2, 4), ints, ["image", "label"], None);
+    let data = open(root.path(), &DataConfig { cache_mib: 0, ..DataConfig::default() }).unwrap();
+    fs::remove_file(root.path().join("b.parquet")).unwrap();
+    assert!(matches!(data.image(3), Err(SampleError::Vanished)));
+    assert!(data.image(1).is_ok());
+}
+
+#[test]
+fn formats_are_told_by_content_and_can_be_overridden() {
+    let root = tempdir().unwrap();
+    put(root.path().join("shard"), shard(0, 2));
+    assert_eq!(open(root.path().join("shard"), &DataConfig::default()).unwrap().len(), 2);
+    put(root.path().join("digits"), idx(&[1, 2, 2], &[1, 2, 3, 4]));
+    assert_eq!(
+        open(root.path().join("digits"), &DataConfig::default()).unwrap().image(0).unwrap().data(),
+        [1, 2, 3, 4]
+    );
+    let as_idx = DataConfig { format: Format::Idx, ..DataConfig::default() };
+    assert!(malformed(open(root.path().join("shard"), &as_idx)).contains("start"));
+    let as_list = DataConfig { format: Format::List, ..DataConfig::default() };
+    put(root.path().join("list"), "one.jpg\n");
+    put(root.path().join("one.jpg"), jpeg(&picture(7, 7, 0)));
+    assert_eq!(open(root.path().join("list"), &as_list).unwrap().image(0).unwrap().width(), 7);
+    let builtin = DataConfig { format: Format::Builtin, ..DataConfig::default() };
+    assert_eq!(open("anything", &builtin).unwrap().len(), 6000);
+}

@@ -1,0 +1,425 @@
+//! The loader: order, bits, resumption, bad images, memory.
+
+mod common;
+
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use common::{jpeg, picture, put};
+use swav_augment::{
+    CenterCrop, Channels, CropConfig, EvalView, Image, ImageView, MultiCrop, MultiCropConfig, Normalize,
+    Preset, Scratch,
+};
+use swav_data::{
+    DataConfig, Dataset, Loader, LoaderConfig, LoaderError, MultiCropBatch, OnBad, Position, SampleError,
+    Shapes, ShapesConfig, Shuffle, Split, ViewKey, ViewShape, Views, open,
+};
+
+fn shapes(n_train: usize) -> Arc<dyn Dataset> {
+    let config = ShapesConfig { n_train, size: 24, ..ShapesConfig::default() };
+    Arc::new(Shapes::new(&config, Split::Train).unwrap())
+}
+
+fn recipe() -> MultiCrop {
+    let crop = |size, n_crops, min_scale, max_scale| CropConfig {
+        size,
+        n_crops,
+        min_scale,
+        max_scale,
+        min_ratio: 0.75,
+        max_ratio: 1.33,
+    };
+    let crops = Some(vec![crop(16, 2, 0.3, 1.0), crop(8, 3, 0.1, 0.3)]);
+    MultiCropConfig { preset: Preset::Swav, crops, ..MultiCropConfig::default() }.check().unwrap()
+}
+
+fn config(n_workers: usize) -> LoaderConfig {
+    LoaderConfig { n_workers, batch_size: 8, seed: 5, n_epochs: Some(2), ..LoaderConfig::default() }
+}
+
+fn start(data: &Arc<dyn Dataset>, config: &LoaderConfig, position: Position) -> Loader {
+    Loader::new(data.clone(), Arc::new(recipe()), config, position).unwrap()
+}
+
+/// Everything of a batch that must repeat, floats by their bits.
+type Print = (Position, bool, Vec<u32>, Vec<Option<u32>>, Vec<Vec<u32>>);
+
+fn print(batch: &MultiCropBatch) -> Print {
+    let bits =
+        batch.groups.iter().map(|group| group.data.iter().map(|value| value.to_bits()).collect()).collect();
+    (batch.position, batch.ends_epoch, batch.indices.clone(), batch.labels.clone(), bits)
+}
+
+fn run(loader: Loader) -> Vec<Print> {
+    loader.map(|batch| print(&batch.unwrap())).collect()
+}
+
+#[test]
+fn any_number_of_workers_and_any_queue_give_the_same_bits() {
+    let data = shapes(50);
+    let whole = run(start(&data, &config(1), Position::default()));
+    assert_eq!(whole.len(), 12);
+    assert_ne!(whole[0].2, whole[6].2, "epochs differ in their order");
+    for (n_workers, queue_batches) in [(2, 1), (5, 2), (3, 7)] {
+        let config = LoaderConfig { queue_batches, ..config(n_workers) };
+        assert!(run(start(&data, &config, Position::default())) == whole, "{n_workers} workers");
+    }
+}
+
+#[test]
+fn resuming_anywhere_continues_bit_for_bit() {
+    let data = shapes(50);
+    let whole = run(start(&data, &config(2), Position::default()));
+    for stop in 0..=whole.len() {
+        let mut first = start(&data, &config(2), Position::default());
+        for _ in 0..stop {
+            first.next_batch().unwrap();
+        }
+        let position = first.position();
+        drop(first);
+        let rest = run(start(&data, &config(3), position));
+        assert!(rest == whole[stop..], "resumed at {position:?}");
+    }
+    let saved = toml::to_string(&Position { epoch: 3, batch: 7 }).unwrap();
+    assert_eq!(toml::from_str::<Position>(&saved).unwrap(), Position { epoch: 3, batch: 7 });
+}
+
+#[test]
+fn batches_hold_the_views_crop_by_crop() {
+    let data = shapes(20);
+    let mut loader = start(&data, &config(2), Position::default());
+    let batch = loader.next_batch().unwrap().unwrap();
+    let recipe = recipe();
+    let mut scratch = Scratch::default();
+    let mut first_crop = 0;
+    for group in &batch.groups {
+        assert_eq!(group.data.len(), group.n_crops * 8 * group.height * group.width * 3);
+        for crop in 0..group.n_crops {
+            for (at, &index) in batch.indices.iter().enumerate() {
+                let mut expected = vec![0.0; group.height * group.width * 3];
+                let key = swav_augment::CropKey {
+                    seed: 5,
+                    epoch: 0,
+                    sample: index.into(),
+                    crop: first_crop + crop as u64,
+                };
+                let image = data.image(index as usize).unwrap();
+                recipe.fill(image.view(), key, &mut expected, &mut scratch).unwrap();
+                assert_eq!(group.view(crop, at), expected);
+            }
+        }
+        first_crop += group.n_crops as u64;
+    }
+    let labels: Vec<_> = batch.indices.iter().map(|&index| data.label(index as usize)).collect();
+    assert_eq!(batch.labels, labels);
+}
+
+#[test]
+fn processes_share_each_global_batch() {
+    let data = shapes(50);
+    let one = run(start(&data, &config(1), Position::default()));
+    let part = |rank| LoaderConfig { batch_size: 4, rank, world_size: 2, ..config(2) };
+    let (a, b) =
+        (run(start(&data, &part(0), Position::default())), run(start(&data, &part(1), Position::default())));
+    assert_eq!((a.len(), b.len()), (one.len(), one.len()));
+    for ((whole, a), b) in one.iter().zip(&a).zip(&b) {
+        assert_eq!(whole.2, [a.2.clone(), b.2.clone()].concat());
+        let crop = 16 * 16 * 3;
+        assert_eq!(
+            whole.4[0][..4 * crop],
+            a.4[0][..4 * crop],
+            "views do not depend on the number of processes"
+        );
+    }
+}
+
+#[test]
+fn the_last_batch_is_dropped_or_smaller() {
+    let data = shapes(20);
+    let sizes = |drop_last| {
+        let config = LoaderConfig { drop_last, ..config(2) };
+        run(start(&data, &config, Position::default()))
+            .iter()
+            .map(|batch| (batch.2.len(), batch.1))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(true), [(8, false), (8, true), (8, false), (8, true)]);
+    assert_eq!(sizes(false), [(8, false), (8, false), (4, true), (8, false), (8, false), (4, true)]);
+}
+
+#[test]
+fn an_evaluation_reads_everything_once_in_order() {
+    let data = shapes(21);
+    let view = EvalView::new(CenterCrop { resize: 24, size: 20 }, Normalize::default()).unwrap();
+    let config = LoaderConfig { n_workers: 2, ..LoaderConfig::evaluation(8) };
+    let batches: Vec<_> = Loader::new(data.clone(), Arc::new(view), &config, Position::default())
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let indices: Vec<_> = batches.iter().flat_map(|batch| batch.indices.clone()).collect();
+    assert_eq!(indices, (0..21).collect::<Vec<_>>());
+    assert_eq!(batches[2].groups[0].data.len(), 5 * 20 * 20 * 3);
+    let mut expected = vec![0.0; 20 * 20 * 3];
+    view.fill(data.image(17).unwrap().view(), &mut expected, &mut Scratch::default()).unwrap();
+    assert_eq!(batches[2].groups[0].view(0, 1), expected);
+}
+
+/// Images of one value each; those in `bad` fail.
+struct Plain {
+    len: usize,
+    bad: Vec<usize>,
+    reads: AtomicUsize,
+}
+
+impl Plain {
+    fn new(len: usize, bad: impl IntoIterator<Item = usize>) -> Arc<Self> {
+        Arc::new(Self { len, bad: bad.into_iter().collect(), reads: AtomicUsize::new(0) })
+    }
+}
+
+impl Dataset for Plain {
+    fn len(&self) -> usize {
+        self.len
+    }
+    fn image(&self, index: usize) -> Result<Arc<Image>, SampleError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        if self.bad.contains(&index) {
+            return Err(SampleError::Truncated("cut".to_owned()));
+        }
+        Ok(Arc::new(Image::new(2, 2, Channels::Grey, vec![index as u8; 4]).unwrap()))
+    }
+    fn label(&self, index: usize) -> Option<u32> {
+        Some(index as u32)
+    }
+}
+
+/// Writes the image's value and the sample number of the key.
+struct Probe;
+
+impl Views for Probe {
+    fn shapes(&self) -> Vec<ViewShape> {
+        vec![ViewShape { n_crops: 2, height: 1, width: 1 }]
+    }
+    fn write(
+        &self,
+        image: ImageView<'_>,
+        key: ViewKey,
+        views: &mut [&mut [f32]],
+        _: &mut Scratch,
+    ) -> Result<(), String> {
+        if image.data()[0] == 255 {
+            return Err("no views of white".to_owned());
+        }
+        for (crop, view) in views.iter_mut().enumerate() {
+            view.copy_from_slice(&[f32::from(image.data()[0]), key.sample as f32, crop as f32]);
+        }
+        Ok(())
+    }
+}
+
+fn probe(data: Arc<dyn Dataset>, config: &LoaderConfig) -> Loader {
+    Loader::new(data, Arc::new(Probe), config, Position::default()).unwrap()
+}
+
+#[test]
+fn bad_images_are_counted_and_replaced_by_the_next_good_one() {
+    let data = Plain::new(40, [3, 4, 39]);
+    let config = LoaderConfig {
+        shuffle: Shuffle::None,
+        batch_size: 10,
+        n_epochs: Some(2),
+        n_workers: 3,
+        ..LoaderConfig::default()
+    };
+    let mut loader = probe(data, &config);
+    let first = loader.next_batch().unwrap().unwrap();
+    assert_eq!(first.indices, [0, 1, 2, 5, 5, 5, 6, 7, 8, 9]);
+    assert_eq!(first.labels[3], Some(5));
+    assert_eq!(
+        first.groups[0].view(1, 3),
+        [5.0, 3.0, 1.0],
+        "the replacement has the views' stream of the image asked for"
+    );
+    assert_eq!(first.bad.iter().map(|bad| bad.index).collect::<Vec<_>>(), [3, 4, 4]);
+    assert!(matches!(first.bad[0].reason, SampleError::Truncated(_)));
+    let rest: Vec<_> = loader.by_ref().map(Result::unwrap).collect();
+    assert_eq!(rest[2].indices[9], 0, "after the last image comes the first");
+    let stats = loader.stats();
+    assert_eq!((stats.n_bad, stats.n_images, stats.n_batches), (3, 80, 8));
+}
+
+#[test]
+fn bad_images_can_be_left_out() {
+    let data = Plain::new(40, [3, 4, 39]);
+    let config = LoaderConfig { n_workers: 2, ..LoaderConfig::evaluation(10) };
+    let batches: Vec<_> = probe(data, &config).map(Result::unwrap).collect();
+    let indices: Vec<_> = batches.iter().flat_map(|batch| batch.indices.clone()).collect();
+    assert_eq!(indices, (0..39).filter(|index| ![3, 4].contains(index)).collect::<Vec<_>>());
+    assert_eq!(batches[0].groups[0].data.len(), 2 * 8 * 3);
+    assert_eq!(batches[0].groups[0].view(1, 3), [5.0, 5.0, 1.0]);
+    // A batch of bad images only is not delivered.
+    let data = Plain::new(40, 10..20);
+    let config = LoaderConfig { max_bad_share: 0.5, ..config };
+    assert_eq!(probe(data, &config).map(Result::unwrap).count(), 3);
+}
+
+#[test]
+fn too_many_bad_images_end_the_run_at_the_same_place() {
+    let end = |n_workers| {
+        let data = Plain::new(100, (0..100).filter(|index| index % 5 == 0));
+        let config = LoaderConfig { n_workers, batch_size: 10, seed: 1, ..LoaderConfig::default() };
+        let mut loader = probe(data, &config);
+        let mut n_good = 0;
+        loop {
+            match loader.next_batch() {
+                Ok(batch) => n_good += batch.unwrap().batch_size,
+                Err(LoaderError::TooManyBad { bad, images, max_share, .. }) => {
+                    assert_eq!((bad, images, max_share), (11, 100, 0.1));
+                    assert!(loader.next_batch().unwrap().is_none(), "a failed loader is at its end");
+                    return n_good;
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    };
+    assert!(end(1) > 0);
+    assert_eq!(end(1), end(4));
+}
+
+#[test]
+fn without_any_good_image_there_is_no_replacement() {
+    let data = Plain::new(30, 0..30);
+    let config = LoaderConfig { batch_size: 3, max_bad_share: 1.0, ..LoaderConfig::default() };
+    let error = probe(data, &config).next_batch().unwrap_err();
+    assert!(matches!(error, LoaderError::NoReplacement { tried: 30, .. }), "{error}");
+    // One good image serves all.
+    let data = Plain::new(30, 0..29);
+    assert!(probe(data, &config).next_batch().unwrap().unwrap().indices.iter().all(|&index| index == 29));
+}
+
+#[test]
+fn failing_views_are_an_error_that_names_the_image() {
+    let data = Plain::new(256, []);
+    let config = LoaderConfig { batch_size: 256, ..LoaderConfig::default() };
+    match probe(data, &config).next_batch() {
+        Err(LoaderError::Views { name, reason }) => {
+            assert_eq!((name.as_str(), reason.as_str()), ("image 255", "no views of white"))
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn files_that_vanish_or_break_while_loading_do_not_end_the_run() {
+    let root = tempfile::tempdir().unwrap();
+    for index in 0..30 {
+        put(root.path().join(format!("{index:02}.jpg")), jpeg(&picture(20, 20, index)));
+    }
+    let data = open(root.path(), &DataConfig { cache_mib: 0, ..DataConfig::default() }).unwrap();
+    let mut loader = start(&data, &LoaderConfig { n_epochs: Some(6), ..config(2) }, Position::default());
+    loader.next_batch().unwrap().unwrap();
+    fs::remove_file(root.path().join("07.jpg")).unwrap();
+    let whole = fs::read(root.path().join("11.jpg")).unwrap();
+    fs::write(root.path().join("11.jpg"), &whole[..100]).unwrap();
+    let bad: Vec<_> = loader.by_ref().flat_map(|batch| std::mem::take(&mut batch.unwrap().bad)).collect();
+    assert!(bad.iter().any(|bad| bad.index == 7 && matches!(bad.reason, SampleError::Vanished)));
+    assert!(bad.iter().any(|bad| bad.index == 11 && matches!(bad.reason, SampleError::Truncated(_))));
+    assert_eq!(loader.stats().n_bad, 2);
+}
+
+#[test]
+fn settings_out_of_range_are_refused_by_name() {
+    let data = shapes(20);
+    let refused =
+        |config: LoaderConfig, start| match Loader::new(data.clone(), Arc::new(Probe), &config, start) {
+            Err(error) => error,
+            Ok(_) => panic!("accepted {config:?}"),
+        };
+    let zero = Position::default();
+    let field = |config| match refused(config, zero) {
+        LoaderError::Config { field, .. } => field,
+        other => panic!("{other}"),
+    };
+    assert_eq!(field(LoaderConfig { batch_size: 0, ..config(1) }), "batch_size");
+    assert_eq!(field(LoaderConfig { queue_batches: 0, ..config(1) }), "queue_batches");
+    assert_eq!(field(LoaderConfig { rank: 2, world_size: 2, ..config(1) }), "rank");
+    assert_eq!(field(LoaderConfig { max_bad_share: f64::NAN, ..config(1) }), "max_bad_share");
+    let few = refused(LoaderConfig { batch_size: 21, ..config(1) }, zero);
+    assert!(matches!(few, LoaderError::TooFewImages { images: 20, batch_size: 21, world_size: 1 }));
+    let late = refused(config(1), Position { epoch: 0, batch: 2 });
+    assert!(matches!(late, LoaderError::Position { batch: 2, batches: 2 }));
+    assert!(toml::from_str::<LoaderConfig>("n_worker = 2").is_err());
+    assert_eq!(toml::from_str::<LoaderConfig>("on_bad = \"leave-out\"").unwrap().on_bad, OnBad::LeaveOut);
+}
+
+#[test]
+fn batches_are_made_ahead_but_not_without_bound_and_their_memory_returns() {
+    let data = Plain::new(250, []);
+    let config = LoaderConfig { batch_size: 10, n_workers: 2, queue_batches: 2, ..LoaderConfig::default() };
+    let mut loader = probe(data.clone(), &config);
+    let mut addresses = Vec::new();
+    for _ in 0..50 {
+        let batch = loader.next_batch().unwrap().unwrap();
+        addresses.push(batch.groups[0].data.as_ptr() as usize);
+    }
+    // Whatever runs ahead has long come to rest.
+    std::thread::sleep(Duration::from_millis(100));
+    let reads = data.reads.load(Ordering::Relaxed);
+    assert!(reads <= (50 + 4) * 10, "{reads} images read for 50 batches of 10");
+    addresses.sort_unstable();
+    addresses.dedup();
+    assert!(addresses.len() <= 5, "{} different buffers", addresses.len());
+    drop(loader);
+}
+
+#[test]
+fn waiting_is_measured() {
+    struct Slow;
+    impl Dataset for Slow {
+        fn len(&self) -> usize {
+            64
+        }
+        fn image(&self, _: usize) -> Result<Arc<Image>, SampleError> {
+            std::thread::sleep(Duration::from_millis(5));
+            Ok(Arc::new(Image::new(1, 1, Channels::Grey, vec![1]).unwrap()))
+        }
+    }
+    let config = LoaderConfig { n_workers: 1, batch_size: 8, n_epochs: Some(1), ..LoaderConfig::default() };
+    let mut loader = probe(Arc::new(Slow), &config);
+    while let Some(batch) = loader.next_batch().unwrap() {
+        drop(batch);
+    }
+    let starving = loader.stats();
+    assert!(
+        starving.waiting_share() > 0.8 && starving.waited_first >= Duration::from_millis(30),
+        "{starving:?}"
+    );
+    let mut loader = probe(Plain::new(64, []), &config);
+    while let Some(batch) = loader.next_batch().unwrap() {
+        std::thread::sleep(Duration::from_millis(20));
+        drop(batch);
+    }
+    let fed = loader.stats();
+    assert!(fed.waiting_share() < 0.3, "{fed:?}");
+}
+
+#[test]
+fn a_panicking_data_set_ends_the_loader_with_an_error() {
+    struct Panics;
+    impl Dataset for Panics {
+        fn len(&self) -> usize {
+            8
+        }
+        fn image(&self, _: usize) -> Result<Arc<Image>, SampleError> {
+            panic!("this panic is part of the test");
+        }
+    }
+    let config = LoaderConfig { batch_size: 4, ..LoaderConfig::default() };
+    assert!(matches!(probe(Arc::new(Panics), &config).next_batch(), Err(LoaderError::Died)));
+}

@@ -89,6 +89,10 @@ const STAGE_TOLERANCE: f64 = 1e-2;
 const STAGE_ITERS: usize = 100;
 /// Sweeps in which the best residual has to fall by a thousandth.
 const STALL_WINDOW: usize = 300;
+/// Mixing starts below this residual: far from the solution plain iterations are the faster ones.
+const ACCELERATE_BELOW: f64 = 0.1;
+/// Accelerated sweeps without a lower residual before plain ones take over for a while.
+const PATIENCE: usize = 6;
 /// An accelerated step may raise the residual by this factor before it is taken back.
 const ALLOWED_RISE: f64 = 2.0;
 
@@ -429,7 +433,13 @@ impl<T: Real> Solver<T> {
                 plain_until = iteration + 4;
                 continue;
             }
-            accelerated = self.advance(run, iteration >= plain_until).then_some(residual);
+            if accelerated.is_some() && iteration - best.1 > PATIENCE {
+                // Mixing can circle far from the solution, where the map is nowhere near linear.
+                self.anderson.reset();
+                plain_until = iteration + 2 * PATIENCE;
+            }
+            let may_accelerate = iteration >= plain_until && residual < ACCELERATE_BELOW;
+            accelerated = self.advance(run, may_accelerate).then_some(residual);
         }
         // Together with the sweep's `f` these are the plain iterate, whose residual was measured.
         self.g.copy_from_slice(&self.g_next);

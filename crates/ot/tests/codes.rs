@@ -1,12 +1,13 @@
 //! Codes against the reference routine, plain loops, and themselves in other arrangements.
 
-use std::sync::{Arc, Barrier, Mutex};
+mod team;
 
 use ndarray::{Array2, ArrayD, Axis, Ix2, s};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use swav_ot::{Codes, Collective, CollectiveError, OtError, codes};
+use swav_ot::{Codes, OtError, codes};
+use team::Team;
 
 fn scores(n_samples: usize, n_prototypes: usize, seed: u64) -> Array2<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -123,53 +124,20 @@ fn every_wrong_input_has_its_error() {
     assert_eq!(codes(Array2::<f32>::zeros((0, 4)).view(), 0.1, 3).unwrap().dim(), (0, 4));
 }
 
-/// Threads that add up through shared memory, in the order of their ranks.
-struct Team {
-    rank: usize,
-    slots: Arc<Mutex<Vec<Vec<f64>>>>,
-    barrier: Arc<Barrier>,
-}
-
-impl Team {
-    fn reduce(&mut self, values: &mut [f64], combine: impl Fn(f64, f64) -> f64) {
-        self.slots.lock().unwrap()[self.rank] = values.to_vec();
-        self.barrier.wait();
-        let slots = self.slots.lock().unwrap().clone();
-        for (j, value) in values.iter_mut().enumerate() {
-            *value = slots[1..].iter().fold(slots[0][j], |all, slot| combine(all, slot[j]));
-        }
-        self.barrier.wait();
-    }
-}
-
-impl Collective for Team {
-    fn sum(&mut self, values: &mut [f64]) -> Result<(), CollectiveError> {
-        self.reduce(values, |a, b| a + b);
-        Ok(())
-    }
-
-    fn max(&mut self, values: &mut [f64]) -> Result<(), CollectiveError> {
-        self.reduce(values, f64::max);
-        Ok(())
-    }
-}
-
 #[test]
 fn shards_give_the_codes_of_the_whole_batch() {
     for epsilon in [0.05, 0.004] {
         let whole = scores(150, 40, 11);
         let expected = codes(whole.view(), epsilon, 3).unwrap();
         let sizes = [64usize, 0, 50, 36];
-        let slots = Arc::new(Mutex::new(vec![Vec::new(); sizes.len()]));
-        let barrier = Arc::new(Barrier::new(sizes.len()));
         let parts: Vec<Array2<f32>> = std::thread::scope(|scope| {
             let handles: Vec<_> = sizes
                 .iter()
+                .zip(Team::of(sizes.len()))
                 .enumerate()
-                .map(|(rank, &size)| {
+                .map(|(rank, (&size, mut team))| {
                     let from = sizes[..rank].iter().sum::<usize>();
                     let mut part = whole.slice(s![from..from + size, ..]).to_owned();
-                    let mut team = Team { rank, slots: slots.clone(), barrier: barrier.clone() };
                     scope.spawn(move || {
                         let mut codes = Codes::new(epsilon, 3).unwrap();
                         codes.assign_sharded(part.view_mut(), &mut team).unwrap();

@@ -79,6 +79,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for ((name, detail), (us, flops)) in rows {
         println!("{:9.3} ms {:6.0} GFLOP/s  {name:24} {detail}", us / 1e3, flops / us / 1e3);
     }
+    println!("peak {:.0} GFLOP/s", swav_kernels::peak_flops(&ctx) / 1e9);
     let total = best.0 + best.1;
     println!(
         "forward {:.1} ms, backward {:.1} ms, {:.1} images/s; peak memory {} MiB",

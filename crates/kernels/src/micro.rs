@@ -207,3 +207,45 @@ pub(crate) unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &Gr
     // SAFETY: the caller's promise.
     unsafe { S::run(GradJob::<MR, NV>(t)) }
 }
+
+/// Floating-point operations per second of the widest product tile on data in the first-level cache, all
+/// threads of the current rayon pool together: what the convolutions are to be compared with. Takes about a
+/// quarter of a second; the best of several short runs counts.
+pub fn peak_flops(ctx: &crate::Context) -> f64 {
+    fn run<S: Simd>() -> f64 {
+        const BLOCKS: usize = 8;
+        let (rows, width) = (S::TILE_ROWS, 2 * S::LANES);
+        let a = vec![0.5f32; rows * BLOCK * BLOCKS];
+        let b = vec![0.5f32; width * BLOCK * BLOCKS];
+        let list: Vec<(i32, i32)> =
+            (0..BLOCKS).map(|i| ((i * rows * BLOCK) as i32, (i * width * BLOCK) as i32)).collect();
+        let offsets: Vec<usize> = (0..rows).map(|i| i * width).collect();
+        let (repeats, mut best) = (2000, f64::MAX);
+        for _ in 0..20 {
+            let begin = std::time::Instant::now();
+            rayon::broadcast(|_| {
+                let mut c = vec![0.0f32; rows * width];
+                for _ in 0..repeats {
+                    // SAFETY: the instruction set is available; lists and rows stay inside the buffers.
+                    unsafe {
+                        S::TILES[1][rows - 1](&Tile {
+                            list: list.as_ptr(),
+                            blocks: BLOCKS,
+                            a: a.as_ptr(),
+                            b: b.as_ptr(),
+                            c: c.as_mut_ptr(),
+                            rows: offsets.as_ptr(),
+                            accumulate: false,
+                            cols: width,
+                        });
+                    }
+                }
+                std::hint::black_box(c)
+            });
+            best = best.min(begin.elapsed().as_secs_f64());
+        }
+        let flops = 2 * rows * width * BLOCK * BLOCKS * repeats * rayon::current_num_threads();
+        flops as f64 / best
+    }
+    crate::simd::dispatch!(ctx.isa(), S => run::<S>())
+}

@@ -87,23 +87,29 @@ fn points<P: Point>(ctx: &Context, point: P, pixels: usize, channels: usize) -> 
             }
         }
     }
-    let parts = (pixels * channels).div_ceil(32 << 10).clamp(1, pixels.max(1));
-    let mut partial = vec![0.0f32; parts * SUMS * channels];
-    let shared = Shared::new(&mut partial);
-    tasks(parts, |task| {
-        // Pieces that stay in the first-level cache, so that all columns of a pixel are read while it is there.
-        let range = part(pixels, parts, task);
-        // SAFETY: each task has its own sums; the instruction set is available (a `Context` has it).
-        unsafe {
-            let sums = shared.get().add(task * SUMS * channels);
-            dispatch!(ctx.isa(), S => S::run(Range { point, pixels: range, channels, sums }));
-        }
-    });
-    let mut total = vec![0.0f64; SUMS * channels];
-    for set in partial.chunks_exact((SUMS * channels).max(1)) {
-        total.iter_mut().zip(set).for_each(|(t, s)| *t += f64::from(*s));
-    }
-    total
+    crate::profile::scope(
+        "pointwise",
+        || (format!("{pixels}x{channels}"), 0.0),
+        || {
+            let parts = (pixels * channels).div_ceil(32 << 10).clamp(1, pixels.max(1));
+            let mut partial = vec![0.0f32; parts * SUMS * channels];
+            let shared = Shared::new(&mut partial);
+            tasks(parts, |task| {
+                // Pieces that stay in the first-level cache, so that all columns of a pixel are read while it is there.
+                let range = part(pixels, parts, task);
+                // SAFETY: each task has its own sums; the instruction set is available (a `Context` has it).
+                unsafe {
+                    let sums = shared.get().add(task * SUMS * channels);
+                    dispatch!(ctx.isa(), S => S::run(Range { point, pixels: range, channels, sums }));
+                }
+            });
+            let mut total = vec![0.0f64; SUMS * channels];
+            for set in partial.chunks_exact((SUMS * channels).max(1)) {
+                total.iter_mut().zip(set).for_each(|(t, s)| *t += f64::from(*s));
+            }
+            total
+        },
+    )
 }
 
 /// Evaluates an expression for the element type of a tensor to write and of those to read.

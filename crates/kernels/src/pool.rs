@@ -66,11 +66,12 @@ pub(crate) fn norm_relu_max_pool(ctx: &Context, raw: &Activations, affine: &Affi
             dispatch!(ctx.isa(), S => unsafe { S::run(job) });
         });
     }
-    match (out.data_mut(), raw.data()) {
+    let describe = || (format!("{:?}", raw.shape), 0.0);
+    crate::profile::scope("max pool", describe, || match (out.data_mut(), raw.data()) {
         (DataMut::F32(out), Data::F32(x)) => go(ctx, Norm::new(x, affine), out, raw.shape),
         (DataMut::Bf16(out), Data::Bf16(x)) => go(ctx, Norm::new(x, affine), out, raw.shape),
         _ => unreachable!("units check that precisions agree"),
-    }
+    });
 }
 
 /// The gradient of one image's max pooling, with batch norm's sums.

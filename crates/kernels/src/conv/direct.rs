@@ -5,7 +5,7 @@
 //! padding are left out rather than multiplied by zero.
 
 use super::fill::{Columns, Region, fill, fill_columns};
-use super::finish::{Finish, FinishRun, FinishVisitor, Finisher, Output, Partials, PartialsPtr};
+use super::finish::{Finish, FinishTile, FinishVisitor, Finisher, Output, Partials, PartialsPtr};
 use super::geometry::{Geometry, Run, Split};
 use super::pack::{Panels, Weights, pack};
 use super::{ConvSpec, Source};
@@ -88,7 +88,7 @@ struct Share {
     panels: std::ops::Range<usize>,
 }
 
-/// Where a task's tiles are stored.
+/// Where a task's tiles are stored until their sums are complete: in the output itself, or in scratch memory.
 struct Target {
     base: *mut f32,
     image: usize,
@@ -96,6 +96,15 @@ struct Target {
     pixel: usize,
     /// The output's channel at `base`.
     c0: usize,
+}
+
+/// The tiles of one run of columns in one row.
+struct Work {
+    /// Offsets of taps, for full and for narrow panels.
+    lists: Vec<Vec<(i32, i32)>>,
+    /// For each row of the product, its offset in the target, and its pixel's element in the output.
+    rows: Vec<usize>,
+    at: Vec<usize>,
 }
 
 impl Pass<'_> {
@@ -106,21 +115,21 @@ impl Pass<'_> {
         let rows = part(g.dst[0], self.split.strips, share % self.split.strips);
         let source_rows = g.source_rows(rows.clone());
         let panels = part(self.panels.count(), self.panel_parts, panel_part);
-        let [_, dw, dc] = g.dst;
+        let [dh, dw, dc] = g.dst;
         let c0 = panels.start * self.panels.full();
         let c1 = (panels.end * self.panels.full()).min(dc);
-        let pixels = images.len() * rows.len() * dw;
         let scratch = source_rows.len() * g.columns() * images.len() * self.blocks * BLOCK;
-        // f32 outputs are built where they belong; others, and those to be added, in scratch memory.
-        let direct = matches!(self.output, Output::F32(_));
-        let temporary = if direct { 0 } else { pixels * (c1 - c0) };
+        // Sums that need several passes wait in the output if it is f32, else in scratch memory.
+        let in_place = matches!(self.output, Output::F32(_)) && !self.finisher.accumulates();
+        let plain = matches!(self.output, Output::F32(_)) && !self.finisher.sums();
+        let waits = !in_place && !plain && self.blocks > self.per_chunk();
+        let temporary = if waits { images.len() * rows.len() * dw * (c1 - c0) } else { 0 };
         let share = Share { task: share, images, rows, source_rows, panels };
-        with_scratch([scratch, temporary, 0], |[a, temporary, _]| {
+        with_scratch([scratch, temporary, S::TILE_ROWS * self.panels.full()], |[a, temporary, tile]| {
             // SAFETY: the instruction set is available (a `Context` was made with it); `a` holds the region.
             unsafe { self.fill::<S>(&share, a) };
             let target = match self.output {
                 Output::F32(out) => {
-                    let [dh, ..] = g.dst;
                     let first = (share.images.start * dh + share.rows.start) * dw * dc + c0;
                     // SAFETY: the first pixel of the task's share lies in the output.
                     let base = unsafe { out.get().add(first) };
@@ -134,12 +143,7 @@ impl Pass<'_> {
             };
             // SAFETY: scratch memory is filled, and the target covers the share's pixels and channels, which no
             // other task touches.
-            unsafe {
-                self.multiply::<S>(&share, a, &target, direct && self.finisher.accumulates());
-                if !(direct && (self.finisher.only_stores() || self.finisher.accumulates())) {
-                    self.finish::<S>(&share, &target, c1);
-                }
-            }
+            unsafe { self.multiply::<S>(&share, a, &target, if plain { None } else { Some(tile) }) };
         });
     }
 
@@ -154,26 +158,28 @@ impl Pass<'_> {
                     fill::<S>(&source, Region { geometry: &self.geometry, images, rows, blocks, dst: a });
                 }
                 Reader::Columns(source, spec) => {
-                    let shape = source.shape();
-                    fill_columns::<S>(
-                        &source,
-                        Columns { spec, shape, pixels: images, blocks: (0, self.blocks), dst: a },
-                    );
+                    let (shape, blocks) = (source.shape(), (0, self.blocks));
+                    fill_columns::<S>(&source, Columns { spec, shape, pixels: images, blocks, dst: a });
                 }
             }
         }
     }
 
-    unsafe fn multiply<S: Simd>(&self, share: &Share, a: *const f32, target: &Target, accumulate: bool) {
+    /// Reduction blocks in a pass over the outputs.
+    fn per_chunk(&self) -> usize {
+        (CHUNK / (self.geometry.kernel * self.geometry.kernel)).clamp(1, self.blocks)
+    }
+
+    /// The tap lists of a chunk and the places of its outputs, for each row and run.
+    fn works(&self, share: &Share, target: &Target, skip_empty: bool) -> Vec<Work> {
         let g = &self.geometry;
+        let [dh, dw, dc] = g.dst;
         let (n, taps) = (share.images.len(), g.kernel * g.kernel);
-        let per_chunk = (CHUNK / taps).max(1);
         let columns = g.columns();
         let block_stride = share.source_rows.len() * columns * n * BLOCK;
-        // The tap lists of a chunk, for each row and run, by panel width (the last panel may be narrower).
         let list = |width: usize, y: usize, run: &Run| {
-            let mut list = Vec::with_capacity(per_chunk * taps);
-            for c in 0..per_chunk.min(self.blocks) {
+            let mut list = Vec::with_capacity(self.per_chunk() * taps);
+            for c in 0..self.per_chunk() {
                 for (ty, sy) in g.row_taps(y) {
                     for &(tx, column) in &run.taps {
                         let a = c * block_stride
@@ -187,94 +193,121 @@ impl Pass<'_> {
         };
         let (full, last) = (self.panels.full(), self.panels.width(self.panels.count() - 1));
         let widths = if last == full { vec![full] } else { vec![full, last] };
-        struct Work {
-            lists: Vec<Vec<(i32, i32)>>,
-            rows: Vec<usize>,
-        }
         let mut works = Vec::with_capacity(share.rows.len() * self.runs.len());
         for y in share.rows.clone() {
             for run in &self.runs {
                 let lists: Vec<_> = widths.iter().map(|&width| list(width, y, run)).collect();
-                let row0 = (y - share.rows.start) * target.row + run.x0 * target.pixel;
-                let rows = (0..run.count * n)
-                    .map(|m| row0 + m / n * run.step * target.pixel + m % n * target.image)
-                    .collect();
-                if !(accumulate && lists[0].is_empty()) {
-                    works.push(Work { lists, rows });
+                if skip_empty && lists[0].is_empty() {
+                    continue;
                 }
+                let row0 = (y - share.rows.start) * target.row + run.x0 * target.pixel;
+                let at0 = ((share.images.start * dh + y) * dw + run.x0) * dc;
+                let each = |m: usize| (m / n * run.step, m % n);
+                let rows =
+                    (0..run.count * n).map(|m| row0 + each(m).0 * target.pixel + each(m).1 * target.image);
+                let at = (0..run.count * n).map(|m| at0 + each(m).0 * dc + each(m).1 * dh * dw * dc);
+                works.push(Work { lists, rows: rows.collect(), at: at.collect() });
             }
         }
-        for chunk in 0..self.blocks.div_ceil(per_chunk) {
+        works
+    }
+
+    /// Runs all tiles. Without `tile`, outputs are stored or added where they belong; with it, complete sums
+    /// go through that buffer, which stays in the first-level cache, to be finished.
+    unsafe fn multiply<S: Simd>(
+        &self,
+        share: &Share,
+        a: *const f32,
+        target: &Target,
+        tile: Option<*mut f32>,
+    ) {
+        let taps = self.geometry.kernel * self.geometry.kernel;
+        let (full, per_chunk) = (self.panels.full(), self.per_chunk());
+        let block_stride = share.source_rows.len() * self.geometry.columns() * share.images.len() * BLOCK;
+        let add = tile.is_none() && self.finisher.accumulates();
+        let works = self.works(share, target, self.finisher.accumulates());
+        let identity: [usize; 32] = std::array::from_fn(|i| i * full);
+        let chunks = self.blocks.div_ceil(per_chunk);
+        for chunk in 0..chunks {
             let first = chunk * per_chunk;
             let in_chunk = per_chunk.min(self.blocks - first);
             for j in share.panels.clone() {
                 let width = self.panels.width(j);
-                let which = usize::from(width != full);
                 let kernels = S::TILES[self.panels.vectors(j) - 1];
-                let b = self.packed[j * full * self.blocks * taps * BLOCK + first * taps * BLOCK * width..]
-                    .as_ptr();
-                for work in &works {
-                    let list = &work.lists[which];
-                    let blocks = list.len() * in_chunk / per_chunk.min(self.blocks);
+                let at = j * full * self.blocks * taps * BLOCK + first * taps * BLOCK * width;
+                let b = self.packed[at..].as_ptr();
+                for (i, work) in works.iter().enumerate() {
+                    let list = &work.lists[usize::from(width != full)];
                     let parts = work.rows.len().div_ceil(S::TILE_ROWS);
                     for p in 0..parts {
                         let r = part(work.rows.len(), parts, p);
+                        let mut t = Tile {
+                            list: list.as_ptr(),
+                            blocks: list.len() * in_chunk / per_chunk,
+                            a: a.wrapping_add(first * block_stride + r.start * BLOCK),
+                            b,
+                            c: target.base.wrapping_add(j * full - target.c0),
+                            rows: work.rows[r.clone()].as_ptr(),
+                            accumulate: add || chunk > 0,
+                            cols: self.panels.cols(j),
+                        };
+                        let partial = (chunk > 0).then_some((t.c.cast_const(), &work.rows[r.clone()]));
+                        let last = tile.filter(|_| chunk + 1 == chunks);
+                        if let Some(tile) = last {
+                            (t.c, t.rows, t.accumulate, t.cols) = (tile, identity.as_ptr(), false, width);
+                        }
                         // SAFETY: lists and rows stay inside scratch memory, weights and target by construction.
-                        unsafe {
-                            kernels[r.len() - 1](&Tile {
-                                list: list.as_ptr(),
-                                blocks,
-                                a: a.add(first * block_stride + r.start * BLOCK),
-                                b,
-                                c: target.base.add(j * full - target.c0),
-                                rows: work.rows[r].as_ptr(),
-                                accumulate: accumulate || chunk > 0,
-                                cols: self.panels.cols(j),
-                            });
+                        unsafe { kernels[r.len() - 1](&t) };
+                        if last.is_some() {
+                            let begins = i == 0 && p == 0;
+                            let tile = TileVisitor::<S> {
+                                pass: self,
+                                values: t.c,
+                                at: &work.at[r],
+                                partial,
+                                panel: j,
+                                task: share.task,
+                                begins,
+                                simd: std::marker::PhantomData,
+                            };
+                            self.finisher.visit(self.output, tile);
                         }
                     }
                 }
             }
         }
     }
+}
 
-    unsafe fn finish<S: Simd>(&self, share: &Share, target: &Target, c1: usize) {
-        struct Visitor<'a, S> {
-            pass: &'a Pass<'a>,
-            share: &'a Share,
-            target: &'a Target,
-            c1: usize,
-            simd: std::marker::PhantomData<S>,
+struct TileVisitor<'a, S> {
+    pass: &'a Pass<'a>,
+    values: *const f32,
+    at: &'a [usize],
+    partial: Option<(*const f32, &'a [usize])>,
+    panel: usize,
+    task: usize,
+    begins: bool,
+    simd: std::marker::PhantomData<S>,
+}
+
+impl<S: Simd> FinishVisitor for TileVisitor<'_, S> {
+    fn visit<F: Finish>(self, finish: F) {
+        let panels = &self.pass.panels;
+        // SAFETY: the instruction set is available; the tile is complete, and its pixels' channels belong to this
+        // task alone.
+        unsafe {
+            S::run(FinishTile {
+                finish,
+                values: self.values,
+                stride: panels.full(),
+                at: self.at,
+                partial: self.partial,
+                c0: self.panel * panels.full(),
+                cols: panels.cols(self.panel),
+                partials: self.pass.partials,
+                task: self.task,
+                begins: self.begins,
+            });
         }
-        impl<S: Simd> FinishVisitor for Visitor<'_, S> {
-            fn visit<F: Finish>(self, finish: F) {
-                let [dh, dw, dc] = self.pass.geometry.dst;
-                let share = self.share;
-                let (n, rows) = (share.images.len(), share.rows.len());
-                // Whole maps lie one after the other.
-                let (runs, pixels) = if rows == dh { (1, n * dh * dw) } else { (n, rows * dw) };
-                for i in 0..runs {
-                    let first = ((share.images.start + i) * dh + share.rows.start) * dw;
-                    // SAFETY: `finish`'s caller's promise.
-                    unsafe {
-                        S::run(FinishRun {
-                            finish,
-                            values: self.target.base.add(i * self.target.image),
-                            stride: self.target.pixel,
-                            pixels,
-                            at: first * dc,
-                            channels: dc,
-                            c0: self.target.c0,
-                            c1: self.c1,
-                            partials: self.pass.partials,
-                            task: share.task,
-                            begins: i == 0,
-                        });
-                    }
-                }
-            }
-        }
-        let simd = std::marker::PhantomData;
-        self.finisher.visit(self.output, Visitor::<S> { pass: self, share, target, c1, simd });
     }
 }

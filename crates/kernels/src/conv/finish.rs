@@ -181,11 +181,6 @@ pub(super) trait FinishVisitor {
 }
 
 impl Finisher<'_> {
-    /// Whether storing is all there is to do.
-    pub fn only_stores(&self) -> bool {
-        matches!(self, Finisher::Forward { stats: false } | Finisher::Backward(Post::Store))
-    }
-
     /// Whether batch norm's sums are gathered.
     pub fn sums(&self) -> bool {
         matches!(self, Finisher::Forward { stats: true } | Finisher::Backward(Post::ReluNorm { .. }))
@@ -332,55 +327,58 @@ impl PartialsPtr {
     }
 }
 
-/// Finishes pixels that lie one after the other in the output, from f32 values in cache.
-pub(super) struct FinishRun<F> {
+/// Finishes the rows of a product tile, from f32 values in the first-level cache.
+pub(super) struct FinishTile<'a, F> {
     pub finish: F,
-    /// The value of the first pixel's channel `c0`.
+    /// The tile: one row after the other.
     pub values: *const f32,
-    /// From one pixel to the next.
+    /// From one row to the next.
     pub stride: usize,
-    pub pixels: usize,
-    /// The output's element of the first pixel's channel 0.
-    pub at: usize,
-    /// Channels of the output.
-    pub channels: usize,
-    /// The range of channels.
+    /// For each row, the output's element of its pixel's channel 0.
+    pub at: &'a [usize],
+    /// What is to be added first: sums over the channels read before, at these offsets for each row.
+    pub partial: Option<(*const f32, &'a [usize])>,
+    /// The tile's first channel, and its channels.
     pub c0: usize,
-    pub c1: usize,
+    pub cols: usize,
     pub partials: PartialsPtr,
     pub task: usize,
-    /// Whether the task's sums begin here.
+    /// Whether the task's sums of these channels begin here.
     pub begins: bool,
 }
 
-impl<F: Finish> Job for FinishRun<F> {
+impl<F: Finish> FinishTile<'_, F> {
+    #[inline(always)]
+    unsafe fn column<S: Simd, const PART: bool>(&self, lane: usize, n: usize) {
+        let c = self.c0 + lane;
+        // SAFETY: whoever makes the job promises that rows and channels are inside output and values.
+        unsafe {
+            let mut sums = self.partials.load::<S>(self.task, c, n);
+            for (i, &at) in self.at.iter().enumerate() {
+                let mut v = S::load(self.values.add(i * self.stride + lane));
+                if let Some((partial, rows)) = self.partial {
+                    v = S::add(v, get::<S, f32, PART>(partial.add(rows[i] + lane), n));
+                }
+                if self.begins && i == 0 {
+                    sums.shift = v;
+                }
+                self.finish.vec::<S, PART>(v, at + c, c, n, &mut sums);
+            }
+            self.partials.store::<S>(self.task, c, n, &sums);
+        }
+    }
+}
+
+impl<F: Finish> Job for FinishTile<'_, F> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        // SAFETY: whoever makes the job promises that pixels and channels are inside output and values.
-        unsafe {
-            let mut c = self.c0;
-            while c < self.c1 {
-                let n = (self.c1 - c).min(S::LANES);
-                let values = self.values.add(c - self.c0);
-                let mut sums = self.partials.load::<S>(self.task, c, n);
-                if self.begins {
-                    sums.shift = S::load_part(values, n);
-                }
-                if n == S::LANES {
-                    for p in 0..self.pixels {
-                        let v = S::load(values.add(p * self.stride));
-                        self.finish.vec::<S, false>(v, self.at + p * self.channels + c, c, n, &mut sums);
-                    }
-                } else {
-                    for p in 0..self.pixels {
-                        let v = S::load_part(values.add(p * self.stride), n);
-                        self.finish.vec::<S, true>(v, self.at + p * self.channels + c, c, n, &mut sums);
-                    }
-                }
-                self.partials.store::<S>(self.task, c, n, &sums);
-                c += n;
+        for lane in (0..self.cols).step_by(S::LANES) {
+            let n = (self.cols - lane).min(S::LANES);
+            // SAFETY: as for `column`.
+            unsafe {
+                if n == S::LANES { self.column::<S, false>(lane, n) } else { self.column::<S, true>(lane, n) }
             }
         }
     }

@@ -111,6 +111,25 @@ fn add_sets<S: Simd>(sets: &[f32], grad: &mut [f32]) {
     });
 }
 
+/// Positions that a tile sums over at once.
+const PIECE: usize = 112;
+
+/// Cuts runs of `len` positions into lists of runs of equal length, of about [`PIECE`] positions in all.
+fn pieces(runs: &[(i32, i32)], len: usize) -> Vec<(Vec<(i32, i32)>, usize)> {
+    if len <= PIECE {
+        return runs.chunks((PIECE / len).max(1)).map(|runs| (runs.to_vec(), len)).collect();
+    }
+    let parts = len.div_ceil(PIECE);
+    let cut = |&(a, b): &(i32, i32)| {
+        (0..parts).map(move |i| {
+            let range = part(len, parts, i);
+            let offset = (range.start * BLOCK) as i32;
+            (vec![(a + offset, b + offset)], range.len())
+        })
+    };
+    runs.iter().flat_map(cut).collect()
+}
+
 impl Pass<'_> {
     fn task<S: Simd>(&self, task: usize, out: Shared<f32>) {
         let g = &self.geometry;
@@ -179,32 +198,33 @@ impl Pass<'_> {
                                 Some((a as i32, b as i32))
                             })
                             .collect();
-                        if runs.is_empty() {
-                            continue;
-                        }
-                        let mut c = c_range.start;
-                        while c < c_range.end {
-                            let cols = (c_range.end - c).min(S::GRAD_COLS);
-                            let kernel = S::GRAD_TILES[usize::from(cols > BLOCK)];
-                            let mut o = o_range.start;
-                            while o < o_range.end {
-                                let local = o - o_range.start;
-                                kernel(&GradTile {
-                                    runs: runs.as_ptr(),
-                                    n_runs: runs.len(),
-                                    len: count * n,
-                                    a: y.add(local / BLOCK * y_stride + local % BLOCK),
-                                    b: x.add((c - c_range.start) / BLOCK * x_stride),
-                                    b_block: x_stride,
-                                    c: out.add(o * row + tap * ci + c),
-                                    row,
-                                    rows: (o_range.end - o).min(S::GRAD_ROWS),
-                                    cols,
-                                    accumulate: true,
-                                });
-                                o += S::GRAD_ROWS;
+                        // Pieces short enough for the right operand to stay in the first-level cache while all
+                        // rows pass by.
+                        for (runs, len) in pieces(&runs, count * n) {
+                            let mut c = c_range.start;
+                            while c < c_range.end {
+                                let cols = (c_range.end - c).min(S::GRAD_COLS);
+                                let kernel = S::GRAD_TILES[usize::from(cols > BLOCK)];
+                                let mut o = o_range.start;
+                                while o < o_range.end {
+                                    let local = o - o_range.start;
+                                    kernel(&GradTile {
+                                        runs: runs.as_ptr(),
+                                        n_runs: runs.len(),
+                                        len,
+                                        a: y.add(local / BLOCK * y_stride + local % BLOCK),
+                                        b: x.add((c - c_range.start) / BLOCK * x_stride),
+                                        b_block: x_stride,
+                                        c: out.add(o * row + tap * ci + c),
+                                        row,
+                                        rows: (o_range.end - o).min(S::GRAD_ROWS),
+                                        cols,
+                                        accumulate: true,
+                                    });
+                                    o += S::GRAD_ROWS;
+                                }
+                                c += S::GRAD_COLS;
                             }
-                            c += S::GRAD_COLS;
                         }
                     }
                 }

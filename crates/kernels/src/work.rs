@@ -48,6 +48,11 @@ impl<T> Shared<T> {
         Self(slice.as_ptr().cast_mut())
     }
 
+    /// The element `by` further on, which must exist.
+    pub fn offset(self, by: usize) -> Self {
+        Self(self.0.wrapping_add(by))
+    }
+
     /// The address.
     pub fn get(self) -> *mut T {
         self.0

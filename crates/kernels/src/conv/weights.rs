@@ -43,11 +43,9 @@ pub(super) fn run<S: Simd>(
     let ([_, _, ci], [dh, dw, co]) = (geometry.src, geometry.dst);
     let split = Split::new(&geometry, S::TILE_ROWS, co);
     let per_set = grad.len().max(1);
-    // Several sets cost memory traffic; one costs filling scratch memory more than once.
-    let sets = ((1 << 20) / per_set).clamp(1, TASKS).min(split.count());
-    let rest = TASKS.div_ceil(sets);
-    let column_parts = rest.min(ci.div_ceil(S::GRAD_COLS));
-    let row_parts = rest.div_ceil(column_parts).min(co.div_ceil(BLOCK));
+    let pixels = geometry.n * dh * dw;
+    let columns = (ci.div_ceil(S::GRAD_COLS), ci);
+    let [sets, column_parts, row_parts] = share_out(pixels, columns, co, per_set, split.count());
     let dy_spec = ConvSpec { c_in: co, c_out: co, kernel: 1, stride: 1, padding: 0 };
     let pass = Pass {
         x,
@@ -73,8 +71,35 @@ pub(super) fn run<S: Simd>(
     }
 }
 
+/// Into how many sets of pixels, parts of the input channels and parts of the output channels to cut the work:
+/// the cheapest way to get enough tasks. More sets cost memory traffic for their sums, more parts cost reading the
+/// other operand again.
+fn share_out(
+    pixels: usize,
+    (columns, c_in): (usize, usize),
+    c_out: usize,
+    per_set: usize,
+    most_sets: usize,
+) -> [usize; 3] {
+    let mut best = ([1, 1, 1], usize::MAX);
+    for sets in [1, 2, 4, 8, 16] {
+        for column_parts in 1..=columns.min(TASKS) {
+            let row_parts = TASKS.div_ceil(sets * column_parts).min(c_out.div_ceil(BLOCK));
+            // The fewer tasks, the more threads may wait for the last one.
+            let missing = TASKS.saturating_sub(sets * column_parts * row_parts);
+            let fill = 4 * pixels * (column_parts * c_out + row_parts * c_in);
+            let sums = if sets > 1 { 6 * sets * per_set } else { 0 };
+            let cost = fill + sums + missing * pixels * per_set / 128;
+            if sets <= most_sets && cost < best.1 {
+                best = ([sets, column_parts, row_parts], cost);
+            }
+        }
+    }
+    best.0
+}
+
 /// `grad += Σ sets`, in order.
-fn add_sets<S: Simd>(sets: &[f32], grad: &mut [f32]) {
+pub(super) fn add_sets<S: Simd>(sets: &[f32], grad: &mut [f32]) {
     struct Add<'a> {
         sets: &'a [f32],
         len: usize,

@@ -1,11 +1,12 @@
 //! The weight pass of 3×3 convolutions of stride 1 by the adjoint of Winograd's F(4×4, 3×3).
 //!
-//! Tasks take parts of the tiles and of the input channels. Each transforms its tiles of the input and of the
-//! output's gradient a few at a time, and adds their products, point by point, to a sum in the transformed
-//! domain; the sums of all tasks are added in order and transformed back.
+//! A task takes some tiles, input channels and output channels. It transforms its tiles of both operands a few at a
+//! time and adds their products, point by point, to sums that stay in its cache, and transforms those back at the
+//! end. Where weights are few, tasks take different tiles; their results are added in order.
 
 use super::Source;
 use super::transforms::{POINTS, filter_adjoint, output_adjoint, two_sided};
+use super::weights::add_sets;
 use super::winograd::{SIDE, Tiling, TransformTiles};
 use crate::Context;
 use crate::load::{Load, LoadVisitor};
@@ -16,100 +17,91 @@ use crate::work::{Shared, part, tasks, with_scratch};
 /// Tasks to aim for.
 const TASKS: usize = 12;
 
+/// Sums, in f32 at each point, that a task keeps.
+const SUMS: usize = 4096;
+
 struct Pass<'a> {
     x: Source<'a>,
     dy: Source<'a>,
     tiling: Tiling,
     c_in: usize,
     c_out: usize,
-    /// Sets of tiles, each with its own sum, and parts of the input channels.
+    /// Sets of tiles; input and output channels of a task, multiples of 16.
     sets: usize,
-    column_parts: usize,
+    columns: usize,
+    rows: usize,
     /// Tiles transformed at a time.
     chunk: usize,
-}
-
-impl Pass<'_> {
-    /// f32 of one set of sums: `[point][c_out][c_in]`, both padded to blocks.
-    fn set_len(&self) -> usize {
-        POINTS * self.c_out.next_multiple_of(BLOCK) * self.c_in.next_multiple_of(BLOCK)
-    }
 }
 
 /// Adds `Σ dy ⊗ x` to `grad`, whose layout is `[c_out][3][3][c_in]`.
 pub(super) fn run<S: Simd>(ctx: &Context, x: Source<'_>, dy: Source<'_>, grad: &mut [f32]) {
     let (c_in, c_out) = (x.shape()[3], dy.shape()[3]);
     let tiling = Tiling::new(dy.shape());
-    let padded = POINTS * c_out.next_multiple_of(BLOCK) * c_in.next_multiple_of(BLOCK);
-    let columns = c_in.div_ceil(S::GRAD_COLS);
-    // Sums of deep layers are large, so there tasks share channels out rather than tiles.
-    let sets = ((3 << 19) / padded).clamp(1, TASKS).min(tiling.count.div_ceil(32));
-    let column_parts = TASKS.div_ceil(sets).min(columns);
-    let chunk = (4096 / c_out.max(1)).clamp(16, 64);
-    let pass = Pass { x, dy, tiling, c_in, c_out, sets, column_parts, chunk };
-    let mut sums = ctx.pool().take(sets * pass.set_len());
-    let shared = Shared::new(&mut sums);
-    tasks(sets * column_parts, |task| pass.task::<S>(task, shared));
-    let grad = Shared::new(grad);
-    let pieces = c_out.div_ceil(8);
-    tasks(pieces, |task| {
-        let rows = part(c_out, pieces, task);
-        // SAFETY: the instruction set is available; each task writes its own rows of the gradient.
-        unsafe { S::run(Back { pass: &pass, sums: &sums, rows, grad: grad.get() }) };
-    });
-    ctx.pool().give(sums);
+    let rows = c_out.next_multiple_of(BLOCK).min(128);
+    let columns = c_in.next_multiple_of(S::GRAD_COLS).min((SUMS / rows).next_multiple_of(S::GRAD_COLS));
+    let parts = c_out.div_ceil(rows) * c_in.div_ceil(columns);
+    let sets = TASKS.div_ceil(parts).min(tiling.count.div_ceil(32));
+    let chunk = (4096 / rows).clamp(32, 64);
+    let pass = Pass { x, dy, tiling, c_in, c_out, sets, columns, rows, chunk };
+    let len = grad.len();
+    if sets == 1 {
+        let out = Shared::new(grad);
+        tasks(parts, |task| pass.task::<S>(0, task, out, true));
+    } else {
+        let mut partial = ctx.pool().take(sets * len);
+        let out = Shared::new(&mut partial);
+        tasks(sets * parts, |task| {
+            let set = task / parts;
+            pass.task::<S>(set, task % parts, out.offset(set * len), false);
+        });
+        add_sets::<S>(&partial, grad);
+        ctx.pool().give(partial);
+    }
 }
 
 impl Pass<'_> {
-    fn task<S: Simd>(&self, task: usize, sums: Shared<f32>) {
-        let (set, column_part) = (task / self.column_parts, task % self.column_parts);
+    fn task<S: Simd>(&self, set: usize, share: usize, out: Shared<f32>, add: bool) {
         let tiles = part(self.tiling.count, self.sets, set);
-        let columns = part(self.c_in.div_ceil(S::GRAD_COLS), self.column_parts, column_part);
-        let (rows, row) = (self.c_out.next_multiple_of(BLOCK), self.c_in.next_multiple_of(BLOCK));
-        // SAFETY: the sets lie one after the other.
-        let sums = unsafe { sums.get().add(set * self.set_len()) };
+        let across = self.c_in.div_ceil(self.columns);
+        let c0 = share % across * self.columns;
+        let o0 = share / across * self.rows;
+        let columns = self.columns.min(self.c_in - c0).next_multiple_of(BLOCK);
+        let rows = self.rows.min(self.c_out - o0).next_multiple_of(BLOCK);
+        // A line more than needed between points, so that they do not fall on the same cache sets.
+        let sum_stride = rows * columns + BLOCK;
         let chunks = tiles.len().div_ceil(self.chunk);
-        for i in 0..chunks {
-            let range = part(tiles.len(), chunks, i);
-            let range = (tiles.start + range.start, tiles.start + range.end);
-            let count = range.1 - range.0;
-            // A line more than needed between points, so that they do not fall on the same cache sets.
-            let (y_stride, x_stride) = (count * rows + BLOCK, count * S::GRAD_COLS + BLOCK);
-            with_scratch([POINTS * y_stride, POINTS * x_stride, 0], |[y, x, _]| {
-                self.dy.visit(GradVisitor::<S> {
-                    pass: self,
-                    tiles: range,
-                    out: y,
-                    point_stride: y_stride,
-                    simd: std::marker::PhantomData,
-                });
-                for column in columns.clone() {
-                    let c = column * S::GRAD_COLS;
-                    let blocks = (c / BLOCK, ((c + S::GRAD_COLS) / BLOCK).min(row / BLOCK));
-                    self.x.visit(InputVisitor::<S> {
-                        pass: self,
-                        tiles: range,
-                        blocks,
-                        out: x,
-                        point_stride: x_stride,
-                        simd: std::marker::PhantomData,
-                    });
-                    let cols = (blocks.1 - blocks.0) * BLOCK;
-                    let kernel = S::GRAD_TILES[usize::from(cols > BLOCK)];
-                    for point in 0..POINTS {
+        let most = tiles.len().div_ceil(chunks);
+        let lens = [POINTS * (most * rows + BLOCK), POINTS * (most * columns + BLOCK), POINTS * sum_stride];
+        with_scratch(lens, |[y, x, sums]| {
+            for i in 0..chunks {
+                let range = part(tiles.len(), chunks, i);
+                let range = (tiles.start + range.start, tiles.start + range.end);
+                let count = range.1 - range.0;
+                let (y_stride, x_stride) = (count * rows + BLOCK, count * columns + BLOCK);
+                let simd = std::marker::PhantomData;
+                let blocks = (o0 / BLOCK, (o0 + rows) / BLOCK);
+                let (tiles, out, point_stride) = (range, y, y_stride);
+                self.dy.visit(GradVisitor::<S> { pass: self, tiles, blocks, out, point_stride, simd });
+                let blocks = (c0 / BLOCK, (c0 + columns) / BLOCK);
+                let (out, point_stride) = (x, x_stride);
+                self.x.visit(InputVisitor::<S> { pass: self, tiles, blocks, out, point_stride, simd });
+                for point in 0..POINTS {
+                    for c in (0..columns).step_by(S::GRAD_COLS) {
+                        let cols = (columns - c).min(S::GRAD_COLS);
+                        let kernel = S::GRAD_TILES[usize::from(cols > BLOCK)];
                         for o in (0..rows).step_by(S::GRAD_ROWS) {
-                            // SAFETY: the instruction set is available, and all offsets are inside the buffers;
-                            // this task alone writes these columns of the set.
+                            // SAFETY: the instruction set is available, and all offsets are inside the buffers.
                             unsafe {
                                 kernel(&GradTile {
                                     runs: &(0, 0),
                                     n_runs: 1,
                                     len: count,
                                     a: y.add(point * y_stride + o / BLOCK * count * BLOCK + o % BLOCK),
-                                    b: x.add(point * x_stride),
+                                    b: x.add(point * x_stride + c * count),
                                     b_block: count * BLOCK,
-                                    c: sums.add((point * rows + o) * row + c),
-                                    row,
+                                    c: sums.add(point * sum_stride + o * columns + c),
+                                    row: columns,
                                     rows: S::GRAD_ROWS,
                                     cols,
                                     accumulate: i > 0,
@@ -118,8 +110,12 @@ impl Pass<'_> {
                         }
                     }
                 }
-            });
-        }
+            }
+            let rows = (o0, (o0 + rows).min(self.c_out));
+            let back = Back { pass: self, sums, sum_stride, columns, rows, c0, out: out.get(), add };
+            // SAFETY: the instruction set is available; no other task writes these rows and columns.
+            unsafe { S::run(back) }
+        });
     }
 }
 
@@ -151,6 +147,7 @@ impl<S: Simd> LoadVisitor for InputVisitor<'_, S> {
 struct GradVisitor<'a, S> {
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
+    blocks: (usize, usize),
     out: *mut f32,
     point_stride: usize,
     simd: std::marker::PhantomData<S>,
@@ -158,9 +155,9 @@ struct GradVisitor<'a, S> {
 
 impl<S: Simd> LoadVisitor for GradVisitor<'_, S> {
     fn visit<L: Load>(self, load: L) {
-        let (pass, tiles, out, point_stride) = (self.pass, self.tiles, self.out, self.point_stride);
+        let Self { pass, tiles, blocks, out, point_stride, .. } = self;
         // SAFETY: the instruction set is available; scratch memory has room for these tiles.
-        unsafe { S::run(GradTiles { load: &load, pass, tiles, out, point_stride }) }
+        unsafe { S::run(GradTiles { load: &load, pass, tiles, blocks, out, point_stride }) }
     }
 }
 
@@ -169,6 +166,7 @@ struct GradTiles<'a, L> {
     load: &'a L,
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
+    blocks: (usize, usize),
     out: *mut f32,
     point_stride: usize,
 }
@@ -207,11 +205,11 @@ impl<L: Load> Job for GradTiles<'_, L> {
         for i in 0..count {
             let at = t.locate(self.tiles.0 + i);
             let inside = at.1 + SIDE <= t.h && at.2 + SIDE <= t.w;
-            for c in (0..self.pass.c_out.next_multiple_of(BLOCK)).step_by(S::LANES) {
+            for c in (self.blocks.0 * BLOCK..self.blocks.1 * BLOCK).step_by(S::LANES) {
                 let n = self.pass.c_out.saturating_sub(c).min(S::LANES);
                 // SAFETY: the maker of the job promises that the tiles exist and `out` has room.
                 unsafe {
-                    let out = self.out.add((c / BLOCK * count + i) * BLOCK + c % BLOCK);
+                    let out = self.out.add(((c / BLOCK - self.blocks.0) * count + i) * BLOCK + c % BLOCK);
                     match (n == S::LANES, inside) {
                         (true, true) => self.tile::<S, false, false>(at, c, n, out),
                         (true, false) => self.tile::<S, false, true>(at, c, n, out),
@@ -224,36 +222,36 @@ impl<L: Load> Job for GradTiles<'_, L> {
     }
 }
 
-/// Adds up the sets and transforms back.
+/// Transforms sums back.
 struct Back<'a> {
     pass: &'a Pass<'a>,
-    sums: &'a [f32],
-    rows: std::ops::Range<usize>,
-    grad: *mut f32,
+    sums: *const f32,
+    sum_stride: usize,
+    columns: usize,
+    /// Output channels, and the first input channel.
+    rows: (usize, usize),
+    c0: usize,
+    out: *mut f32,
+    /// Whether to add to what is there.
+    add: bool,
 }
 
 impl Job for Back<'_> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let pass = self.pass;
-        let (rows, row) = (pass.c_out.next_multiple_of(BLOCK), pass.c_in.next_multiple_of(BLOCK));
-        for o in self.rows.clone() {
-            for c in (0..pass.c_in).step_by(S::LANES) {
-                let n = (pass.c_in - c).min(S::LANES);
-                // SAFETY: every set has all points of the padded matrix, and the gradient has this row.
+        let c_in = self.pass.c_in;
+        for o in self.rows.0..self.rows.1 {
+            for c in (0..self.columns.min(c_in - self.c0)).step_by(S::LANES) {
+                let n = (c_in - self.c0 - c).min(S::LANES);
+                // SAFETY: there are sums of all points for these channels, and the output has this row.
                 unsafe {
-                    let get = |r: usize, q: usize| {
-                        let at = ((r * 6 + q) * rows + o) * row + c;
-                        let mut sum = S::load(self.sums.as_ptr().add(at));
-                        for set in 1..pass.sets {
-                            sum = S::add(sum, S::load(self.sums.as_ptr().add(set * pass.set_len() + at)));
-                        }
-                        sum
-                    };
+                    let sums = self.sums.add((o - self.rows.0) * self.columns + c);
+                    let get = |r: usize, q: usize| S::load(sums.add((r * 6 + q) * self.sum_stride));
                     let put = |r: usize, q: usize, v: S::V| {
-                        let p = self.grad.add((o * 9 + r * 3 + q) * pass.c_in + c);
-                        S::store_part(p, n, S::add(S::load_part(p, n), v));
+                        let p = self.out.add((o * 9 + r * 3 + q) * c_in + self.c0 + c);
+                        let old = if self.add { S::load_part(p, n) } else { S::zero() };
+                        S::store_part(p, n, S::add(old, v));
                     };
                     two_sided!(S, 6 -> 3, filter_adjoint::<S>, get, put);
                 }

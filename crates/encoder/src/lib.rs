@@ -51,3 +51,8 @@ pub use encoder::{Encoder, IMAGE_CHANNELS, ImageBatch, Output};
 pub use error::EncoderError;
 pub use state::{StateDict, StateTensor};
 pub use update::{Slots, UpdateRule, UpdateStats, apply};
+
+/// The README's example is tested with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,8 +1,13 @@
 //! `cargo xtask bench`: one file a benchmark.
 
+pub(crate) mod augment;
+mod cuda;
+mod ot;
+mod speed;
+
 use clap::Subcommand;
 
-/// Options of `cargo xtask bench`.
+/// Measure speed; the last line printed is one JSON object.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -10,9 +15,19 @@ pub struct Args {
 }
 
 #[derive(Subcommand)]
-enum Benchmark {}
+enum Benchmark {
+    Augment(augment::Args),
+    Cuda(cuda::Args),
+    Ot(ot::Args),
+    Speed(speed::Args),
+}
 
 /// Runs the chosen benchmark.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    match args.benchmark {}
+    match args.benchmark {
+        Benchmark::Augment(args) => augment::run(args),
+        Benchmark::Cuda(args) => cuda::run(args),
+        Benchmark::Ot(args) => ot::run(args),
+        Benchmark::Speed(args) => speed::run(args),
+    }
 }

@@ -1,0 +1,155 @@
+//! `cargo xtask pretrain`: trains, then says how good the features are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use swav_data::Dataset;
+use swav_train::{Outcome, RunFolder, Settings, StopFlag, Trainer};
+
+use crate::configuration::{self, Changes, QUICKSTART};
+use crate::judge::{Judge, Subject};
+
+/// Exit status of a run that was stopped before its end, as shells have it for Ctrl-C.
+const INTERRUPTED: i32 = 130;
+
+/// Learn features from images without labels, and tell how good they are.
+///
+/// Without arguments: trains on built-in images for some minutes.
+///
+/// Writes a folder: config.toml, checkpoints/, metrics.jsonl, tensorboard/, at the end weights.safetensors. Where the
+/// images have labels, prints the k-nearest-neighbour accuracy of the trained network, of the same network untrained,
+/// and of the raw pixels. Ctrl-C saves and stops (status 130); --resume goes on, bit for bit.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A TOML file, or the name of a recipe in configs/ [default: quickstart].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    changes: Changes,
+
+    /// Folder of the run [default: runs/<config>-<number>, a new one].
+    #[arg(long, value_name = "DIR")]
+    run: Option<PathBuf>,
+
+    /// Go on with the run in the folder that --run names.
+    #[arg(long, requires = "run")]
+    resume: bool,
+
+    /// Do not evaluate after training.
+    #[arg(long)]
+    no_evaluation: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let folder = args.run.clone().map(RunFolder::at);
+    let config = match (&args.config, &folder) {
+        (None, Some(folder)) if args.resume => configuration::of_run(folder, &args.changes)?,
+        (given, _) => {
+            let given = given.as_deref().unwrap_or(Path::new(QUICKSTART));
+            configuration::read(&configuration::find(given)?, &args.changes)?
+        }
+    };
+    let settings = config.check()?;
+    let folder =
+        folder.unwrap_or_else(|| new_folder(args.config.as_deref().unwrap_or(Path::new(QUICKSTART))));
+    if folder.exists() && !args.resume {
+        bail!(
+            "{} already holds a run; add --resume to go on with it, or choose another --run",
+            folder.root().display()
+        );
+    }
+
+    let data = &settings.config().data;
+    let images = data.open().context("data")?;
+    let (device, seed) = (&settings.config().training.device, settings.config().training.seed);
+    let network = swav_encoder::build(device, settings.encoder(), seed)?;
+    let n_parameters: usize =
+        network.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    eprintln!("data     {}", images.describe());
+    eprintln!("network  {n_parameters} parameters, {} features, on {device}", network.feature_dim());
+    eprintln!("run      {}", folder.root().display());
+
+    let start = if args.resume { Trainer::resume } else { Trainer::start };
+    let mut trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
+    let outcome = trainer.run(&StopFlag::on_signals()?)?;
+    if !outcome.finished {
+        let run = folder.root().display();
+        eprintln!("stopped and saved; go on with: cargo xtask pretrain --run {run} --resume");
+        std::process::exit(INTERRUPTED);
+    }
+    summarise(&outcome, &folder);
+    if !args.no_evaluation {
+        let trained = trainer.into_encoder();
+        evaluate(&settings, images.as_ref(), trained.as_ref(), &folder)?;
+    }
+    Ok(())
+}
+
+fn summarise(outcome: &Outcome, folder: &RunFolder) {
+    println!(
+        "trained  {} steps in {:.0} s, {:.0} images/s, final loss {:.4}",
+        outcome.n_steps, outcome.seconds, outcome.images_per_s, outcome.loss
+    );
+    if outcome.n_bad_images > 0 {
+        println!("         {} unreadable images were replaced by others", outcome.n_bad_images);
+    }
+    println!("weights  {}", folder.weights().display());
+}
+
+/// Prints the k-NN accuracies, or, without labels, what can be said and done without.
+fn evaluate(
+    settings: &Settings,
+    images: &dyn Dataset,
+    trained: &dyn swav_encoder::Encoder,
+    folder: &RunFolder,
+) -> anyhow::Result<()> {
+    let run = folder.root().display();
+    if images.label(0).is_none() {
+        return without_labels(settings, folder);
+    }
+    let judge = Judge::new(settings, None)?;
+    println!("\n{}", judge.describe());
+    let mut results = Vec::new();
+    // The trainer has re-estimated the statistics of its network already, if the configuration wants it.
+    results.push(judge.report(Subject::Trained, judge.encoder(trained)?)?);
+    results.push(judge.report(Subject::Untrained, judge.untrained()?)?);
+    results.push(judge.report(Subject::RawPixels, judge.raw_pixels()?)?);
+    let path = folder.root().join("evaluation.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&results)?)
+        .with_context(|| path.display().to_string())?;
+    println!("\nevaluate on other data:  cargo xtask eval knn --run {run} --data PATH");
+    println!("features of any images:  cargo xtask embed --run {run} --data PATH --out features.npy");
+    Ok(())
+}
+
+fn without_labels(settings: &Settings, folder: &RunFolder) -> anyhow::Result<()> {
+    let metrics = std::fs::read_to_string(folder.metrics()).context("metrics")?;
+    let last = metrics.lines().last().context("no step was logged")?;
+    let last: serde_json::Value = serde_json::from_str(last).context("metrics")?;
+    let number = |key: &str| last[key].as_f64().unwrap_or(f64::NAN);
+    let n_prototypes = settings.config().prototypes.n_prototypes[0];
+    println!("\nthe images have no labels, so there is no accuracy; the last step's diagnostics:");
+    println!("  gap of the loss to ln K     {:.3} nats (0: nothing learnt)", number("gap_to_ln_k"));
+    println!("  prototypes used by codes    {:.1} of {n_prototypes}", number("code_perplexity"));
+    println!(
+        "  used by predictions         {:.1} of {n_prototypes} (1: collapsed)",
+        number("prediction_perplexity")
+    );
+    println!(
+        "  spread of the embeddings    {:.3} (0: collapsed, towards 1: spread over the sphere)",
+        number("spread")
+    );
+    let run = folder.root().display();
+    println!("\nfeatures of your images:  cargo xtask embed --run {run} --out features.npy");
+    println!("accuracy on labelled ones: cargo xtask eval knn --run {run} --data PATH");
+    Ok(())
+}
+
+/// runs/NAME-1, or the first number that is free.
+fn new_folder(config: &Path) -> RunFolder {
+    let name = config.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
+    let candidates = (1u64..).map(|number| Path::new("runs").join(format!("{name}-{number}")));
+    RunFolder::at(candidates.into_iter().find(|path| !path.exists()).expect("numbers do not end"))
+}

@@ -1,0 +1,54 @@
+//! The network of a run, as it was last saved.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use swav_encoder::Encoder;
+use swav_train::{RunFolder, Settings};
+
+use crate::configuration::{self, Changes};
+
+/// Which run, and what is different from its training.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Folder of the run, made by `cargo xtask pretrain`.
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+
+    #[command(flatten)]
+    changes: Changes,
+
+    /// Whether batch-norm statistics are estimated anew on the images at hand, whole as they are evaluated
+    /// [default: what the run's configuration says].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    reestimate_bn: Option<bool>,
+}
+
+impl Options {
+    /// The run's settings with the changes, and its network from the newest checkpoint. The pool of threads is made
+    /// as the settings say. Batch-norm statistics are those of the checkpoint.
+    pub fn load(&self) -> anyhow::Result<(Settings, Box<dyn Encoder>)> {
+        let folder = RunFolder::at(&self.run);
+        let mut config = configuration::of_run(&folder, &self.changes)?;
+        if let Some(reestimate) = self.reestimate_bn {
+            config.evaluation.reestimate_batch_norm = reestimate;
+        }
+        let settings = config.check()?;
+        let training = &settings.config().training;
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(training.threads)
+            .build_global()
+            .context("thread pool")?;
+        let (checkpoint, path) = folder.newest()?;
+        let mut network = swav_encoder::build(&training.device, settings.encoder(), training.seed)?;
+        network
+            .load_state(&checkpoint.encoder_state())
+            .with_context(|| format!("checkpoint {}", name(&path)))?;
+        eprintln!("network  {} (step {})", name(&path), checkpoint.position.step);
+        Ok((settings, network))
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,71 @@
+//! An encoder whose passes appear in the profile.
+
+use ndarray::{Array2, ArrayView2};
+use swav_encoder::{Encoder, EncoderError, ImageBatch, Output, StateDict, UpdateRule, UpdateStats};
+use swav_kernels::profile;
+
+/// Name of the scope around all of the encoder's forward pass.
+pub const FORWARD: &str = "encoder forward";
+/// Name of the scope around all of the encoder's backward pass.
+pub const BACKWARD: &str = "encoder backward";
+/// Name of the scope around the update of the encoder's parameters.
+pub const UPDATE: &str = "encoder update";
+
+/// Passes everything on, and times the three parts of a training step.
+pub struct Timed(pub Box<dyn Encoder>);
+
+/// Times `work` under a name; a pass has no shape of its own.
+pub fn scope<R>(name: &'static str, work: impl FnOnce() -> R) -> R {
+    profile::scope(name, || (String::new(), 0.0), work)
+}
+
+impl Encoder for Timed {
+    fn forward_train(&mut self, groups: &[ImageBatch<'_>]) -> Result<Array2<f32>, EncoderError> {
+        scope(FORWARD, || self.0.forward_train(groups))
+    }
+    fn backward(&mut self, gradient: ArrayView2<'_, f32>) -> Result<(), EncoderError> {
+        scope(BACKWARD, || self.0.backward(gradient))
+    }
+    fn update(&mut self, rule: &UpdateRule) -> Result<UpdateStats, EncoderError> {
+        scope(UPDATE, || self.0.update(rule))
+    }
+    fn embedding_dim(&self) -> usize {
+        self.0.embedding_dim()
+    }
+    fn feature_dim(&self) -> usize {
+        self.0.feature_dim()
+    }
+    fn device(&self) -> String {
+        self.0.device()
+    }
+    fn embed(&self, images: ImageBatch<'_>, output: Output) -> Result<Array2<f32>, EncoderError> {
+        self.0.embed(images, output)
+    }
+    fn reset_statistics(&mut self) -> Result<(), EncoderError> {
+        self.0.reset_statistics()
+    }
+    fn observe_statistics(&mut self, images: ImageBatch<'_>) -> Result<(), EncoderError> {
+        self.0.observe_statistics(images)
+    }
+    fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        self.0.parameters()
+    }
+    fn gradient(&self, name: &str) -> Option<Vec<f32>> {
+        self.0.gradient(name)
+    }
+    fn map_gradients(&mut self, change: &mut dyn FnMut(&str, &mut [f32])) -> Result<(), EncoderError> {
+        self.0.map_gradients(change)
+    }
+    fn state(&self) -> Result<StateDict, EncoderError> {
+        self.0.state()
+    }
+    fn load_state(&mut self, state: &StateDict) -> Result<(), EncoderError> {
+        self.0.load_state(state)
+    }
+    fn optimizer_state(&self) -> Result<StateDict, EncoderError> {
+        self.0.optimizer_state()
+    }
+    fn load_optimizer_state(&mut self, state: &StateDict) -> Result<(), EncoderError> {
+        self.0.load_optimizer_state(state)
+    }
+}

@@ -1,0 +1,261 @@
+//! The commands as a user meets them: what they print, what they leave behind, and how they end on bad input.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use image::{Rgb, RgbImage};
+use tempfile::TempDir;
+
+/// A network that trains in a second.
+const TINY: &str = r#"
+[training]
+epochs = 2
+batch_size = 8
+[augment]
+crops = [
+    { size = 16, n_crops = 2, min_scale = 0.3, max_scale = 1.0 },
+    { size = 8, n_crops = 1, min_scale = 0.1, max_scale = 0.3 },
+]
+[encoder]
+arch = { custom = { block = "basic", layers = [1, 1] } }
+width = 8
+stem = "cifar"
+head = { mlp = { hidden = 16 } }
+dim = 8
+[prototypes]
+n_prototypes = [6]
+[optimizer]
+base_lr = 0.1
+warmup_epochs = 0
+[evaluation]
+reestimate_batch_norm = true
+resize = 16
+size = 16
+knn_k = 3
+"#;
+
+/// A folder with the configuration and images, which is the working directory of every command.
+struct Place(TempDir);
+
+impl Place {
+    /// 24 images of stripes in the given folders below `photos`, by turns.
+    fn new(folders: &[&str]) -> Self {
+        let place = Self(TempDir::new().unwrap());
+        std::fs::write(place.path("tiny.toml"), TINY).unwrap();
+        for number in 0..24u32 {
+            let folder = place.path("photos").join(folders[number as usize % folders.len()]);
+            std::fs::create_dir_all(&folder).unwrap();
+            let period = 2 + number % folders.len() as u32 * 3;
+            let stripes = RgbImage::from_fn(20, 18, |x, y| {
+                Rgb([if (x + number) % period == 0 { 220 } else { 40 }, y as u8, 90])
+            });
+            stripes.save(folder.join(format!("{number:02}.png"))).unwrap();
+        }
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn xtask(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_xtask"))
+            .args(arguments)
+            .current_dir(self.0.path())
+            .env_remove("RUST_LOG")
+            .output()
+            .unwrap()
+    }
+
+    /// Runs a command that has to succeed and gives its standard output.
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.xtask(arguments);
+        let errors = text(&output.stderr);
+        assert!(output.status.success(), "{arguments:?} ended with {}:\n{errors}", output.status);
+        text(&output.stdout)
+    }
+
+    /// Runs a command that has to end with this status and an error that holds all of these words.
+    fn fail(&self, status: i32, words: &[&str], arguments: &[&str]) {
+        let output = self.xtask(arguments);
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}:\n{errors}");
+        assert!(errors.contains("error: "), "{arguments:?}:\n{errors}");
+        assert!(!errors.contains("panicked"), "{arguments:?}:\n{errors}");
+        for word in words {
+            assert!(errors.contains(word), "{arguments:?}: expected `{word}` in:\n{errors}");
+        }
+    }
+
+    /// Trains the tiny network on the images, in the folder `run`.
+    fn train(&self) -> String {
+        self.succeed(&["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "run"])
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn newest_checkpoint(run: &Path) -> PathBuf {
+    let entries = std::fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("step-")).max().unwrap()
+}
+
+fn last_line_json(output: &str) -> serde_json::Value {
+    serde_json::from_str(output.lines().last().unwrap()).unwrap()
+}
+
+#[test]
+fn pretraining_on_classes_ends_with_three_accuracies_and_can_be_judged_and_used() {
+    let place = Place::new(&["narrow", "wide"]);
+    let output = place.train();
+    for subject in ["trained network", "untrained network", "raw pixels", "k 3, temperature 0.07"] {
+        assert!(output.contains(subject), "{output}");
+    }
+    let results = std::fs::read_to_string(place.path("run/evaluation.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_str(&results).unwrap();
+    let trained = results[0]["top1"].as_f64().unwrap();
+    assert_eq!((&results[0]["subject"], &results[0]["n_images"]), (&"trained".into(), &24.into()));
+    assert!((0.0..=1.0).contains(&trained));
+
+    // The same network from its checkpoint, on the same images, is as good.
+    let judged = last_line_json(&place.succeed(&["eval", "knn", "--run", "run"]));
+    assert_eq!(judged["top1"].as_f64(), Some(trained));
+    let other = last_line_json(&place.succeed(&["eval", "knn", "--run", "run", "--k", "1", "--baselines"]));
+    assert_eq!(other["k"], 1);
+
+    let output = place.succeed(&["embed", "--run", "run", "--data", "photos", "--out", "f.npy"]);
+    assert!(output.contains("24 x 16 float32"), "{output}");
+    assert_eq!(std::fs::metadata(place.path("f.npy")).unwrap().len(), 128 + 24 * 16 * 4);
+    let names = std::fs::read_to_string(place.path("f.txt")).unwrap();
+    assert!(names.lines().count() == 24 && names.contains("00.png\tnarrow"), "{names}");
+}
+
+#[test]
+fn images_without_labels_train_but_are_not_judged() {
+    let place = Place::new(&["."]);
+    let output = place.train();
+    assert!(
+        output.contains("no labels") && output.contains("spread") && output.contains("xtask embed"),
+        "{output}"
+    );
+    place.fail(1, &["no labels", "one folder a class"], &["eval", "knn", "--run", "run"]);
+    let output = place.succeed(&["embed", "--run", "run", "--out", "f.npy", "--embedding"]);
+    assert!(output.contains("24 x 8 float32"), "{output}");
+}
+
+#[test]
+fn a_run_is_neither_overwritten_nor_resumed_by_accident() {
+    let place = Place::new(&["a", "b"]);
+    place.train();
+    let again = ["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "run"];
+    place.fail(1, &["already holds a run", "--resume"], &again);
+    place.fail(2, &["--run"], &["pretrain", "--resume"]);
+    place.fail(1, &["nowhere"], &["pretrain", "--run", "nowhere", "--resume"]);
+    // Of another architecture: each difference is named.
+    let set = ["pretrain", "--run", "run", "--resume", "--set", "encoder.width=16"];
+    place.fail(1, &["encoder.width", "8", "16"], &set);
+    // A finished run has nothing left to do, and says how good it is.
+    let output = place.succeed(&["pretrain", "--run", "run", "--resume"]);
+    assert!(output.contains("trained network"), "{output}");
+}
+
+#[test]
+fn runs_without_a_name_get_a_number() {
+    let place = Place::new(&["a", "b"]);
+    for number in 1..=2 {
+        place.succeed(&["pretrain", "--config", "tiny.toml", "--data", "photos", "--no-evaluation"]);
+        assert!(place.path(&format!("runs/tiny-{number}/weights.safetensors")).exists());
+    }
+}
+
+#[test]
+fn missing_and_empty_folders_are_named() {
+    let place = Place::new(&["a"]);
+    std::fs::create_dir(place.path("empty")).unwrap();
+    place.fail(
+        1,
+        &["no/such", "no such file or folder"],
+        &["pretrain", "--config", "tiny.toml", "--data", "no/such"],
+    );
+    place.fail(1, &["empty", "no images"], &["pretrain", "--config", "tiny.toml", "--data", "empty"]);
+    let few = ["pretrain", "--config", "tiny.toml", "--data", "photos", "--set", "training.batch_size=100"];
+    place.fail(1, &["24", "100", "batch_size"], &few);
+    place.fail(1, &["nowhere", "no such folder"], &["eval", "knn", "--run", "nowhere"]);
+    place.fail(1, &["photos", "not the folder of a run"], &["eval", "knn", "--run", "photos"]);
+    assert!(!place.path("runs").exists(), "a run that could not start leaves nothing behind");
+}
+
+#[test]
+fn misspelt_names_are_refused_and_explained() {
+    let place = Place::new(&["a"]);
+    let set =
+        |setting| place.xtask(&["pretrain", "--config", "tiny.toml", "--data", "photos", "--set", setting]);
+    for (setting, word) in
+        [("training.epoch=3", "epochs"), ("epochs", "key=value"), ("training.epochs=x", "epochs")]
+    {
+        let output = set(setting);
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{setting}:\n{errors}");
+        assert!(errors.contains(setting) && errors.contains(word), "{setting}:\n{errors}");
+    }
+    std::fs::write(place.path("wrong.toml"), TINY.replace("epochs", "epoch")).unwrap();
+    place.fail(1, &["wrong.toml", "training.epoch", "epochs"], &["pretrain", "--config", "wrong.toml"]);
+    place.fail(1, &["nothing.toml", "quickstart"], &["pretrain", "--config", "nothing.toml"]);
+    place.fail(1, &["tpu"], &["pretrain", "--config", "tiny.toml", "--data", "photos", "--device", "tpu"]);
+    place.fail(2, &["--dta"], &["pretrain", "--dta", "x"]);
+    place.fail(2, &["--k"], &["eval", "knn", "--run", "x", "--k", "0"]);
+    place.fail(2, &[".npy"], &["embed", "--run", "x", "--out", "features.csv"]);
+}
+
+#[test]
+fn a_wrong_checkpoint_is_refused_and_a_damaged_one_passed_over() {
+    let place = Place::new(&["a", "b"]);
+    place.train();
+    place.fail(
+        1,
+        &["conv1.weight", "architecture"],
+        &["eval", "knn", "--run", "run", "--set", "encoder.width=16"],
+    );
+
+    let newest = newest_checkpoint(&place.path("run"));
+    let bytes = std::fs::read(&newest).unwrap();
+    std::fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
+    let output = place.xtask(&["eval", "knn", "--run", "run"]);
+    let errors = text(&output.stderr);
+    assert!(output.status.success() && errors.contains("trying the one before it"), "{errors}");
+
+    for entry in std::fs::read_dir(place.path("run/checkpoints")).unwrap() {
+        std::fs::write(entry.unwrap().path(), b"not a checkpoint").unwrap();
+    }
+    place.fail(1, &["damaged"], &["eval", "knn", "--run", "run"]);
+}
+
+#[test]
+fn speed_and_profile_measure_a_step() {
+    let place = Place::new(&["a"]);
+    let small =
+        ["--width", "4", "--hidden", "8", "--dim", "8", "--prototypes", "5", "--batch", "4", "--steps", "2"];
+    let speed = last_line_json(&place.succeed(&[&["bench", "speed"][..], &small].concat()));
+    assert_eq!(speed["mode"], "speed");
+    let number = |key: &str| speed[key].as_f64().unwrap_or_else(|| panic!("{key} in {speed}"));
+    assert!(number("min_ms") <= number("step_ms") && number("step_ms") <= number("max_ms"));
+    assert!((number("images_per_s") - 4e3 / number("step_ms")).abs() < 1e-6 * number("images_per_s"));
+    if cfg!(target_os = "linux") {
+        assert!(number("peak_rss_mb") > 1.0);
+    }
+
+    let table = place.succeed(&[&["profile", "--trace", "trace.json"][..], &small].concat());
+    for operation in
+        ["encoder forward", "encoder backward", "encoder update", "codes by Sinkhorn-Knopp", "sum"]
+    {
+        assert!(table.contains(operation), "{table}");
+    }
+    let trace = std::fs::read_to_string(place.path("trace.json")).unwrap();
+    let trace: serde_json::Value = serde_json::from_str(&trace).unwrap();
+    assert!(trace["traceEvents"].as_array().unwrap().iter().any(|event| event["name"] == "encoder forward"));
+
+    place.fail(2, &["--sizes", "--counts"], &["bench", "speed", "--sizes", "32", "16", "--counts", "2"]);
+    place.fail(2, &["--arch"], &["bench", "speed", "--arch", "resnet7"]);
+}

@@ -56,3 +56,8 @@ pub use random::{AugmentRng, CropKey};
 pub use resize::Resizer;
 pub use tone::{Equalize, Grayscale, Solarize};
 pub use warp::{Elastic, Perspective, Rotation};
+
+/// Runs the examples of the README as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -28,7 +28,7 @@ pub struct Resizer {
     y: Axis,
     rows: Vec<f32>,
     columns: Vec<[f32; 4 * ROWS]>,
-    pixels: Vec<u32>,
+    pixels: Vec<[f32; 4]>,
 }
 
 /// The filter along one axis: output `o` is the sum of `taps` inputs from `starts[o]`.
@@ -133,7 +133,7 @@ impl Resizer {
         let padded = row_len + 4;
         self.rows.resize(ROWS * padded, 0.0);
         self.columns.resize(region.width, [0.0; 4 * ROWS]);
-        self.pixels.resize(ROWS * width, 0);
+        self.pixels.resize(ROWS * width, [0.0; 4]);
         for top in (0..height).step_by(ROWS) {
             let n_rows = ROWS.min(height - top);
             for (y, row) in (top..top + n_rows).zip(self.rows.chunks_exact_mut(padded)) {
@@ -218,9 +218,9 @@ dispatched! {
         }
     }
 
-    /// The horizontal filter of four rows of three channels. A pixel of the output is red | green << 8 | blue << 16,
-    /// its highest byte is of no meaning.
-    fn filter_rgb(columns: &[[f32; 4 * ROWS]], taps: usize, starts: &[usize], weights: &[f32], out: &mut [u32]) {
+    /// The horizontal filter of four rows of three channels. The output has the rows one after another, four floats
+    /// a pixel, of which the last has no meaning.
+    fn filter_rgb(columns: &[[f32; 4 * ROWS]], taps: usize, starts: &[usize], weights: &[f32], out: &mut [[f32; 4]]) {
         let width = starts.len();
         let (first, rest) = out.split_at_mut(width);
         let (second, rest) = rest.split_at_mut(width);
@@ -233,25 +233,22 @@ dispatched! {
                     *sum += value * weight;
                 }
             }
-            // A loop, since a closure would be compiled without the vector instructions.
-            let mut bytes = [0u8; 4 * ROWS];
-            for (byte, &value) in bytes.iter_mut().zip(&sum) {
-                *byte = nearest_integer(value) as u8;
-            }
-            let pixels = bytes.as_chunks::<4>().0;
-            *a = u32::from_le_bytes(pixels[0]);
-            *b = u32::from_le_bytes(pixels[1]);
-            *c = u32::from_le_bytes(pixels[2]);
-            *d = u32::from_le_bytes(pixels[3]);
+            a.copy_from_slice(&sum[..4]);
+            b.copy_from_slice(&sum[4..8]);
+            c.copy_from_slice(&sum[8..12]);
+            d.copy_from_slice(&sum[12..]);
         }
     }
 
-    /// Splits a row of pixels into its place in three planes of `plane_len` bytes.
-    fn split(pixels: &[u32], planes: &mut [u8], plane_len: usize, at: usize) {
-        for (shift, plane) in [0, 8, 16].into_iter().zip(planes.chunks_exact_mut(plane_len)) {
-            for (byte, &pixel) in plane[at..at + pixels.len()].iter_mut().zip(pixels) {
-                *byte = (pixel >> shift) as u8;
-            }
+    /// Rounds a row of pixels and splits it into its place in three planes of `plane_len` bytes.
+    fn split(row: &[[f32; 4]], planes: &mut [u8], plane_len: usize, at: usize) {
+        let (red, rest) = planes.split_at_mut(plane_len);
+        let (green, blue) = rest.split_at_mut(plane_len);
+        let (red, green, blue) = (&mut red[at..], &mut green[at..], &mut blue[at..]);
+        for (((pixel, red), green), blue) in row.iter().zip(red).zip(green).zip(blue) {
+            *red = nearest_integer(pixel[0]) as u8;
+            *green = nearest_integer(pixel[1]) as u8;
+            *blue = nearest_integer(pixel[2]) as u8;
         }
     }
 }

@@ -36,6 +36,7 @@ fn assert_parity(names: &[&str], levels: f64, step: impl Fn(&Value, &Image, &mut
         assert_eq!(actual.len(), expected.len(), "{entry}");
         let sum: f64 = actual.iter().zip(&expected).map(|(&a, &e)| f64::from(a.abs_diff(e))).sum();
         let mean = sum / actual.len() as f64;
+        println!("{}: mean absolute difference of {mean:.4} levels", entry["key"]);
         assert!(mean <= levels, "{entry}: mean absolute difference of {mean} levels");
         n_checked += 1;
     }

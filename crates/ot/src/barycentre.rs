@@ -100,7 +100,7 @@ pub fn barycentre<T: Real>(
     let BarycentreOptions { epsilon, tolerance, max_iters, start } = options;
     positive("epsilon", epsilon)?;
     positive("tolerance", tolerance)?;
-    check_finite("cost", cost)?;
+    let extremes = check_finite("cost", cost)?;
     let ((n, m), n_histograms) = (cost.dim(), histograms.ncols());
     if n == 0 || m == 0 || n_histograms == 0 {
         return Err(OtError::Empty { what: "cost or histograms" });
@@ -128,7 +128,7 @@ pub fn barycentre<T: Real>(
         }
     }
 
-    let source = CostSource::Matrix { matrix: cost, sign: 1.0 };
+    let source = CostSource::Matrix { matrix: cost, sign: 1.0, extremes };
     let ones = vec![1.0; m];
     let core = |k: usize| Core {
         cost: &source,
@@ -143,7 +143,7 @@ pub fn barycentre<T: Real>(
     };
     let mut engine = Engine::default();
     engine.prepare(&core(0));
-    let (low, high) = engine.cost_range(&core(0))?;
+    let (low, high) = extremes;
     let middle = vec![0.5 * (low + high); m];
     engine.prepare_logarithmic(&core(0));
     // All histograms share one kernel, where the type can hold it.

@@ -19,7 +19,7 @@ pub fn problems_from_costs<'a, T: Real>(
     epsilon: f64,
 ) -> Result<Vec<Problem<'a, T>>, OtError> {
     (0..costs.len_of(Axis(0)))
-        .map(|k| Problem::from_cost(costs.clone().index_axis_move(Axis(0), k), epsilon))
+        .map(|k| Problem::from_cost(costs.index_axis_move(Axis(0), k), epsilon))
         .collect()
 }
 

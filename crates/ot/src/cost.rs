@@ -37,12 +37,13 @@ impl<T> std::fmt::Debug for PointCost<'_, T> {
 /// Costs by row and column, computed or looked up.
 #[derive(Clone, Debug)]
 pub(crate) enum CostSource<'a, T> {
-    /// `sign · matrix`.
+    /// `sign · matrix`, with the extremes of `matrix`.
     Matrix {
         matrix: ArrayView2<'a, T>,
         sign: f64,
+        extremes: (f64, f64),
     },
-    Points(Points<'a, T>),
+    Points(Box<Points<'a, T>>),
 }
 
 /// Two point clouds, also kept coordinate by coordinate, as a row of costs needs them.
@@ -148,6 +149,16 @@ impl<T: Real> CostSource<'_, T> {
         }
     }
 
+    /// Smallest and largest cost, where they are known without computing costs.
+    pub(crate) fn known_range(&self) -> Option<(f64, f64)> {
+        match self {
+            Self::Matrix { sign, extremes: (low, high), .. } => {
+                Some(if *sign > 0.0 { (*low, *high) } else { (-high, -low) })
+            }
+            Self::Points(_) => None,
+        }
+    }
+
     /// Whether it is a matrix, so that a second one of its size is acceptable.
     pub(crate) fn is_matrix(&self) -> bool {
         matches!(self, Self::Matrix { .. })
@@ -174,10 +185,31 @@ impl<T: Real> CostSource<'_, T> {
     }
 }
 
-/// Fails on the first number that is not finite.
-pub(crate) fn check_finite<T: Real>(what: &'static str, array: ArrayView2<T>) -> Result<(), OtError> {
+/// Smallest and largest number (infinite for an empty array); fails on the first that is not finite.
+pub(crate) fn check_finite<T: Real>(what: &'static str, array: ArrayView2<T>) -> Result<(f64, f64), OtError> {
+    let isa = Isa::detect();
+    let mut all = simd::Range { min: T::infinity(), max: T::neg_infinity(), finite: true };
+    let rows = if array.is_standard_layout() { array } else { array.reversed_axes() };
+    for row in rows.rows() {
+        let range = match row.to_slice() {
+            Some(slice) => simd::range(isa, slice),
+            None => row.iter().fold(all, |range, &x| simd::Range {
+                min: if x < range.min { x } else { range.min },
+                max: if x > range.max { x } else { range.max },
+                finite: range.finite && x.is_finite(),
+            }),
+        };
+        all = simd::Range {
+            min: all.min.min(range.min),
+            max: all.max.max(range.max),
+            finite: all.finite && range.finite,
+        };
+    }
+    if all.finite {
+        return Ok((all.min.wide(), all.max.wide()));
+    }
     match array.indexed_iter().find(|(_, value)| !value.is_finite()) {
-        None => Ok(()),
+        None => Ok((all.min.wide(), all.max.wide())),
         Some(((i, j), value)) => Err(OtError::NotFinite { what, index: vec![i, j], value: value.wide() }),
     }
 }

@@ -53,7 +53,7 @@ pub fn sinkhorn_divergence<T: Real>(
     };
     let alike = |cloud: &Array2<T>, weights: &[f64], scale: f64| -> Result<_, OtError> {
         let mut own = problem.clone();
-        own.cost = CostSource::Points(Points::new(cloud.view(), cloud.view(), points.cost)?);
+        own.cost = CostSource::Points(Box::new(Points::new(cloud.view(), cloud.view(), points.cost)?));
         own.source = weights.iter().map(|w| w * scale).collect();
         own.target = own.source.clone();
         own.default_target = false;

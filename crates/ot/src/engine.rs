@@ -138,6 +138,9 @@ impl<T: Real> Engine<T> {
 
     /// Smallest and largest cost of this shard; an error if a computed cost is not finite.
     pub(crate) fn cost_range(&mut self, core: &Core<T>) -> Result<(f64, f64), OtError> {
+        if let Some(range) = core.cost.known_range() {
+            return Ok(range);
+        }
         let m = core.columns.weights.len();
         let (n, per) = (core.rows.weights.len(), chunks::rows_per_chunk(core.rows.weights.len()));
         let n_chunks = chunks::count(n);
@@ -170,7 +173,7 @@ impl<T: Real> Engine<T> {
             low = low.min(slot.mass);
             high = high.max(slot.shift);
         }
-        Ok(if core.cost.sign() > 0.0 { (low, high) } else { (-high, -low) })
+        Ok((low, high))
     }
 
     /// Builds the kernel `exp((α_i + β_j - C_ij) / ε)` with `α = f`, `β = g`. `narrow`: in the problem's own type

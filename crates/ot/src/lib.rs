@@ -1,4 +1,8 @@
-//! Entropic optimal transport: certified, sharded, deterministic.
+#![doc = include_str!("../README.md")]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "sweeps and kernels walk several arrays by one index, which zipped iterators make harder to read"
+)]
 
 mod anderson;
 mod barycentre;

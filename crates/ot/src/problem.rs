@@ -74,8 +74,8 @@ impl<'a, T: Real> Problem<'a, T> {
     /// [`OtError::Empty`], [`OtError::NotFinite`] for a cost, [`OtError::Parameter`] for an `epsilon` that is not
     /// finite and above 0.
     pub fn from_cost(cost: ArrayView2<'a, T>, epsilon: f64) -> Result<Self, OtError> {
-        check_finite("cost", cost)?;
-        Self::new(CostSource::Matrix { matrix: cost, sign: 1.0 }, epsilon)
+        let extremes = check_finite("cost", cost)?;
+        Self::new(CostSource::Matrix { matrix: cost, sign: 1.0, extremes }, epsilon)
     }
 
     /// From scores (n, m) that the plan should maximise: the cost is `-scores`, without a copy.
@@ -83,8 +83,8 @@ impl<'a, T: Real> Problem<'a, T> {
     /// # Errors
     /// As [`from_cost`](Self::from_cost).
     pub fn from_scores(scores: ArrayView2<'a, T>, epsilon: f64) -> Result<Self, OtError> {
-        check_finite("scores", scores)?;
-        Self::new(CostSource::Matrix { matrix: scores, sign: -1.0 }, epsilon)
+        let extremes = check_finite("scores", scores)?;
+        Self::new(CostSource::Matrix { matrix: scores, sign: -1.0, extremes }, epsilon)
     }
 
     /// From two clouds of points (n, d) and (m, d). Costs are computed when they are needed; unless a solver in the
@@ -98,7 +98,7 @@ impl<'a, T: Real> Problem<'a, T> {
         cost: PointCost<'a, T>,
         epsilon: f64,
     ) -> Result<Self, OtError> {
-        Self::new(CostSource::Points(Points::new(source, target, cost)?), epsilon)
+        Self::new(CostSource::Points(Box::new(Points::new(source, target, cost)?)), epsilon)
     }
 
     fn new(cost: CostSource<'a, T>, epsilon: f64) -> Result<Self, OtError> {

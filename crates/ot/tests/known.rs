@@ -34,7 +34,7 @@ fn two_by_two_with_any_marginals() {
     let cost = array![[0.3, 1.1], [0.9, 0.2]];
     let (a, b) = (array![0.3, 0.7], array![0.55, 0.45]);
     for epsilon in [0.1, 1.0, 7.0] {
-        let ratio = (-(0.3 + 0.2 - 1.1 - 0.9) / epsilon as f64).exp();
+        let ratio = f64::exp(-(0.3 + 0.2 - 1.1 - 0.9) / epsilon);
         // p (1 - a0 - b0 + p) = ratio (a0 - p)(b0 - p)
         let (qa, qb, qc) = (1.0 - ratio, 1.0 - 0.3 - 0.55 + ratio * (0.3 + 0.55), -ratio * 0.3 * 0.55);
         let root = (qb * qb - 4.0 * qa * qc).sqrt();

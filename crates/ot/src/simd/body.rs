@@ -9,37 +9,62 @@ fn fold<T: Lane>(mut lanes: [T; LANES]) -> T {
     let mut half = LANES / 2;
     while half > 0 {
         for l in 0..half {
-            lanes[l] = lanes[l] + lanes[l + half];
+            lanes[l] += lanes[l + half];
         }
         half /= 2;
     }
     lanes[0]
 }
 
+/// Combines all elements into [`LANES`] partial results. One such loop at a time keeps its lanes in registers;
+/// several interleaved ones do not become vector instructions. A macro, because a closure would not be compiled for
+/// the caller's instruction set.
+macro_rules! gather {
+    ($row:expr, $start:expr, |$x:ident, $lane:ident| $combined:expr) => {{
+        let mut lanes = [$start; LANES];
+        let (chunks, tail) = $row.as_chunks::<LANES>();
+        for chunk in chunks {
+            for l in 0..LANES {
+                let ($x, $lane) = (chunk[l], lanes[l]);
+                lanes[l] = $combined;
+            }
+        }
+        for (l, &$x) in tail.iter().enumerate() {
+            let $lane = lanes[l];
+            lanes[l] = $combined;
+        }
+        lanes
+    }};
+}
+
+/// The extreme of some lanes, by the comparison of that name.
+macro_rules! extreme {
+    ($lanes:expr, $compare:ident) => {{
+        let lanes = $lanes;
+        let mut extreme = lanes[0];
+        for lane in lanes {
+            extreme = lane.$compare(extreme);
+        }
+        extreme
+    }};
+}
+
+/// Elements that fit the innermost cache: kernels of several loops take so many at a time.
+const BLOCK: usize = 2048;
+
 #[inline(always)]
 pub(super) fn range<T: Lane, const FMA: bool>(row: &[T]) -> Range<T> {
-    let (mut low, mut high) = ([T::INFINITY; LANES], [T::NEG_INFINITY; LANES]);
-    // x·0 is 0 for a finite x and NaN otherwise, and NaN stays in a sum.
-    let mut tell = [T::ZERO; LANES];
-    let (chunks, tail) = row.as_chunks::<LANES>();
-    for chunk in chunks {
-        for l in 0..LANES {
-            low[l] = chunk[l].smaller(low[l]);
-            high[l] = chunk[l].larger(high[l]);
-            tell[l] += chunk[l] * T::ZERO;
-        }
+    let mut all = Range { min: T::INFINITY, max: T::NEG_INFINITY, finite: true };
+    for block in row.chunks(BLOCK) {
+        let low = gather!(block, T::INFINITY, |x, low| x.smaller(low));
+        let high = gather!(block, T::NEG_INFINITY, |x, high| x.larger(high));
+        // x·0 is 0 for a finite x and NaN otherwise, and NaN stays in a sum.
+        let tell = gather!(block, T::ZERO, |x, tell| tell + x * T::ZERO);
+        all.min = extreme!(low, smaller).smaller(all.min);
+        all.max = extreme!(high, larger).larger(all.max);
+        all.finite = all.finite && fold(tell) == T::ZERO;
     }
-    for (l, &x) in tail.iter().enumerate() {
-        low[l] = x.smaller(low[l]);
-        high[l] = x.larger(high[l]);
-        tell[l] += x * T::ZERO;
-    }
-    let (mut min, mut max) = (low[0], high[0]);
-    for l in 1..LANES {
-        min = low[l].smaller(min);
-        max = high[l].larger(max);
-    }
-    Range { min, max, finite: fold(tell) == T::ZERO }
+    all
 }
 
 #[inline(always)]
@@ -72,32 +97,14 @@ pub(super) fn add_rows<T: Lane, const FMA: bool>(rows: &[T], sums: &mut [T]) {
 
 #[inline(always)]
 pub(super) fn dot4<T: Lane, const FMA: bool>(rows: [&[T]; ROWS], weights: &[T]) -> [T; ROWS] {
-    let (weight_chunks, weight_tail) = weights.as_chunks::<LANES>();
-    let n = weight_chunks.len();
-    // Equal lengths, taken once, spare the loop its bound checks.
-    let [c0, c1, c2, c3] = rows.map(|row| &row.as_chunks::<LANES>().0[..n]);
-    let mut sums = [[T::ZERO; LANES]; ROWS];
-    for i in 0..n {
-        let w = &weight_chunks[i];
-        for l in 0..LANES {
-            sums[0][l] = c0[i][l].madd::<FMA>(w[l], sums[0][l]);
-        }
-        for l in 0..LANES {
-            sums[1][l] = c1[i][l].madd::<FMA>(w[l], sums[1][l]);
-        }
-        for l in 0..LANES {
-            sums[2][l] = c2[i][l].madd::<FMA>(w[l], sums[2][l]);
-        }
-        for l in 0..LANES {
-            sums[3][l] = c3[i][l].madd::<FMA>(w[l], sums[3][l]);
-        }
-    }
-    for r in 0..ROWS {
-        for (l, (&x, &w)) in rows[r][n * LANES..].iter().zip(weight_tail).enumerate() {
-            sums[r][l] = x.madd::<FMA>(w, sums[r][l]);
-        }
-    }
-    sums.map(fold)
+    // Written out: a closure given to `map` would not be compiled for the caller's instruction set.
+    let [r0, r1, r2, r3] = rows;
+    [
+        dot::<T, FMA>(r0, weights),
+        dot::<T, FMA>(r1, weights),
+        dot::<T, FMA>(r2, weights),
+        dot::<T, FMA>(r3, weights),
+    ]
 }
 
 #[inline(always)]
@@ -148,23 +155,11 @@ pub(super) fn exponents<T: Lane, const FMA: bool>(
 ) -> f64 {
     let n = out.len();
     let (row, offsets) = (&row[..n], &offsets[..n]);
-    let mut high = [f64::NEG_INFINITY; LANES];
-    let chunks = n / LANES * LANES;
-    let mut j = 0;
-    while j < chunks {
-        for l in 0..LANES {
-            let x = offsets[j + l] - row[j + l].widen() * scale;
-            out[j + l] = x;
-            high[l] = x.larger(high[l]);
-        }
-        j += LANES;
+    for ((out, &x), &offset) in out.iter_mut().zip(row).zip(offsets) {
+        *out = offset - x.widen() * scale;
     }
-    for l in 0..n - chunks {
-        let x = offsets[chunks + l] - row[chunks + l].widen() * scale;
-        out[chunks + l] = x;
-        high[l] = x.larger(high[l]);
-    }
-    high.into_iter().fold(f64::NEG_INFINITY, |top, x| x.larger(top))
+    let high = gather!(out, f64::NEG_INFINITY, |x, high| x.larger(high));
+    extreme!(high, larger)
 }
 
 #[inline(always)]
@@ -184,17 +179,8 @@ pub(super) fn add_squares<T: Lane, const FMA: bool>(row: &[T], x: T, sums: &mut 
 
 #[inline(always)]
 pub(super) fn exp_sum<T: Lane, const FMA: bool>(values: &mut [T], shift: T) -> T {
-    let mut sums = [T::ZERO; LANES];
-    let (chunks, tail) = values.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for l in 0..LANES {
-            chunk[l] = (chunk[l] - shift).exp::<FMA>();
-            sums[l] += chunk[l];
-        }
-    }
-    for (l, value) in tail.iter_mut().enumerate() {
+    for value in values.iter_mut() {
         *value = (*value - shift).exp::<FMA>();
-        sums[l] += *value;
     }
-    fold(sums)
+    fold(gather!(values, T::ZERO, |x, sum| sum + x))
 }

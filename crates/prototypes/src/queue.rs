@@ -82,6 +82,11 @@ impl FeatureQueue {
         self.rows.dim().1
     }
 
+    /// Rows that each step puts in.
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+
     /// Number of assignment crops, that is of lists.
     pub fn n_assign(&self) -> usize {
         self.rows.dim().0

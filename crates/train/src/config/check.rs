@@ -1,0 +1,248 @@
+//! Checks every value of a configuration, and builds from it what training works with.
+
+use swav_augment::{AugmentError, CenterCrop, EvalView, MultiCrop};
+use swav_data::{DataError, LoaderConfig, LoaderError, OnBad};
+use swav_encoder::{EncoderError, EncoderSpec, UpdateRule};
+use swav_losses::SwappedPrediction;
+use swav_ot::Codes;
+use swav_prototypes::FeatureQueue;
+
+use super::{ConfigError, OptimizerKind, TrainConfig};
+use crate::schedule::Schedule;
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    config: TrainConfig,
+    encoder: EncoderSpec,
+    loss: SwappedPrediction,
+    eval_view: EvalView,
+}
+
+impl Settings {
+    pub(super) fn new(mut config: TrainConfig) -> Result<Self, ConfigError> {
+        check_numbers(&config)?;
+        config.augment = config.augment.resolved();
+        let multi_crop = config.augment.check().map_err(|error| augment_error("augment", error))?;
+        let encoder = config.encoder.check().map_err(encoder_error)?;
+        config.data.check().map_err(data_error)?;
+        check_loader(&config.loader)?;
+        if encoder.embedding_dim() < 2 {
+            return Err(value("encoder.dim", "at least 2", encoder.embedding_dim()));
+        }
+        let loss = loss(&config, &multi_crop)?;
+        let evaluation = &config.evaluation;
+        let crop = CenterCrop { resize: evaluation.resize, size: evaluation.size };
+        let eval_view = EvalView::new(crop, *multi_crop.normalize())
+            .map_err(|error| augment_error("evaluation", error))?;
+        Ok(Self { config, encoder, loss, eval_view })
+    }
+
+    /// The configuration that was checked, with every number of the augmentation written out.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// The network.
+    pub fn encoder(&self) -> &EncoderSpec {
+        &self.encoder
+    }
+
+    /// The crops of each image.
+    ///
+    /// # Errors
+    /// None in practice: the recipe was checked.
+    pub fn multi_crop(&self) -> Result<MultiCrop, ConfigError> {
+        self.config.augment.check().map_err(|error| augment_error("augment", error))
+    }
+
+    /// How images are shown to the trained network.
+    pub fn eval_view(&self) -> &EvalView {
+        &self.eval_view
+    }
+
+    /// The loss.
+    pub fn loss(&self) -> &SwappedPrediction {
+        &self.loss
+    }
+
+    /// What computes the codes.
+    ///
+    /// # Errors
+    /// None in practice: epsilon was checked.
+    pub fn codes(&self) -> Result<Codes<f32>, ConfigError> {
+        let sinkhorn = &self.config.sinkhorn;
+        Codes::new(sinkhorn.epsilon, sinkhorn.n_iters)
+            .map_err(|_| value("sinkhorn.epsilon", "a finite number above 0", sinkhorn.epsilon))
+    }
+
+    /// The learning rates of a run with `iters_per_epoch` steps an epoch.
+    pub fn schedule(&self, iters_per_epoch: u64) -> Schedule {
+        let optimizer = &self.config.optimizer;
+        Schedule {
+            start_warmup_lr: optimizer.start_warmup_lr,
+            base_lr: optimizer.base_lr,
+            final_lr: optimizer.final_lr,
+            warmup_iters: optimizer.warmup_epochs * iters_per_epoch,
+            total_iters: self.config.training.epochs * iters_per_epoch,
+        }
+    }
+
+    /// The optimiser's rule at a learning rate.
+    pub fn update_rule(&self, lr: f64) -> UpdateRule {
+        let o = &self.config.optimizer;
+        let (lr, momentum, weight_decay) = (lr as f32, o.momentum, o.weight_decay);
+        match o.kind {
+            OptimizerKind::Larc => UpdateRule::Larc { lr, momentum, weight_decay, trust: o.trust },
+            OptimizerKind::Sgd => UpdateRule::Sgd { lr, momentum, weight_decay },
+            OptimizerKind::Adamw => UpdateRule::AdamW {
+                lr,
+                beta1: o.beta1,
+                beta2: o.beta2,
+                epsilon: o.adam_epsilon,
+                weight_decay,
+            },
+        }
+    }
+
+    /// Rows of each list of the queue in this process, of `world_size`; 0 for no queue.
+    pub fn queue_length(&self, world_size: usize) -> usize {
+        let global = self.config.training.batch_size * world_size;
+        FeatureQueue::usable_length(self.config.queue.length, global) / world_size.max(1)
+    }
+}
+
+fn loss(config: &TrainConfig, multi_crop: &MultiCrop) -> Result<SwappedPrediction, ConfigError> {
+    let n_crops = multi_crop.n_crops();
+    let assign = &config.loss.crops_for_assign;
+    SwappedPrediction::new(n_crops, assign, config.loss.temperature).map_err(|error| {
+        if n_crops < 2 {
+            value("augment.crops", "2 crops or more in all", n_crops)
+        } else if assign.iter().any(|&crop| crop >= n_crops) || assign.is_empty() {
+            value(
+                "loss.crops_for_assign",
+                &format!("indices below {n_crops}, at least one"),
+                format!("{assign:?}"),
+            )
+        } else {
+            value("loss.crops_for_assign", &error.to_string(), format!("{assign:?}"))
+        }
+    })
+}
+
+/// Every step needs the same number of images: schedule and queue count on it.
+fn check_loader(loader: &LoaderConfig) -> Result<(), ConfigError> {
+    loader.check().map_err(|error| match error {
+        LoaderError::Config { field, expected, found } => value(&format!("loader.{field}"), expected, found),
+        other => value("loader", "valid settings", other),
+    })?;
+    if !loader.drop_last {
+        return Err(value("loader.drop_last", "true in training", false));
+    }
+    if loader.on_bad != OnBad::Replace {
+        return Err(value("loader.on_bad", "replace in training", "leave-out"));
+    }
+    Ok(())
+}
+
+fn check_numbers(config: &TrainConfig) -> Result<(), ConfigError> {
+    let t = &config.training;
+    at_least("training.epochs", t.epochs, 1)?;
+    at_least("training.batch_size", t.batch_size as u64, 2)?;
+    if t.seed > i64::MAX as u64 {
+        return Err(value("training.seed", "a number below 2^63", t.seed));
+    }
+    let heads = &config.prototypes.n_prototypes;
+    if heads.is_empty() || heads.iter().any(|&k| !(2..=1 << 24).contains(&k)) {
+        let expected = "a list of numbers from 2 to 2^24, one for each head";
+        return Err(value("prototypes.n_prototypes", expected, format!("{heads:?}")));
+    }
+    above_zero("sinkhorn.epsilon", config.sinkhorn.epsilon)?;
+    above_zero("loss.temperature", f64::from(config.loss.temperature))?;
+    let o = &config.optimizer;
+    above_zero("optimizer.base_lr", o.base_lr)?;
+    within("optimizer.base_lr", o.base_lr, 0.0, f64::from(f32::MAX))?;
+    within("optimizer.final_lr", o.final_lr, 0.0, f64::MAX)?;
+    within("optimizer.start_warmup_lr", o.start_warmup_lr, 0.0, f64::MAX)?;
+    if o.warmup_epochs > t.epochs {
+        let expected = format!("at most training.epochs = {}", t.epochs);
+        return Err(value("optimizer.warmup_epochs", &expected, o.warmup_epochs));
+    }
+    within("optimizer.weight_decay", f64::from(o.weight_decay), 0.0, f64::from(f32::MAX))?;
+    above_zero("optimizer.trust", f64::from(o.trust))?;
+    above_zero("optimizer.adam_epsilon", f64::from(o.adam_epsilon))?;
+    let shares =
+        [("optimizer.momentum", o.momentum), ("optimizer.beta1", o.beta1), ("optimizer.beta2", o.beta2)];
+    for (key, share) in shares {
+        if !(0.0..1.0).contains(&share) {
+            return Err(value(key, "at least 0 and below 1", share));
+        }
+    }
+    if config.queue.length > 0 && config.queue.length < t.batch_size {
+        let expected = format!("0, or at least training.batch_size = {}", t.batch_size);
+        return Err(value("queue.length", &expected, config.queue.length));
+    }
+    at_least("checkpoint.keep", config.checkpoint.keep as u64, 2)?;
+    within("checkpoint.every_minutes", config.checkpoint.every_minutes, 0.0, f64::MAX)?;
+    let m = &config.monitor;
+    at_least("monitor.log_every_iters", m.log_every_iters, 1)?;
+    at_least("monitor.patience_iters", m.patience_iters, 1)?;
+    for (key, share) in [
+        ("monitor.min_spread", m.min_spread),
+        ("monitor.min_usage", m.min_usage),
+        ("monitor.min_gap", m.min_gap),
+    ] {
+        within(key, share, 0.0, 1.0)?;
+    }
+    let e = &config.evaluation;
+    at_least("evaluation.batch_size", e.batch_size as u64, 2)?;
+    at_least("evaluation.knn_k", e.knn_k as u64, 1)?;
+    above_zero("evaluation.knn_temperature", e.knn_temperature)
+}
+
+fn value(key: &str, expected: &str, got: impl ToString) -> ConfigError {
+    ConfigError::Value { key: key.to_owned(), expected: expected.to_owned(), got: got.to_string() }
+}
+
+fn at_least(key: &str, got: u64, least: u64) -> Result<(), ConfigError> {
+    if got >= least { Ok(()) } else { Err(value(key, &format!("at least {least}"), got)) }
+}
+
+fn above_zero(key: &str, got: f64) -> Result<(), ConfigError> {
+    if got.is_finite() && got > 0.0 { Ok(()) } else { Err(value(key, "a finite number above 0", got)) }
+}
+
+fn within(key: &str, got: f64, least: f64, most: f64) -> Result<(), ConfigError> {
+    if (least..=most).contains(&got) {
+        return Ok(());
+    }
+    let expected = if most == f64::MAX {
+        format!("a finite number of at least {least}")
+    } else {
+        format!("{least} to {most}")
+    };
+    Err(value(key, &expected, got))
+}
+
+fn augment_error(section: &str, error: AugmentError) -> ConfigError {
+    match error {
+        AugmentError::OutOfRange { key, expected, value: got } => {
+            value(&format!("{section}.{key}"), expected, got)
+        }
+        other => value(section, "a valid recipe", other),
+    }
+}
+
+fn encoder_error(error: EncoderError) -> ConfigError {
+    match error {
+        EncoderError::Config { key, expected, got } => value(&format!("encoder.{key}"), expected, got),
+        other => value("encoder", "a valid network", other),
+    }
+}
+
+fn data_error(error: DataError) -> ConfigError {
+    match error {
+        DataError::Config { field, expected, found } => value(&format!("data.{field}"), expected, found),
+        other => value("data", "a valid description of the data", other),
+    }
+}

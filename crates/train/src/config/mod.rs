@@ -1,0 +1,98 @@
+//! The training configuration: what a TOML file says, and how it becomes a checked [`Settings`].
+//!
+//! A file is read once, `--set` overrides are applied to it, unknown keys are refused by name, and every value
+//! is checked. Library code works with the checked [`Settings`].
+
+mod check;
+mod parse;
+mod sections;
+
+pub use check::Settings;
+pub use parse::{ConfigError, parse_override};
+pub use sections::{
+    CheckpointConfig, EvaluationConfig, LossConfig, MonitorConfig, OnCollapse, OptimizerConfig,
+    OptimizerKind, PrototypesConfig, QueueConfig, SinkhornConfig, TrainingConfig,
+};
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use swav_augment::MultiCropConfig;
+use swav_data::{DataConfig, LoaderConfig};
+use swav_encoder::EncoderConfig;
+
+/// Everything that defines a training run. Defaults are the SwAV reference's (`main_swav.py`).
+///
+/// ```
+/// use swav_train::TrainConfig;
+/// let config = TrainConfig::parse("[optimizer]\nbase_lr = 0.6", &["training.epochs=20".to_owned()])?;
+/// assert_eq!((config.optimizer.base_lr, config.training.epochs), (0.6, 20));
+/// # Ok::<(), swav_train::ConfigError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Length of the run, batch size, seed, threads.
+    pub training: TrainingConfig,
+    /// Where the images come from.
+    pub data: DataConfig,
+    /// How batches are made of them.
+    pub loader: LoaderConfig,
+    /// The crops of each image.
+    pub augment: MultiCropConfig,
+    /// The network.
+    pub encoder: EncoderConfig,
+    /// The prototype layer.
+    pub prototypes: PrototypesConfig,
+    /// Optimal transport for the codes.
+    pub sinkhorn: SinkhornConfig,
+    /// The swapped-prediction loss.
+    pub loss: LossConfig,
+    /// The feature queue.
+    pub queue: QueueConfig,
+    /// The optimiser and its schedule.
+    pub optimizer: OptimizerConfig,
+    /// When the state is saved.
+    pub checkpoint: CheckpointConfig,
+    /// What is watched while training.
+    pub monitor: MonitorConfig,
+    /// What happens with the trained network.
+    pub evaluation: EvaluationConfig,
+}
+
+impl TrainConfig {
+    /// Reads a TOML file and applies `key=value` overrides with dotted keys, in order.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: an unreadable file, bad syntax, an unknown key (with the nearest known one), a value of
+    /// the wrong type.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, overrides).map_err(|error| error.in_file(path))
+    }
+
+    /// As [`load`](Self::load), from the text of a file.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn parse(text: &str, overrides: &[String]) -> Result<Self, ConfigError> {
+        parse::parse(text, overrides)
+    }
+
+    /// The whole configuration as TOML, defaults included: what a run folder keeps.
+    ///
+    /// # Errors
+    /// [`ConfigError::Write`] if a number does not fit TOML, such as a seed above 2^63.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string_pretty(self).map_err(|error| ConfigError::Write(error.to_string()))
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] with the key, what is allowed and what came.
+    pub fn check(self) -> Result<Settings, ConfigError> {
+        Settings::new(self)
+    }
+}

@@ -1,0 +1,174 @@
+//! Text to configuration: overrides, and errors that name the key and the nearest known one.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::TrainConfig;
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The text is not TOML, or a value has the wrong type.
+    #[error("{}configuration: {message}", place(.path))]
+    Syntax {
+        /// The file, if there is one.
+        path: Option<PathBuf>,
+        /// What TOML says.
+        message: String,
+    },
+    /// A key that does not exist.
+    #[error("{}unknown key `{key}`{}", place(.path), hint(.suggestion, .known))]
+    UnknownKey {
+        /// The file, if there is one.
+        path: Option<PathBuf>,
+        /// The dotted key.
+        key: String,
+        /// The known key that is spelt most like it.
+        suggestion: Option<String>,
+        /// All known keys in its place.
+        known: Vec<String>,
+    },
+    /// An override that is not `key=value`.
+    #[error("override `{given}`: expected key=value with a dotted key, as in training.epochs=20")]
+    Override {
+        /// What came.
+        given: String,
+    },
+    /// A value outside its range.
+    #[error("{key}: expected {expected}, got {got}")]
+    Value {
+        /// The dotted key.
+        key: String,
+        /// What is allowed.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// A configuration that cannot be written as TOML.
+    #[error("cannot write the configuration as TOML: {0}")]
+    Write(String),
+}
+
+impl ConfigError {
+    /// The same error, saying which file it is in.
+    pub(super) fn in_file(mut self, file: &Path) -> Self {
+        if let Self::Syntax { path, .. } | Self::UnknownKey { path, .. } = &mut self {
+            *path = Some(file.to_owned());
+        }
+        self
+    }
+}
+
+fn place(path: &Option<PathBuf>) -> String {
+    path.as_ref().map_or_else(String::new, |path| format!("{}: ", path.display()))
+}
+
+fn hint(suggestion: &Option<String>, known: &[String]) -> String {
+    match suggestion {
+        Some(name) => format!("; did you mean `{name}`?"),
+        None if known.is_empty() => String::new(),
+        None => format!("; known here: {}", known.join(", ")),
+    }
+}
+
+/// Splits `key=value`. The value is read as TOML, and as a string if it is not TOML: `training.epochs=20`,
+/// `data.path=images`, `prototypes.n_prototypes=[300, 500]`.
+///
+/// # Errors
+/// [`ConfigError::Override`] without `=` or with an empty part of the key.
+pub fn parse_override(given: &str) -> Result<(Vec<String>, Value), ConfigError> {
+    let bad = || ConfigError::Override { given: given.to_owned() };
+    let (key, text) = given.split_once('=').ok_or_else(bad)?;
+    let key: Vec<String> = key.trim().split('.').map(|part| part.trim().to_owned()).collect();
+    if key.iter().any(String::is_empty) {
+        return Err(bad());
+    }
+    let parsed = toml::from_str::<Table>(&format!("value = {text}")).ok().and_then(|mut table| {
+        // More than one key means that the text held a line break and went on.
+        if table.len() == 1 { table.remove("value") } else { None }
+    });
+    Ok((key, parsed.unwrap_or_else(|| Value::String(text.trim().to_owned()))))
+}
+
+pub(super) fn parse(text: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
+    // The text alone first: errors then come with line and column.
+    toml::from_str::<TrainConfig>(text).map_err(|error| explain(&error.to_string(), text.parse().ok()))?;
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| syntax(error.to_string()))?;
+    for given in overrides {
+        let (key, value) = parse_override(given)?;
+        set(&mut table, &key, value).ok_or_else(|| ConfigError::Value {
+            key: key.join("."),
+            expected: "a key below a section".to_owned(),
+            got: "a key below a value".to_owned(),
+        })?;
+    }
+    let keep = table.clone();
+    table.try_into::<TrainConfig>().map_err(|error| explain(&error.to_string(), Some(keep)))
+}
+
+fn syntax(message: String) -> ConfigError {
+    ConfigError::Syntax { path: None, message: message.trim_end().to_owned() }
+}
+
+/// Puts `value` at `key`, making tables on the way; `None` if a part of the key is a value already.
+fn set(table: &mut Table, key: &[String], value: Value) -> Option<()> {
+    match key {
+        [] => None,
+        [last] => {
+            table.insert(last.clone(), value);
+            Some(())
+        }
+        [first, rest @ ..] => {
+            let entry = table.entry(first.clone()).or_insert_with(|| Value::Table(Table::new()));
+            // An enum such as `encoder.head = "none"` may be replaced by one with contents.
+            if entry.is_str() {
+                *entry = Value::Table(Table::new());
+            }
+            set(entry.as_table_mut()?, rest, value)
+        }
+    }
+}
+
+/// Turns serde's message about an unknown field into one with the whole key and a suggestion.
+fn explain(message: &str, table: Option<Table>) -> ConfigError {
+    const START: &str = "unknown field `";
+    let Some(at) = message.find(START) else { return syntax(message.to_owned()) };
+    let line = message[at..].lines().next().unwrap_or("");
+    let mut names = line.split('`').skip(1).step_by(2).map(str::to_owned);
+    let Some(field) = names.next() else { return syntax(message.to_owned()) };
+    let known: Vec<String> = names.collect();
+    let defaults = Table::try_from(TrainConfig::default()).unwrap_or_default();
+    let key = table
+        .as_ref()
+        .and_then(|table| find(table, Some(&defaults), &field))
+        .unwrap_or_else(|| field.clone());
+    let suggestion = known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(name, &field), name))
+        .filter(|(distance, name)| *distance <= 1 + name.len().max(field.len()) / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name.clone());
+    ConfigError::UnknownKey { path: None, key, suggestion, known }
+}
+
+/// The dotted path of an entry called `field` that the defaults do not have in its place.
+fn find(table: &Table, defaults: Option<&Table>, field: &str) -> Option<String> {
+    if table.contains_key(field) && !defaults.is_some_and(|defaults| defaults.contains_key(field)) {
+        return Some(field.to_owned());
+    }
+    table.iter().find_map(|(key, value)| {
+        let below = defaults.and_then(|defaults| defaults.get(key)).and_then(Value::as_table);
+        let path = find(value.as_table()?, below, field)?;
+        Some(format!("{key}.{path}"))
+    })
+}

@@ -1,0 +1,133 @@
+//! The numbers of each step, as JSON lines and for TensorBoard.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+use crate::run_folder::RunFolder;
+use crate::tensorboard::EventWriter;
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// The iteration, from 0.
+    pub step: u64,
+    /// Its epoch, from 0.
+    pub epoch: u64,
+    /// Its batch within the epoch, from 0.
+    pub batch: u64,
+    /// The loss in nats.
+    pub loss: f64,
+    /// The learning rate.
+    pub lr: f64,
+    /// Mean entropy of the codes in nats.
+    pub code_entropy: f64,
+    /// Prototypes that the codes use, 1 to K.
+    pub code_perplexity: f64,
+    /// Prototypes that the predictions use, 1 to K.
+    pub prediction_perplexity: f64,
+    /// ln K minus the loss.
+    pub gap_to_ln_k: f64,
+    /// Spread of the embeddings, 0 to 1.
+    pub spread: f64,
+    /// Norm of all gradients.
+    pub gradient_norm: f64,
+    /// Norm of all parameters before the update.
+    pub parameter_norm: f64,
+    /// Whether the queue took part in the codes.
+    pub queue_used: bool,
+    /// Images a second, over the iterations since the last line.
+    pub images_per_s: f64,
+    /// Share of that time spent waiting for data, 0 to 1.
+    pub data_wait: f64,
+}
+
+/// Appends metrics to the files of a run.
+#[derive(Debug)]
+pub(crate) struct MetricsLog {
+    lines: File,
+    folder: RunFolder,
+    events: Option<EventWriter>,
+}
+
+impl MetricsLog {
+    /// Opens the files for steps from `first_step` on. Lines of that step and later, which a run wrote after the
+    /// checkpoint that it is resumed from, are cut off first.
+    pub(crate) fn open(folder: &RunFolder, first_step: u64, tensorboard: bool) -> Result<Self, TrainError> {
+        let path = folder.metrics();
+        let failed = |action| {
+            let path = path.clone();
+            move |source| TrainError::RunFolder { action, path, source }
+        };
+        if path.exists() {
+            cut(&path, first_step).map_err(failed("shorten"))?;
+        }
+        let lines = OpenOptions::new().create(true).append(true).open(&path).map_err(failed("open"))?;
+        let events =
+            tensorboard.then(|| EventWriter::create(&folder.tensorboard(), first_step)).transpose().map_err(
+                |source| TrainError::RunFolder { action: "write in", path: folder.tensorboard(), source },
+            )?;
+        Ok(Self { lines, folder: folder.clone(), events })
+    }
+
+    /// Appends one step. Each line is one write, so a kill cuts the last line at most.
+    pub(crate) fn write(&mut self, metrics: &Metrics) -> Result<(), TrainError> {
+        let mut line = serde_json::to_string(metrics).expect("numbers are JSON");
+        line.push('\n');
+        self.lines.write_all(line.as_bytes()).map_err(|source| TrainError::RunFolder {
+            action: "write",
+            path: self.folder.metrics(),
+            source,
+        })?;
+        let Some(events) = &mut self.events else { return Ok(()) };
+        let scalars = [
+            ("train/loss", metrics.loss),
+            ("train/lr", metrics.lr),
+            ("train/gap_to_ln_k", metrics.gap_to_ln_k),
+            ("codes/entropy", metrics.code_entropy),
+            ("codes/perplexity", metrics.code_perplexity),
+            ("predictions/perplexity", metrics.prediction_perplexity),
+            ("embeddings/spread", metrics.spread),
+            ("norm/gradients", metrics.gradient_norm),
+            ("norm/parameters", metrics.parameter_norm),
+            ("speed/images_per_s", metrics.images_per_s),
+            ("speed/data_wait", metrics.data_wait),
+        ];
+        events.scalars(metrics.step, &scalars).map_err(|source| TrainError::RunFolder {
+            action: "write in",
+            path: self.folder.tensorboard(),
+            source,
+        })
+    }
+
+    /// Makes sure that all lines are on the disk, before a checkpoint that counts on them.
+    pub(crate) fn sync(&self) -> Result<(), TrainError> {
+        self.lines.sync_data().map_err(|source| TrainError::RunFolder {
+            action: "sync",
+            path: self.folder.metrics(),
+            source,
+        })
+    }
+}
+
+/// Keeps the lines of steps below `first_step`, up to the first that is later or cut off.
+fn cut(path: &Path, first_step: u64) -> std::io::Result<()> {
+    let mut reader = BufReader::new(File::open(path)?);
+    let (mut kept, mut line) = (0u64, Vec::new());
+    loop {
+        line.clear();
+        let length = reader.read_until(b'\n', &mut line)?;
+        let whole = line.last() == Some(&b'\n');
+        match serde_json::from_slice::<Metrics>(&line) {
+            Ok(metrics) if whole && metrics.step < first_step => kept += length as u64,
+            _ => break,
+        }
+    }
+    if kept < fs::metadata(path)?.len() {
+        OpenOptions::new().write(true).open(path)?.set_len(kept)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! Batch-norm statistics anew, on images as they are evaluated.
+
+use swav_augment::{EvalView, Scratch};
+use swav_data::{Dataset, SampleError};
+use swav_encoder::{Encoder, ImageBatch};
+
+use crate::error::TrainError;
+
+/// Averages running batch-norm statistics over about `n_images` images of `data`, evenly spread over it, in
+/// batches of `batch_size`.
+///
+/// In training, statistics of low-resolution crops enter the running averages that inference uses, which costs
+/// accuracy where the resolutions differ much. This replaces them by the plain average over batches of whole
+/// images in inference's view. The reference has nothing like it. Images that cannot be read are left out; an
+/// incomplete last batch is, too, unless it is the only one.
+///
+/// # Errors
+/// The encoder's; [`TrainError::TooFewImages`] if fewer than two images can be read.
+pub fn reestimate_batch_norm(
+    encoder: &mut dyn Encoder,
+    data: &dyn Dataset,
+    view: &EvalView,
+    n_images: usize,
+    batch_size: usize,
+) -> Result<(), TrainError> {
+    let size = view.size();
+    let view_len = size * size * 3;
+    let n_images = n_images.min(data.len());
+    let (mut scratch, mut pixels, mut n_batches) = (Scratch::default(), Vec::new(), 0u64);
+    encoder.reset_statistics()?;
+    for at in 0..n_images {
+        let index = (at as u128 * data.len() as u128 / n_images as u128) as usize;
+        let used = pixels.len();
+        pixels.resize(used + view_len, 0.0);
+        if let Err(reason) = show(data, index, view, &mut pixels[used..], &mut scratch) {
+            tracing::warn!("{} is left out of the batch-norm statistics: {reason}", data.name(index));
+            pixels.truncate(used);
+        }
+        let n = pixels.len() / view_len;
+        let is_last = at + 1 == n_images;
+        if n == batch_size || (is_last && n_batches == 0 && n >= 2) {
+            encoder.observe_statistics(ImageBatch::new(&pixels, n, size, size)?)?;
+            n_batches += 1;
+            pixels.clear();
+        }
+    }
+    if n_batches == 0 {
+        return Err(TrainError::TooFewImages { n_images: pixels.len() / view_len, batch_size: 2 });
+    }
+    tracing::info!("batch-norm statistics re-estimated over {n_batches} batches of {size}x{size} images");
+    Ok(())
+}
+
+/// Writes one image in inference's view.
+fn show(
+    data: &dyn Dataset,
+    index: usize,
+    view: &EvalView,
+    out: &mut [f32],
+    scratch: &mut Scratch,
+) -> Result<(), SampleOrView> {
+    let image = data.image(index)?;
+    Ok(view.fill(image.view(), out, scratch)?)
+}
+
+/// Why an image cannot be shown.
+#[derive(Debug, thiserror::Error)]
+enum SampleOrView {
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    #[error(transparent)]
+    View(#[from] swav_augment::AugmentError),
+}

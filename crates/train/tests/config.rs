@@ -1,0 +1,169 @@
+//! Configurations: the shipped ones, overrides, and what is refused.
+
+use std::path::{Path, PathBuf};
+
+use swav_encoder::Arch;
+use swav_train::{ConfigError, OptimizerKind, Settings, TrainConfig};
+
+fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs").join(name)
+}
+
+fn load(name: &str) -> Settings {
+    TrainConfig::load(&shipped(name), &[]).unwrap().check().unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+#[test]
+fn every_shipped_recipe_is_valid_and_survives_being_written() {
+    let mut seen = 0;
+    for entry in std::fs::read_dir(shipped("")).unwrap() {
+        let path = entry.unwrap().path();
+        let settings = TrainConfig::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
+        let settings = settings.check().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let text = settings.config().to_toml().unwrap();
+        let again = TrainConfig::parse(&text, &[]).unwrap().check().unwrap();
+        assert_eq!(again.config(), settings.config(), "{}", path.display());
+        seen += 1;
+    }
+    assert!(seen >= 13, "{seen} recipes");
+}
+
+#[test]
+fn recipes_for_imagenet_have_the_published_numbers() {
+    for (name, epochs, batch, lr, queue, n_crops) in [
+        ("imagenet-100ep-bs4096.toml", 100, 4096, 4.8, 0, 8),
+        ("imagenet-200ep-bs4096.toml", 200, 4096, 4.8, 0, 8),
+        ("imagenet-400ep-bs4096.toml", 400, 4096, 4.8, 0, 8),
+        ("imagenet-800ep-bs4096.toml", 800, 4096, 4.8, 0, 8),
+        ("imagenet-200ep-bs256.toml", 200, 256, 0.6, 3840, 8),
+        ("imagenet-400ep-bs256.toml", 400, 256, 0.6, 3840, 8),
+        ("imagenet-400ep-2x224.toml", 400, 4096, 4.8, 0, 2),
+        ("imagenet-400ep-w2.toml", 400, 4096, 4.8, 0, 6),
+        ("imagenet-400ep-w4.toml", 400, 2560, 4.8, 2560, 6),
+        ("imagenet-400ep-w5.toml", 400, 1536, 4.8, 1536, 6),
+    ] {
+        let settings = load(name);
+        let config = settings.config();
+        assert_eq!((config.training.epochs, config.training.batch_size), (epochs, batch), "{name}");
+        assert_eq!((config.optimizer.base_lr, config.optimizer.kind), (lr, OptimizerKind::Larc), "{name}");
+        assert_eq!((config.queue.length, settings.queue_length(1)), (queue, queue), "{name}");
+        assert_eq!(settings.loss().n_crops(), n_crops, "{name}");
+        assert_eq!(
+            (config.prototypes.n_prototypes.as_slice(), config.encoder.dim),
+            (&[3000][..], 128),
+            "{name}"
+        );
+        assert_eq!(config.prototypes.freeze_iters, if batch == 256 { 5005 } else { 313 }, "{name}");
+    }
+    let schedule = load("imagenet-800ep-bs4096.toml").schedule(312);
+    assert_eq!((schedule.lr(0), schedule.lr(3119), schedule.lr(800 * 312)), (0.3, 4.8, 0.0048));
+}
+
+#[test]
+fn defaults_are_the_references() {
+    let config = TrainConfig::parse("", &[]).unwrap().check().unwrap().config().clone();
+    assert_eq!((config.sinkhorn.epsilon, config.sinkhorn.n_iters), (0.05, 3));
+    assert_eq!(
+        (config.loss.temperature, config.prototypes.freeze_iters, config.training.seed),
+        (0.1, 313, 31)
+    );
+    assert_eq!(config.encoder.arch, Arch::Resnet50);
+}
+
+#[test]
+fn a_misspelt_key_is_refused_with_the_right_one() {
+    for (text, wrong, right) in [
+        ("[optimizer]\nbase_rl = 0.6", "optimizer.base_rl", "base_lr"),
+        ("[training]\nepoch = 3", "training.epoch", "epochs"),
+        ("[sinkorn]\nepsilon = 0.1", "sinkorn", "sinkhorn"),
+        // `epsilon` is a key elsewhere: the path has to be that of the wrong one.
+        ("[sinkhorn]\nepsilon = 0.1\n[loss]\ntemprature = 0.1", "loss.temprature", "temperature"),
+    ] {
+        match TrainConfig::parse(text, &[]) {
+            Err(ConfigError::UnknownKey { key, suggestion, .. }) => {
+                assert_eq!((key.as_str(), suggestion.as_deref()), (wrong, Some(right)));
+            }
+            other => panic!("{text}: expected an unknown key, got {other:?}"),
+        }
+    }
+    match TrainConfig::parse("[loss]\nepsilon = 0.1\n[sinkhorn]\nepsilon = 0.1", &[]) {
+        Err(error @ ConfigError::UnknownKey { .. }) => {
+            let text = error.to_string();
+            assert!(text.contains("`loss.epsilon`") && text.contains("temperature"), "{text}");
+        }
+        other => panic!("expected an unknown key, got {other:?}"),
+    }
+    let overridden = TrainConfig::parse("", &["trainig.epochs=3".to_owned()]);
+    assert!(matches!(overridden, Err(ConfigError::UnknownKey { key, .. }) if key == "trainig"));
+}
+
+#[test]
+fn a_file_error_names_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.toml");
+    std::fs::write(&path, "[optimizer]\nbase_rl = 1").unwrap();
+    let text = TrainConfig::load(&path, &[]).unwrap_err().to_string();
+    assert!(text.contains("mine.toml") && text.contains("did you mean `base_lr`"), "{text}");
+    std::fs::write(&path, "[optimizer\n").unwrap();
+    assert!(matches!(TrainConfig::load(&path, &[]), Err(ConfigError::Syntax { path: Some(_), .. })));
+    assert!(matches!(
+        TrainConfig::load(&folder.path().join("none.toml"), &[]),
+        Err(ConfigError::Read { .. })
+    ));
+}
+
+#[test]
+fn overrides_reach_every_kind_of_value() {
+    let overrides = [
+        "training.epochs=7",
+        "data.path=some/folder",
+        "prototypes.n_prototypes=[30, 50]",
+        "encoder.arch=resnet18",
+        "encoder.head.mlp.hidden=99",
+        "loss.temperature = 0.2",
+        "augment.blur.probability=0",
+    ];
+    let text = "[encoder]\nhead = \"none\"";
+    let config = TrainConfig::parse(text, &overrides.map(str::to_owned)).unwrap();
+    assert_eq!((config.training.epochs, config.data.path.to_str()), (7, Some("some/folder")));
+    assert_eq!((config.prototypes.n_prototypes, config.encoder.arch), (vec![30, 50], Arch::Resnet18));
+    assert_eq!(config.encoder.head, swav_encoder::Head::Mlp { hidden: 99 });
+    assert_eq!((config.loss.temperature, config.augment.blur.probability), (0.2, Some(0.0)));
+    for bad in ["training.epochs", "=3", "training..epochs=3"] {
+        assert!(
+            matches!(TrainConfig::parse("", &[bad.to_owned()]), Err(ConfigError::Override { .. })),
+            "{bad}"
+        );
+    }
+    let wrong_type = TrainConfig::parse("", &["training.epochs=many".to_owned()]);
+    assert!(matches!(wrong_type, Err(ConfigError::Syntax { .. })));
+}
+
+#[test]
+fn values_out_of_range_are_refused_by_key() {
+    for (given, key) in [
+        ("training.epochs=0", "training.epochs"),
+        ("training.batch_size=1", "training.batch_size"),
+        ("optimizer.base_lr=-1", "optimizer.base_lr"),
+        ("optimizer.base_lr=1e39", "optimizer.base_lr"),
+        ("optimizer.momentum=1.0", "optimizer.momentum"),
+        ("optimizer.warmup_epochs=101", "optimizer.warmup_epochs"),
+        ("sinkhorn.epsilon=0.0", "sinkhorn.epsilon"),
+        ("loss.temperature=nan", "loss.temperature"),
+        ("loss.crops_for_assign=[0, 8]", "loss.crops_for_assign"),
+        ("loss.crops_for_assign=[1, 1]", "loss.crops_for_assign"),
+        ("prototypes.n_prototypes=[]", "prototypes.n_prototypes"),
+        ("queue.length=5", "queue.length"),
+        ("checkpoint.keep=1", "checkpoint.keep"),
+        ("encoder.dim=0", "encoder.dim"),
+        ("augment.blur.probability=2.0", "augment.blur.probability"),
+        ("data.holdout=2.0", "data.holdout"),
+        ("loader.drop_last=false", "loader.drop_last"),
+        ("evaluation.size=0", "evaluation.size"),
+    ] {
+        match TrainConfig::parse("", &[given.to_owned()]).and_then(TrainConfig::check) {
+            Err(ConfigError::Value { key: found, .. }) => assert_eq!(found, key, "{given}"),
+            other => panic!("{given}: expected an error of {key}, got {:?}", other.map(|_| ())),
+        }
+    }
+}

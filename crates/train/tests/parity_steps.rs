@@ -1,0 +1,214 @@
+//! Whole training steps against PyTorch: the reference's network, loss, queue and LARC-SGD.
+
+mod support;
+
+use ndarray::{ArrayD, IxDyn};
+use serde_json::Value;
+use support::to_nhwc;
+use swav_encoder::{
+    Arch, BlockKind, Checkpointing, Encoder, EncoderConfig, Head, ImageBatch, Output, Precision, StateDict,
+    StateTensor, Stem, UpdateRule, build_cpu,
+};
+use swav_fixtures::{Tensors, json, max_abs_difference, relative_error};
+use swav_losses::SwappedPrediction;
+use swav_ot::Codes;
+use swav_prototypes::{FeatureQueue, Prototypes};
+use swav_train::{Single, Swav};
+
+const ASSIGN: [usize; 2] = [0, 1];
+
+/// One of the two recorded runs.
+struct Recorded {
+    name: &'static str,
+    tensors: Tensors,
+    json: Value,
+}
+
+impl Recorded {
+    fn open(name: &'static str) -> Self {
+        Self { name, tensors: Tensors::open(name), json: json(name) }
+    }
+
+    fn number(&self, key: &str) -> f64 {
+        self.json[key].as_f64().unwrap_or_else(|| panic!("{} has a number {key}", self.name))
+    }
+
+    fn count(&self, key: &str) -> usize {
+        self.json[key].as_u64().unwrap_or_else(|| panic!("{} has a count {key}", self.name)) as usize
+    }
+
+    /// All tensors below a prefix.
+    fn state(&self, prefix: &str) -> StateDict {
+        let names = self.tensors.names();
+        let below = names.iter().filter_map(|name| name.strip_prefix(prefix));
+        below
+            .map(|name| {
+                let tensor = self.tensors.f32(&format!("{prefix}{name}"));
+                let values = tensor.iter().copied().collect();
+                (name.to_owned(), StateTensor::new(tensor.shape().to_vec(), values).unwrap())
+            })
+            .collect()
+    }
+
+    /// Crops of a step as groups of one resolution: (pixels NHWC, images, side).
+    fn groups(&self, step: usize) -> Vec<(Vec<f32>, usize, usize)> {
+        let mut groups: Vec<(Vec<f32>, usize, usize)> = Vec::new();
+        for crop in 0..self.count("crops") {
+            let pixels = self.tensors.f32(&format!("step{step}.crop{crop}"));
+            let (n, side) = (pixels.shape()[0], pixels.shape()[2]);
+            match groups.last_mut().filter(|group| group.2 == side) {
+                Some(group) => {
+                    group.0.extend(to_nhwc(&pixels));
+                    group.1 += n;
+                }
+                None => groups.push((to_nhwc(&pixels), n, side)),
+            }
+        }
+        groups
+    }
+}
+
+/// The encoder that the fixture was made with; sizes are read off its weights.
+fn encoder(init: &StateDict, exact: bool, checkpointing: Checkpointing) -> Box<dyn Encoder> {
+    let extent = |name: &str, axis: usize| init.get(name).expect(name).shape()[axis];
+    let config = EncoderConfig {
+        arch: Arch::Custom { block: BlockKind::Bottleneck, layers: vec![1, 1, 1, 1] },
+        width: extent("conv1.weight", 0),
+        stem: Stem::Imagenet,
+        head: Head::Mlp { hidden: extent("projection_head.0.weight", 0) },
+        dim: extent("projection_head.3.weight", 0),
+        precision: Precision::F32,
+        exact,
+        checkpointing,
+    };
+    let mut encoder = build_cpu(&config.check().unwrap(), 0).unwrap();
+    let weights = init.iter().filter(|(name, _)| !name.starts_with("prototypes"));
+    encoder.load_state(&weights.map(|(n, t)| (n.to_owned(), t.clone())).collect()).unwrap();
+    encoder
+}
+
+fn array(shape: &[usize], values: Vec<f32>) -> ArrayD<f32> {
+    ArrayD::from_shape_vec(IxDyn(shape), values).unwrap()
+}
+
+/// Trains as the fixture did, comparing at each step.
+fn follow(name: &'static str, exact: bool, checkpointing: Checkpointing) {
+    let recorded = Recorded::open(name);
+    let init = recorded.state("init.");
+    assert_ne!(
+        init,
+        recorded.state("after."),
+        "{name}: the recorded initial state equals the final one bit for bit although the parameters were updated, so \
+         there is no state to start from; record a copy of it"
+    );
+    let mut encoder = encoder(&init, exact, checkpointing);
+    let weights = recorded.tensors.f32("init.prototypes.weight").into_dimensionality().unwrap();
+    let n_crops = recorded.count("crops");
+    let batch = recorded.count("batch");
+    let mut swav = Swav::new(
+        Prototypes::from_weights(vec![weights]).unwrap(),
+        SwappedPrediction::new(n_crops, &ASSIGN, recorded.number("temperature") as f32).unwrap(),
+        Codes::new(recorded.number("epsilon"), recorded.count("iterations")).unwrap(),
+    );
+    if recorded.count("queue_length") > 0 {
+        let length = FeatureQueue::usable_length(recorded.count("queue_length"), batch);
+        swav.queue = Some(FeatureQueue::new(ASSIGN.len(), length, encoder.embedding_dim(), batch).unwrap());
+    }
+    let steps = recorded.json["steps"].as_array().expect("steps").clone();
+    for (step, expected) in steps.iter().enumerate() {
+        let groups = recorded.groups(step);
+        let groups: Vec<ImageBatch<'_>> =
+            groups.iter().map(|(data, n, side)| ImageBatch::new(data, *n, *side, *side).unwrap()).collect();
+        let output = swav.forward_backward(encoder.as_mut(), &groups, &mut Single).unwrap();
+
+        assert_eq!(Some(output.queue_used), expected["queue_used"].as_bool(), "step {step}: queue");
+        let close = |what: &str, actual: ArrayD<f32>, tolerance: f64| {
+            let difference =
+                max_abs_difference(&actual, &recorded.tensors.f32(&format!("step{step}.{what}")));
+            assert!(difference < tolerance, "step {step}: {what} differs by {difference}");
+        };
+        close("z", output.embeddings.clone().into_dyn(), 1e-3);
+        close("scores", output.scores[0].clone().into_dyn(), 1e-3);
+        for (index, crop) in ASSIGN.iter().enumerate() {
+            close(&format!("q{crop}"), output.codes[0][index].clone().into_dyn(), 1e-3);
+        }
+        let loss = expected["loss"].as_f64().expect("a loss");
+        assert!((output.loss - loss).abs() < 1e-4, "step {step}: loss {} against {loss}", output.loss);
+        let gradients = recorded.state(&format!("step{step}.grad."));
+        // Tensors whose gradient is all but zero are compared with the largest one's scale.
+        let norm = |t: &StateTensor| t.data().iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let largest = gradients.iter().map(|(_, tensor)| norm(tensor)).fold(0.0, f64::max);
+        assert!(step > 0 || !gradients.is_empty(), "the first step's gradients are recorded");
+        for (name, tensor) in gradients.iter() {
+            let actual = if name == "prototypes.weight" {
+                output.grad_prototypes[0].iter().copied().collect()
+            } else {
+                encoder.gradient(name).unwrap_or_else(|| panic!("a gradient of {name}"))
+            };
+            let actual = array(tensor.shape(), actual);
+            let expected = array(tensor.shape(), tensor.data().to_vec());
+            if norm(tensor) < 1e-6 * largest {
+                let difference = max_abs_difference(&actual, &expected);
+                assert!(
+                    difference < 1e-6 * largest,
+                    "step {step}: tiny gradient {name} differs by {difference}"
+                );
+            } else {
+                let error = relative_error(&actual, &expected);
+                assert!(error < 1e-3, "step {step}: gradient {name}, relative error {error}");
+            }
+        }
+
+        let lr = expected["lr"].as_f64().expect("a learning rate") as f32;
+        let rule = UpdateRule::Larc {
+            lr,
+            momentum: recorded.number("momentum") as f32,
+            weight_decay: recorded.number("weight_decay") as f32,
+            trust: recorded.number("trust") as f32,
+        };
+        let thawed = step >= recorded.count("freeze_prototypes_iters");
+        swav.update(encoder.as_mut(), &output, &rule, thawed).unwrap();
+    }
+
+    let after: StateDict = encoder.state().unwrap().into_iter().chain(swav.state().unwrap()).collect();
+    for (name, expected) in recorded.state("after.").iter() {
+        let actual = after.get(name).unwrap_or_else(|| panic!("a tensor {name}"));
+        assert_eq!(actual.shape(), expected.shape(), "{name}");
+        let error = relative_error(
+            &array(actual.shape(), actual.data().to_vec()),
+            &array(expected.shape(), expected.data().to_vec()),
+        );
+        assert!(error < 1e-3, "after the last step: {name}, relative error {error}");
+    }
+    let pixels = recorded.tensors.f32("step0.crop0");
+    let (n, side) = (pixels.shape()[0], pixels.shape()[2]);
+    let pixels = to_nhwc(&pixels);
+    let z = encoder.embed(ImageBatch::new(&pixels, n, side, side).unwrap(), Output::Embedding).unwrap();
+    let difference = max_abs_difference(&z.into_dyn(), &recorded.tensors.f32("eval.z_of_step0_crop0"));
+    assert!(difference < 1e-3, "embeddings in inference differ by {difference}");
+}
+
+#[test]
+fn parity_steps_bottleneck_exact() {
+    follow("steps_bottleneck", true, Checkpointing::Off);
+}
+
+#[test]
+fn parity_steps_bottleneck_fast() {
+    follow("steps_bottleneck", false, Checkpointing::Off);
+}
+
+#[test]
+fn parity_steps_bottleneck_recomputed_blocks() {
+    follow("steps_bottleneck", true, Checkpointing::Blocks);
+}
+
+#[test]
+fn parity_steps_queue_exact() {
+    follow("steps_queue", true, Checkpointing::Off);
+}
+
+#[test]
+fn parity_steps_queue_fast() {
+    follow("steps_queue", false, Checkpointing::Off);
+}

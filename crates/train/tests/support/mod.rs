@@ -1,0 +1,275 @@
+//! A tiny data set, a tiny encoder with hand-derived gradients, and runs of both.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayView2, s};
+use swav_augment::{Channels, Image};
+use swav_data::{Dataset, SampleError};
+use swav_encoder::{
+    Encoder, EncoderError, ImageBatch, Output, Slots, StateDict, StateTensor, UpdateRule, UpdateStats, apply,
+};
+use swav_train::{Outcome, RunFolder, Settings, StopFlag, TrainConfig, TrainError, Trainer};
+
+/// Coloured gradients; image i is a function of (salt, i).
+pub struct Gradients {
+    pub len: usize,
+    pub salt: u32,
+}
+
+impl Dataset for Gradients {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn image(&self, index: usize) -> Result<Arc<Image>, SampleError> {
+        let i = index as u32 * 37 + self.salt;
+        let pixel = |at: u32| {
+            let (x, y) = (at % 20, at / 20);
+            [(x * 9 + i) as u8, (y * (1 + i % 7) * 5) as u8, (x * y + 3 * i) as u8]
+        };
+        let pixels = (0..20 * 20).flat_map(pixel).collect();
+        Ok(Arc::new(Image::new(20, 20, Channels::Rgb, pixels).expect("20 by 20 pixels")))
+    }
+
+    fn fingerprint(&self) -> u64 {
+        u64::from(self.salt) << 32 | self.len as u64
+    }
+}
+
+/// Cells in each direction that images are averaged over.
+const CELLS: usize = 3;
+const FEATURES: usize = CELLS * CELLS * 3;
+
+/// z = normalise(W · cell means): the smallest encoder that learns.
+pub struct Linear {
+    weight: Array2<f32>,
+    slots: Slots,
+    tape: Option<(Array2<f32>, Array2<f32>)>,
+    gradient: Option<Array2<f32>>,
+    /// From this forward pass on, an embedding is not a number.
+    pub nan_from: Option<usize>,
+    n_forward: usize,
+}
+
+impl Linear {
+    pub fn new(dim: usize) -> Self {
+        let weight = Array2::from_shape_fn((dim, FEATURES), |(i, j)| ((i * 31 + j * 17) as f32).sin());
+        Self { weight, slots: Slots::default(), tape: None, gradient: None, nan_from: None, n_forward: 0 }
+    }
+
+    fn features(groups: &[ImageBatch<'_>]) -> Array2<f32> {
+        let n = groups.iter().map(|group| group.n_images()).sum();
+        let mut features = Array2::zeros((n, FEATURES));
+        let mut row = 0;
+        for group in groups {
+            let (h, w) = (group.height(), group.width());
+            for image in group.data().chunks_exact(h * w * 3) {
+                for (at, &value) in image.iter().enumerate() {
+                    let (y, x, channel) = (at / 3 / w, at / 3 % w, at % 3);
+                    let cell = (y * CELLS / h) * CELLS + x * CELLS / w;
+                    features[[row, cell * 3 + channel]] += value * (CELLS * CELLS) as f32 / (h * w) as f32;
+                }
+                row += 1;
+            }
+        }
+        features
+    }
+
+    fn embeddings(&self, features: &Array2<f32>) -> (Array2<f32>, Vec<f32>) {
+        let mut y = features.dot(&self.weight.t());
+        let norms: Vec<f32> = y.rows().into_iter().map(|row| row.dot(&row).sqrt().max(1e-12)).collect();
+        for (mut row, &norm) in y.rows_mut().into_iter().zip(&norms) {
+            row /= norm;
+        }
+        (y, norms)
+    }
+}
+
+impl Encoder for Linear {
+    fn embedding_dim(&self) -> usize {
+        self.weight.nrows()
+    }
+
+    fn feature_dim(&self) -> usize {
+        FEATURES
+    }
+
+    fn device(&self) -> String {
+        "cpu".to_owned()
+    }
+
+    fn forward_train(&mut self, groups: &[ImageBatch<'_>]) -> Result<Array2<f32>, EncoderError> {
+        let features = Self::features(groups);
+        let mut z = self.embeddings(&features).0;
+        if self.nan_from.is_some_and(|from| self.n_forward >= from) {
+            z[[0, 0]] = f32::NAN;
+        }
+        self.n_forward += 1;
+        self.tape = Some((features, z.clone()));
+        Ok(z)
+    }
+
+    fn backward(&mut self, gradient: ArrayView2<'_, f32>) -> Result<(), EncoderError> {
+        let (features, z) = self.tape.take().ok_or(EncoderError::NoForward)?;
+        let norms = self.embeddings(&features).1;
+        let mut by_y = gradient.to_owned();
+        for ((mut g, z), &norm) in by_y.rows_mut().into_iter().zip(z.rows()).zip(&norms) {
+            let along = g.dot(&z);
+            g.scaled_add(-along, &z);
+            g /= norm;
+        }
+        self.gradient = Some(by_y.t().dot(&features));
+        Ok(())
+    }
+
+    fn embed(&self, images: ImageBatch<'_>, output: Output) -> Result<Array2<f32>, EncoderError> {
+        let features = Self::features(&[images]);
+        Ok(match output {
+            Output::Features => features,
+            Output::Embedding => self.embeddings(&features).0,
+        })
+    }
+
+    fn reset_statistics(&mut self) -> Result<(), EncoderError> {
+        Ok(())
+    }
+
+    fn observe_statistics(&mut self, _: ImageBatch<'_>) -> Result<(), EncoderError> {
+        Ok(())
+    }
+
+    fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        vec![("linear.weight".to_owned(), self.weight.shape().to_vec())]
+    }
+
+    fn gradient(&self, name: &str) -> Option<Vec<f32>> {
+        (name == "linear.weight").then(|| self.gradient.as_ref().map(|g| g.iter().copied().collect()))?
+    }
+
+    fn map_gradients(&mut self, change: &mut dyn FnMut(&str, &mut [f32])) -> Result<(), EncoderError> {
+        let gradient = self.gradient.as_mut().ok_or(EncoderError::NoGradients)?;
+        let mut values: Vec<f32> = gradient.iter().copied().collect();
+        change("linear.weight", &mut values);
+        *gradient = Array2::from_shape_vec(gradient.dim(), values).unwrap();
+        Ok(())
+    }
+
+    fn update(&mut self, rule: &UpdateRule) -> Result<UpdateStats, EncoderError> {
+        let gradient = self.gradient.take().ok_or(EncoderError::NoGradients)?;
+        let gradient: Vec<f32> = gradient.iter().copied().collect();
+        Ok(apply(rule, self.weight.as_slice_mut().unwrap(), &gradient, &mut self.slots))
+    }
+
+    fn state(&self) -> Result<StateDict, EncoderError> {
+        let tensor = StateTensor::new(self.weight.shape().to_vec(), self.weight.iter().copied().collect())?;
+        Ok([("linear.weight".to_owned(), tensor)].into_iter().collect())
+    }
+
+    fn load_state(&mut self, state: &StateDict) -> Result<(), EncoderError> {
+        let tensor = state.expect("linear.weight", self.weight.shape())?;
+        self.weight = Array2::from_shape_vec(self.weight.dim(), tensor.data().to_vec()).unwrap();
+        Ok(())
+    }
+
+    fn optimizer_state(&self) -> Result<StateDict, EncoderError> {
+        let mut state = StateDict::new();
+        self.slots.store("linear.weight", self.weight.shape(), &mut state);
+        Ok(state)
+    }
+
+    fn load_optimizer_state(&mut self, state: &StateDict) -> Result<(), EncoderError> {
+        self.slots = Slots::restore("linear.weight", self.weight.shape(), state)?;
+        Ok(())
+    }
+}
+
+/// Five batches an epoch, four epochs, a queue from the second one on; the encoder section is for the real network.
+pub const CONFIG: &str = r#"
+[training]
+epochs = 4
+batch_size = 8
+
+[augment]
+crops = [
+    { size = 12, n_crops = 2, min_scale = 0.3, max_scale = 1.0 },
+    { size = 8, n_crops = 2, min_scale = 0.1, max_scale = 0.3 },
+]
+
+[encoder]
+arch = { custom = { block = "basic", layers = [1, 1] } }
+width = 4
+stem = "cifar"
+head = { mlp = { hidden = 8 } }
+dim = 6
+
+[prototypes]
+n_prototypes = [12]
+freeze_iters = 3
+
+[queue]
+length = 16
+start_epoch = 1
+
+[optimizer]
+base_lr = 0.5
+warmup_epochs = 1
+
+[monitor]
+tensorboard = false
+
+[evaluation]
+resize = 16
+size = 16
+batch_size = 8
+"#;
+
+pub fn settings(overrides: &[&str]) -> Settings {
+    let overrides: Vec<String> = overrides.iter().map(|&given| given.to_owned()).collect();
+    TrainConfig::parse(CONFIG, &overrides).unwrap().check().unwrap()
+}
+
+pub fn data() -> Arc<dyn Dataset> {
+    Arc::new(Gradients { len: 43, salt: 5 })
+}
+
+pub fn start(folder: &Path, overrides: &[&str]) -> Result<Trainer, TrainError> {
+    let trainer =
+        Trainer::start(settings(overrides), Box::new(Linear::new(6)), data(), RunFolder::at(folder))?;
+    Ok(trainer.show_progress(false))
+}
+
+pub fn resume(folder: &Path, overrides: &[&str]) -> Result<Trainer, TrainError> {
+    let trainer =
+        Trainer::resume(settings(overrides), Box::new(Linear::new(6)), data(), RunFolder::at(folder))?;
+    Ok(trainer.show_progress(false))
+}
+
+/// A whole run with the linear encoder.
+pub fn whole_run(folder: &Path, overrides: &[&str]) -> (Outcome, StateDict) {
+    let mut trainer = start(folder, overrides).unwrap();
+    let outcome = trainer.run(&StopFlag::new()).unwrap();
+    (outcome, trainer.state().unwrap())
+}
+
+/// Equal names, shapes and bits.
+pub fn assert_same_bits(a: &StateDict, b: &StateDict) {
+    assert_eq!(a.len(), b.len());
+    for ((name, a), (other, b)) in a.iter().zip(b.iter()) {
+        assert_eq!((name, a.shape()), (other, b.shape()));
+        let bits = |tensor: &StateTensor| tensor.data().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(bits(a) == bits(b), "{name} differs");
+    }
+}
+
+/// NCHW to NHWC.
+pub fn to_nhwc(nchw: &ndarray::ArrayD<f32>) -> Vec<f32> {
+    let view = nchw.view().into_dimensionality::<ndarray::Ix4>().unwrap();
+    view.permuted_axes([0, 2, 3, 1]).iter().copied().collect()
+}
+
+/// Rows `from..to`.
+pub fn rows(array: &Array2<f32>, from: usize, to: usize) -> ArrayView2<'_, f32> {
+    array.slice(s![from..to, ..])
+}

@@ -1,0 +1,165 @@
+//! `cargo xtask augment`: a contact sheet that shows what every augmentation step does to real images.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use image::{Rgb, RgbImage, imageops};
+use swav_augment::{
+    Canvas, CenterCrop, ColorJitter, CropKey, Elastic, Equalize, GaussianBlur, Grayscale, HorizontalFlip,
+    Image, MultiCropConfig, Perspective, Pipeline, Preset, Resizer, Rotation, Scratch, Solarize, Transform,
+    VerticalFlip,
+};
+use swav_data::{DataConfig, Dataset, Split, open};
+
+use crate::glyphs::{LINE_HEIGHT, write};
+use crate::usage;
+
+/// Side of a tile and width of the labels, in pixels.
+const TILE: u32 = 128;
+const LABEL_WIDTH: u32 = 150;
+const GAP: u32 = 4;
+const LETTER_SCALE: u32 = 2;
+
+/// Draw a labelled sheet of every augmentation step and of the whole recipe, on images of a data set.
+///
+/// Each row is one step at full probability, each column one image. The last rows are crops of the recipe, one row
+/// a crop, as the network sees them.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A data set: a folder of images, shards, IDX or CIFAR files, or `builtin`.
+    #[arg(long, default_value = "builtin")]
+    data: PathBuf,
+    /// The PNG or JPEG file to write.
+    #[arg(long, default_value = "sheet.png")]
+    out: PathBuf,
+    /// The recipe of the last rows: swav, simclr-cifar, greyscale or medical.
+    #[arg(long, default_value = "swav", value_parser = crate::bench::augment::preset)]
+    preset: Preset,
+    /// A TOML file with a recipe, instead of a preset.
+    #[arg(long, conflicts_with = "preset")]
+    recipe: Option<PathBuf>,
+    /// How many images: the columns.
+    #[arg(long, default_value_t = 6)]
+    images: usize,
+    /// Seed of the random draws.
+    #[arg(long, default_value_t = 31)]
+    seed: u64,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let config = match &args.recipe {
+        Some(path) => {
+            let text =
+                std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            toml::from_str(&text).with_context(|| format!("parsing {}", path.display()))?
+        }
+        None => MultiCropConfig::preset(args.preset),
+    };
+    let recipe = config.check()?;
+    let data = open(&args.data, &DataConfig { cache_mib: 0, split: Split::All, ..DataConfig::default() })?;
+    if args.images == 0 || data.is_empty() {
+        return Err(usage("a sheet needs at least one image"));
+    }
+    let n_columns = args.images.min(data.len());
+    // Spread over the data set, which is often sorted by class.
+    let indices: Vec<usize> = (0..n_columns).map(|i| i * data.len() / n_columns).collect();
+
+    let steps = steps();
+    let n_rows = steps.len() + recipe.n_crops();
+    let mut sheet = RgbImage::from_pixel(
+        LABEL_WIDTH + n_columns as u32 * (TILE + GAP),
+        GAP + n_rows as u32 * (TILE + GAP),
+        Rgb([32; 3]),
+    );
+    for (row, (label, _)) in steps.iter().enumerate() {
+        write_label(&mut sheet, row, label);
+    }
+    for crop in 0..recipe.n_crops() {
+        let (group, number) = recipe.locate(crop).expect("crop is below n_crops");
+        let size = recipe.groups()[group].crop.size;
+        write_label(&mut sheet, steps.len() + crop, &format!("recipe\ncrop {number}\nof {size} px"));
+    }
+    let mut scratch = Scratch::default();
+    for (column, &index) in indices.iter().enumerate() {
+        let image = data.image(index)?;
+        let centre = centre(&image);
+        for (row, (_, pipeline)) in steps.iter().enumerate() {
+            let key = CropKey { seed: args.seed, epoch: 0, sample: index as u64, crop: row as u64 };
+            let mut canvas = centre.clone();
+            pipeline.apply(&mut canvas, &mut key.rng());
+            place(&mut sheet, row, column, TILE, canvas.to_rgb_bytes());
+        }
+        for crop in 0..recipe.n_crops() {
+            let (group, _) = recipe.locate(crop).expect("crop is below n_crops");
+            let size = recipe.groups()[group].crop.size;
+            let mut pixels = vec![0.0; size * size * 3];
+            let key = CropKey { seed: args.seed, epoch: 0, sample: index as u64, crop: crop as u64 };
+            recipe.fill(image.view(), key, &mut pixels, &mut scratch)?;
+            place(&mut sheet, steps.len() + crop, column, size as u32, recipe.normalize().invert(&pixels));
+        }
+    }
+    sheet.save(&args.out).with_context(|| format!("writing {}", args.out.display()))?;
+    println!("{}: {} rows of {n_columns} images from {}", args.out.display(), n_rows, data.describe());
+    Ok(())
+}
+
+/// The rows before the recipe's. Strengths are chosen to be seen.
+fn steps() -> Vec<(String, Pipeline)> {
+    let jitter = |brightness, contrast, saturation, hue| ColorJitter {
+        probability: 1.0,
+        brightness,
+        contrast,
+        saturation,
+        hue,
+    };
+    let blur = |radius: f32| GaussianBlur { probability: 1.0, min_radius: radius, max_radius: radius };
+    let rows: Vec<(&str, Pipeline)> = vec![
+        ("centre", Pipeline::new()),
+        ("horizontal\nflip", Pipeline::new().then(HorizontalFlip { probability: 1.0 })),
+        ("vertical\nflip", Pipeline::new().then(VerticalFlip { probability: 1.0 })),
+        ("rotation\n-45 - 45", Pipeline::new().then(Rotation { probability: 1.0, max_degrees: 45.0 })),
+        ("perspective\n0.5", Pipeline::new().then(Perspective { probability: 1.0, distortion: 0.5 })),
+        (
+            "elastic\n0.08",
+            Pipeline::new().then(Elastic { probability: 1.0, amplitude: 0.08, smoothness: 0.25 }),
+        ),
+        ("brightness\n0.8", Pipeline::new().then(jitter(0.8, 0.0, 0.0, 0.0))),
+        ("contrast\n0.8", Pipeline::new().then(jitter(0.0, 0.8, 0.0, 0.0))),
+        ("saturation\n0.8", Pipeline::new().then(jitter(0.0, 0.0, 0.8, 0.0))),
+        ("hue\n0.2", Pipeline::new().then(jitter(0.0, 0.0, 0.0, 0.2))),
+        ("color jitter", Pipeline::new().then(jitter(0.8, 0.8, 0.8, 0.2))),
+        ("grayscale", Pipeline::new().then(Grayscale { probability: 1.0 })),
+        ("blur\nradius 1", Pipeline::new().then(blur(1.0))),
+        ("blur\nradius 2", Pipeline::new().then(blur(2.0))),
+        ("solarize\nfrom 128", Pipeline::new().then(Solarize { probability: 1.0, threshold: 128 })),
+        ("equalize", Pipeline::new().then(Equalize { probability: 1.0 })),
+    ];
+    rows.into_iter().map(|(label, pipeline)| (label.to_owned(), pipeline)).collect()
+}
+
+/// The middle of an image at the size of a tile.
+fn centre(image: &Image) -> Canvas {
+    let mut canvas = Canvas::default();
+    let size = TILE as usize;
+    CenterCrop { resize: size, size }.apply(image.view(), &mut Resizer::default(), &mut canvas);
+    canvas
+}
+
+fn write_label(sheet: &mut RgbImage, row: usize, label: &str) {
+    let lines = label.lines().count() as u32;
+    let top = GAP + row as u32 * (TILE + GAP) + (TILE - lines * LINE_HEIGHT * LETTER_SCALE) / 2;
+    write(sheet, label, GAP, top, LETTER_SCALE, Rgb([230; 3]));
+}
+
+/// Puts a square picture of `size` pixels into its tile, in the middle if smaller, reduced if larger.
+fn place(sheet: &mut RgbImage, row: usize, column: usize, size: u32, bytes: Vec<u8>) {
+    let mut picture = RgbImage::from_raw(size, size, bytes).expect("a square of RGB pixels");
+    if size > TILE {
+        picture = imageops::resize(&picture, TILE, TILE, imageops::FilterType::Triangle);
+    }
+    let margin = (TILE - picture.width()) / 2;
+    let left = LABEL_WIDTH + column as u32 * (TILE + GAP) + margin;
+    let top = GAP + row as u32 * (TILE + GAP) + margin;
+    imageops::replace(sheet, &picture, i64::from(left), i64::from(top));
+}

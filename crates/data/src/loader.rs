@@ -4,7 +4,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -254,7 +254,7 @@ impl Loader {
             on_bad: config.on_bad,
             max_bad_share: config.max_bad_share,
             pool,
-            scratch: (0..n_workers).map(|_| Mutex::default()).collect(),
+            scratch: Mutex::default(),
             orders: Mutex::default(),
             stop: AtomicBool::new(false),
             home,
@@ -407,8 +407,9 @@ struct Maker {
     on_bad: OnBad,
     max_bad_share: f64,
     pool: ThreadPool,
-    /// One for each thread of the pool.
-    scratch: Vec<Mutex<Scratch>>,
+    /// Those not in use. One is taken out for the time of its use, not locked: a worker whose views wait for parallel
+    /// work of their own may begin another image meanwhile.
+    scratch: Mutex<Vec<Scratch>>,
     /// The orders of the epochs in use, of which there are two at the border.
     orders: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
     stop: AtomicBool,
@@ -497,6 +498,10 @@ impl Maker {
         })
     }
 
+    fn free_scratch(&self) -> MutexGuard<'_, Vec<Scratch>> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes the views of the image at `index`, or of the one that takes its place.
     fn write(
         &self,
@@ -531,10 +536,10 @@ impl Maker {
                     continue;
                 }
             };
-            // Not one of the pool's threads only if the pool has gone wrong; any scratch serves.
-            let worker = rayon::current_thread_index().unwrap_or(0) % self.scratch.len();
-            let mut scratch = self.scratch[worker].lock().unwrap_or_else(PoisonError::into_inner);
-            let kept = match self.views.write(image.view(), key, views, &mut scratch) {
+            let mut scratch = self.free_scratch().pop().unwrap_or_default();
+            let written = self.views.write(image.view(), key, views, &mut scratch);
+            self.free_scratch().push(scratch);
+            let kept = match written {
                 Ok(()) => Ok(true),
                 Err(reason) => Err(LoaderError::Views { name: self.data.name(candidate as usize), reason }),
             };

@@ -186,6 +186,63 @@ pub(crate) unsafe fn copy_block<S: Simd, L: Load>(
     }
 }
 
+/// Copies one block of up to 32 channels as 16 words of two bf16 each; missing channels become zero.
+///
+/// # Safety
+/// As for [`copy_block`].
+#[inline(always)]
+pub(crate) unsafe fn copy_block_pairs<S: Simd, L: Load>(
+    load: &L,
+    at: usize,
+    c: usize,
+    valid: usize,
+    dst: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for l in (0..2 * BLOCK).step_by(S::LANES) {
+            let n = valid.saturating_sub(l).min(S::LANES);
+            let v = match n {
+                0 => S::zero(),
+                n if n == S::LANES => load.vec::<S, false>(at + l, c + l, n),
+                n => load.vec::<S, true>(at + l, c + l, n),
+            };
+            S::store_bf16(dst.cast::<u16>().add(l), v);
+        }
+    }
+}
+
+/// Copies one block of up to 16 channels of two pixels as words of two bf16 each; a missing pixel and missing
+/// channels become zero.
+///
+/// # Safety
+/// As for [`copy_block`].
+#[inline(always)]
+pub(crate) unsafe fn copy_two_pixels<S: Simd, L: Load>(
+    load: &L,
+    at: (usize, Option<usize>),
+    c: usize,
+    valid: usize,
+    dst: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for l in (0..BLOCK).step_by(S::LANES) {
+            let n = valid.saturating_sub(l).min(S::LANES);
+            let get = |at: usize| match n {
+                0 => S::zero(),
+                n if n == S::LANES => load.vec::<S, false>(at + l, c + l, n),
+                n => load.vec::<S, true>(at + l, c + l, n),
+            };
+            let high = match at.1 {
+                Some(at) => get(at),
+                None => S::zero(),
+            };
+            S::store(dst.add(l), S::pair(get(at.0), high));
+        }
+    }
+}
+
 /// Code that is generic over how it reads.
 pub(crate) trait LoadVisitor {
     /// Called with the reader.

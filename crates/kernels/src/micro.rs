@@ -7,6 +7,11 @@
 //! Accumulators live in registers for the whole sum: the loops over rows and vectors have constant bounds and
 //! are unrolled, and results are stored without passing the accumulators on.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops with constant bounds, over registers, are to be unrolled"
+)]
+
 use crate::simd::{BLOCK, Job, Simd};
 
 /// `C[i][..cols] (+)= Σ_b Σ_k A[a_b + 16·i + k] · B[b_b + k·width ..]` over a list of blocks of 16 channels.
@@ -35,9 +40,9 @@ pub(crate) struct Tile {
 /// The instruction set must be available, and every pointer valid for what the formula touches.
 pub(crate) type TileFn = unsafe fn(&Tile);
 
-struct TileJob<'a, const MR: usize, const NV: usize>(&'a Tile);
+struct TileJob<'a, const MR: usize, const NV: usize, const PAIRS: bool>(&'a Tile);
 
-impl<const MR: usize, const NV: usize> Job for TileJob<'_, MR, NV> {
+impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for TileJob<'_, MR, NV, PAIRS> {
     type Out = ();
 
     #[inline(always)]
@@ -64,7 +69,7 @@ impl<const MR: usize, const NV: usize> Job for TileJob<'_, MR, NV> {
                         for i in 0..MR {
                             let av = S::splat(*a.add(i * BLOCK + k));
                             for j in 0..NV {
-                                acc[i][j] = S::fma(av, bv[j], acc[i][j]);
+                                acc[i][j] = product::<S, PAIRS>(av, bv[j], acc[i][j]);
                             }
                         }
                     }
@@ -101,7 +106,23 @@ impl<const MR: usize, const NV: usize> Job for TileJob<'_, MR, NV> {
 /// See [`TileFn`].
 pub(crate) unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller's promise.
-    unsafe { S::run(TileJob::<MR, NV>(t)) }
+    unsafe { S::run(TileJob::<MR, NV, false>(t)) }
+}
+
+/// The product tile of `MR` rows and `NV` vectors whose operands are words of two bf16 each.
+///
+/// # Safety
+/// See [`TileFn`]; the instruction set must have [`Simd::dot_pairs`].
+pub(crate) unsafe fn pair_tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
+    // SAFETY: the caller's promise.
+    unsafe { S::run_pairs(TileJob::<MR, NV, true>(t)) }
+}
+
+/// One step of a sum of products, of f32 or of pairs of bf16.
+#[inline(always)]
+unsafe fn product<S: Simd, const PAIRS: bool>(a: S::V, b: S::V, c: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe { if PAIRS { S::dot_pairs(a, b, c) } else { S::fma(a, b, c) } }
 }
 
 /// The product tiles of an instruction set, `NV` vectors wide, by number of rows.
@@ -111,6 +132,16 @@ macro_rules! tile_table {
     };
 }
 pub(crate) use tile_table;
+
+/// The same for pairs of bf16.
+#[cfg(target_arch = "x86_64")]
+macro_rules! pair_tile_table {
+    ($S:ty, $nv:literal; $($mr:literal)*) => {
+        [$($crate::micro::pair_tile::<$S, $mr, $nv> as $crate::micro::TileFn),*]
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use pair_tile_table;
 
 /// `C[i][..cols] (+)= Σ_r Σ_k A[a_r + 16·k + i] · B[b_r + 16·k ..]` over runs of positions.
 pub(crate) struct GradTile {
@@ -144,9 +175,9 @@ pub(crate) struct GradTile {
 /// The instruction set must be available, and every pointer valid for what the formula touches.
 pub(crate) type GradTileFn = unsafe fn(&GradTile);
 
-struct GradJob<'a, const MR: usize, const NV: usize>(&'a GradTile);
+struct GradJob<'a, const MR: usize, const NV: usize, const PAIRS: bool>(&'a GradTile);
 
-impl<const MR: usize, const NV: usize> Job for GradJob<'_, MR, NV> {
+impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for GradJob<'_, MR, NV, PAIRS> {
     type Out = ();
 
     #[inline(always)]
@@ -168,7 +199,7 @@ impl<const MR: usize, const NV: usize> Job for GradJob<'_, MR, NV> {
                     for i in 0..MR {
                         let av = S::splat(*a.add(i));
                         for j in 0..NV {
-                            acc[i][j] = S::fma(av, bv[j], acc[i][j]);
+                            acc[i][j] = product::<S, PAIRS>(av, bv[j], acc[i][j]);
                         }
                     }
                     a = a.add(BLOCK);
@@ -205,7 +236,16 @@ impl<const MR: usize, const NV: usize> Job for GradJob<'_, MR, NV> {
 /// See [`GradTileFn`].
 pub(crate) unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradTile) {
     // SAFETY: the caller's promise.
-    unsafe { S::run(GradJob::<MR, NV>(t)) }
+    unsafe { S::run(GradJob::<MR, NV, false>(t)) }
+}
+
+/// The gradient tile of `MR` rows and `NV` vectors whose operands are words of two bf16 each.
+///
+/// # Safety
+/// See [`GradTileFn`]; the instruction set must have [`Simd::dot_pairs`].
+pub(crate) unsafe fn pair_grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradTile) {
+    // SAFETY: the caller's promise.
+    unsafe { S::run_pairs(GradJob::<MR, NV, true>(t)) }
 }
 
 /// Floating-point operations per second of the widest product tile on data in the first-level cache, all

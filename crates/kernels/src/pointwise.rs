@@ -1,6 +1,11 @@
 //! Passes over feature maps that are not convolutions: joining a block's two paths, its gradient, and the
 //! vectors of the head. They are bound by memory, so each reads and writes every stream once.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops with constant bounds, over registers, are to be unrolled"
+)]
+
 use crate::Context;
 use crate::activations::{Activations, Data, DataMut};
 use crate::load::{Load, Norm, Plain, Zero};

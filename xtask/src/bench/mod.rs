@@ -2,6 +2,7 @@
 
 pub(crate) mod augment;
 mod cuda;
+mod kernels;
 mod ot;
 mod speed;
 
@@ -18,6 +19,7 @@ pub struct Args {
 enum Benchmark {
     Augment(augment::Args),
     Cuda(cuda::Args),
+    Kernels(kernels::Args),
     Ot(ot::Args),
     Speed(speed::Args),
 }
@@ -27,6 +29,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.benchmark {
         Benchmark::Augment(args) => augment::run(args),
         Benchmark::Cuda(args) => cuda::run(args),
+        Benchmark::Kernels(args) => kernels::run(args),
         Benchmark::Ot(args) => ot::run(args),
         Benchmark::Speed(args) => speed::run(args),
     }

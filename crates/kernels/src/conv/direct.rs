@@ -4,7 +4,7 @@
 //! neighbouring columns and images, so small maps fill tiles as well as large ones do, and taps that would read
 //! padding are left out rather than multiplied by zero.
 
-use super::fill::{Columns, Region, fill, fill_columns};
+use super::fill::{Columns, Region, Words, fill, fill_columns};
 use super::finish::{Finish, FinishTile, FinishVisitor, Finisher, Output, Partials, PartialsPtr};
 use super::geometry::{Geometry, Run, Split};
 use super::pack::{Panels, Weights, pack};
@@ -32,6 +32,7 @@ struct Pass<'a> {
     geometry: Geometry,
     panels: Panels,
     packed: &'a [f32],
+    words: Words,
     blocks: usize,
     runs: Vec<Run>,
     split: Split,
@@ -60,6 +61,7 @@ pub(super) fn run<S: Simd>(
         geometry,
         panels,
         packed: &packed,
+        words: if weights.pairs { Words::Channels } else { Words::Single },
         blocks: weights.blocks(),
         runs: geometry.runs(),
         split,
@@ -154,12 +156,18 @@ impl Pass<'_> {
             match self.reader {
                 Reader::Pixels(source) => {
                     let rows = (share.source_rows.start, share.source_rows.end);
-                    let blocks = (0, self.blocks);
-                    fill::<S>(&source, Region { geometry: &self.geometry, images, rows, blocks, dst: a });
+                    let (blocks, words) = ((0, self.blocks), self.words);
+                    fill::<S>(
+                        &source,
+                        Region { geometry: &self.geometry, images, rows, blocks, words, dst: a },
+                    );
                 }
                 Reader::Columns(source, spec) => {
-                    let (shape, blocks) = (source.shape(), (0, self.blocks));
-                    fill_columns::<S>(&source, Columns { spec, shape, pixels: images, blocks, dst: a });
+                    let (shape, blocks, words) = (source.shape(), (0, self.blocks), self.words);
+                    fill_columns::<S>(
+                        &source,
+                        Columns { spec, shape, pixels: images, blocks, words, dst: a },
+                    );
                 }
             }
         }
@@ -228,12 +236,16 @@ impl Pass<'_> {
         let works = self.works(share, target, self.finisher.accumulates());
         let identity: [usize; 32] = std::array::from_fn(|i| i * full);
         let chunks = self.blocks.div_ceil(per_chunk);
+        let tables = match S::PAIR_TILES {
+            Some(pairs) if self.words == Words::Channels => pairs,
+            _ => S::TILES,
+        };
         for chunk in 0..chunks {
             let first = chunk * per_chunk;
             let in_chunk = per_chunk.min(self.blocks - first);
             for j in share.panels.clone() {
                 let width = self.panels.width(j);
-                let kernels = S::TILES[self.panels.vectors(j) - 1];
+                let kernels = tables[self.panels.vectors(j) - 1];
                 let at = j * full * self.blocks * taps * BLOCK + first * taps * BLOCK * width;
                 let b = self.packed[at..].as_ptr();
                 for (i, work) in works.iter().enumerate() {

@@ -2,8 +2,31 @@
 
 use super::geometry::Geometry;
 use super::{ConvSpec, Source};
-use crate::load::{Load, LoadVisitor, copy_block};
+use crate::load::{Load, LoadVisitor, copy_block, copy_block_pairs, copy_two_pixels};
 use crate::simd::{BLOCK, Job, Simd};
+
+/// What the 16 words of a block are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Words {
+    /// The f32 of 16 channels.
+    Single,
+    /// bf16 of 32 channels: successive ones share a word.
+    Channels,
+    /// bf16 of 16 channels of two images, which share words.
+    Images,
+}
+
+impl Words {
+    /// Channels in a block.
+    pub fn block(self) -> usize {
+        if self == Words::Channels { 2 * BLOCK } else { BLOCK }
+    }
+
+    /// Positions that `n` images take.
+    pub fn images(self, n: usize) -> usize {
+        if self == Words::Images { n.div_ceil(2) } else { n }
+    }
+}
 
 /// What to copy, and where to.
 #[derive(Clone, Copy)]
@@ -14,13 +37,17 @@ pub(super) struct Region<'a> {
     pub rows: (usize, usize),
     /// Blocks of channels.
     pub blocks: (usize, usize),
+    pub words: Words,
     pub dst: *mut f32,
 }
 
 impl Region<'_> {
     /// f32 from one block of channels to the next.
     pub fn block_stride(&self) -> usize {
-        (self.rows.1 - self.rows.0) * self.geometry.columns() * (self.images.1 - self.images.0) * BLOCK
+        (self.rows.1 - self.rows.0)
+            * self.geometry.columns()
+            * self.words.images(self.images.1 - self.images.0)
+            * BLOCK
     }
 }
 
@@ -36,18 +63,30 @@ impl<L: Load> Job for FillJob<'_, L> {
     unsafe fn call<S: Simd>(self) {
         let r = &self.region;
         let [h, w, c] = r.geometry.src;
-        let (n, stride) = (r.images.1 - r.images.0, r.block_stride());
+        let stride = r.block_stride();
+        let (n, step) =
+            (r.words.images(r.images.1 - r.images.0), if r.words == Words::Images { 2 } else { 1 });
+        let image_len = h * w * c;
         // SAFETY: `fill`'s caller promises that the region lies in the source and `dst` holds it.
         unsafe {
-            for image in r.images.0..r.images.1 {
+            for (position, image) in (r.images.0..r.images.1).step_by(step).enumerate() {
                 for y in r.rows.0..r.rows.1 {
                     for x in 0..w {
                         let at = ((image * h + y) * w + x) * c;
                         let column = (y - r.rows.0) * r.geometry.columns() + r.geometry.column(x);
-                        let mut dst = r.dst.add((column * n + image - r.images.0) * BLOCK);
+                        let mut dst = r.dst.add((column * n + position) * BLOCK);
                         for block in r.blocks.0..r.blocks.1 {
-                            let ch = block * BLOCK;
-                            copy_block::<S, L>(self.load, at + ch, ch, c - ch, dst);
+                            let ch = block * r.words.block();
+                            match r.words {
+                                Words::Single => copy_block::<S, L>(self.load, at + ch, ch, c - ch, dst),
+                                Words::Channels => {
+                                    copy_block_pairs::<S, L>(self.load, at + ch, ch, c - ch, dst)
+                                }
+                                Words::Images => {
+                                    let other = (image + 1 < r.images.1).then_some(at + ch + image_len);
+                                    copy_two_pixels::<S, L>(self.load, (at + ch, other), ch, c - ch, dst);
+                                }
+                            }
                             dst = dst.add(stride);
                         }
                     }
@@ -83,6 +122,8 @@ pub(super) struct Columns<'a> {
     pub pixels: (usize, usize),
     /// Range of blocks of columns.
     pub blocks: (usize, usize),
+    /// [`Words::Single`] unless the kernel is 1×1.
+    pub words: Words,
     pub dst: *mut f32,
 }
 
@@ -96,22 +137,34 @@ impl<L: Load> Job for ColumnsJob<'_, L> {
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let Columns { spec, shape, pixels, blocks, dst } = self.columns;
+        let Columns { spec, shape, pixels, blocks, words, dst } = self.columns;
         let [_, h, w, c] = shape;
         let [_, oh, ow, _] = spec.output_shape(shape);
         let k = spec.kernel;
-        let n = pixels.1 - pixels.0;
+        let n = words.images(pixels.1 - pixels.0);
         // SAFETY: `fill_columns`'s caller promises that the pixels exist and `dst` holds their columns.
         unsafe {
             if k == 1 && spec.padding == 0 {
-                for pixel in pixels.0..pixels.1 {
-                    let (x, y, image) =
-                        (pixel % ow * spec.stride, pixel / ow % oh * spec.stride, pixel / ow / oh);
-                    let at = ((image * h + y) * w + x) * c;
-                    let mut dst = dst.add((pixel - pixels.0) * BLOCK);
+                let at = |pixel: usize| {
+                    let (x, y) = (pixel % ow * spec.stride, pixel / ow % oh * spec.stride);
+                    ((pixel / ow / oh * h + y) * w + x) * c
+                };
+                let step = if words == Words::Images { 2 } else { 1 };
+                for (position, pixel) in (pixels.0..pixels.1).step_by(step).enumerate() {
+                    let from = at(pixel);
+                    let mut dst = dst.add(position * BLOCK);
                     for block in blocks.0..blocks.1 {
-                        let ch = block * BLOCK;
-                        copy_block::<S, L>(self.load, at + ch, ch, c - ch, dst);
+                        let ch = block * words.block();
+                        match words {
+                            Words::Single => copy_block::<S, L>(self.load, from + ch, ch, c - ch, dst),
+                            Words::Channels => {
+                                copy_block_pairs::<S, L>(self.load, from + ch, ch, c - ch, dst)
+                            }
+                            Words::Images => {
+                                let other = (pixel + 1 < pixels.1).then(|| at(pixel + 1) + ch);
+                                copy_two_pixels::<S, L>(self.load, (from + ch, other), ch, c - ch, dst);
+                            }
+                        }
                         dst = dst.add(n * BLOCK);
                     }
                 }

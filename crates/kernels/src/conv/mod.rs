@@ -20,7 +20,7 @@ mod winograd_weights;
 use crate::activations::Activations;
 use crate::norm::{Affine, BatchStats, GradAffine, GradSums};
 use crate::simd::{BLOCK, Simd, dispatch};
-use crate::{Context, Error, profile};
+use crate::{Context, Error, Precision, profile};
 use direct::Reader;
 use finish::Finisher;
 use geometry::Geometry;
@@ -107,6 +107,14 @@ pub(crate) enum Source<'a> {
 }
 
 impl Source<'_> {
+    /// How it is stored.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Source::Plain(x) => x.precision,
+            Source::NormRelu { raw, .. } | Source::NormGrad { raw, .. } => raw.precision,
+        }
+    }
+
     /// `[n, h, w, c]`.
     pub fn shape(&self) -> [usize; 4] {
         match self {
@@ -197,7 +205,9 @@ fn forward_with<S: Simd>(
         return stats.then(|| partials.batch_stats(&counts));
     }
     let (reader, geometry, taps, c_in) = spec.reader(src);
-    let weights = Weights { values: weights, c_in, c_out: spec.c_out, taps, direction: Direction::Forward };
+    let pairs = spec.multiplies_bf16(ctx, &[src]);
+    let direction = Direction::Forward;
+    let weights = Weights { values: weights, c_in, c_out: spec.c_out, taps, direction, pairs };
     let (partials, counts) = direct::run::<S>(ctx, reader, geometry, weights, out, finisher);
     stats.then(|| partials.batch_stats(&counts))
 }
@@ -217,6 +227,7 @@ fn backward_data_with<S: Simd>(
         return finisher.sums().then(|| partials.grad_sums());
     }
     let geometry = Geometry::backward(spec, out.shape);
+    let weights = Weights { pairs: spec.multiplies_bf16(ctx, &[dy]), ..weights };
     let (partials, _) = direct::run::<S>(ctx, Reader::Pixels(dy), geometry, weights, out, finisher);
     finisher.sums().then(|| partials.grad_sums())
 }
@@ -232,13 +243,27 @@ fn backward_weights_with<S: Simd>(
         return winograd_weights::run::<S>(ctx, x, dy, grad);
     }
     let (reader, geometry, ..) = spec.reader(x);
-    weights::run::<S>(ctx, reader, dy, geometry, grad);
+    weights::run::<S>(ctx, reader, dy, geometry, spec.multiplies_bf16(ctx, &[x, dy]), grad);
 }
 
 impl ConvSpec {
     /// The weights as a pass sees them.
     fn matrix<'a>(&self, values: &'a [f32], direction: Direction) -> Weights<'a> {
-        Weights { values, c_in: self.c_in, c_out: self.c_out, taps: self.kernel * self.kernel, direction }
+        Weights {
+            values,
+            c_in: self.c_in,
+            c_out: self.c_out,
+            taps: self.kernel * self.kernel,
+            direction,
+            pairs: false,
+        }
+    }
+
+    /// Whether products are of bf16: all operands are stored so, and the machine is good at it. Columns of several
+    /// taps stay f32.
+    fn multiplies_bf16(&self, ctx: &Context, operands: &[Source<'_>]) -> bool {
+        let stored = operands.iter().all(|o| o.precision() == Precision::Mixed);
+        ctx.bf16_products() && stored && (self.kernel == 1 || self.c_in >= BLOCK)
     }
 
     /// Whether Winograd's algorithm applies, and is expected to take less time than the direct path.

@@ -64,6 +64,8 @@ pub(super) struct Weights<'a> {
     pub c_out: usize,
     pub taps: usize,
     pub direction: Direction,
+    /// Whether two rows are packed into one word as bf16.
+    pub pairs: bool,
 }
 
 impl Weights<'_> {
@@ -85,7 +87,35 @@ impl Weights<'_> {
 
     /// Blocks of channels summed over.
     pub fn blocks(&self) -> usize {
-        self.depth().div_ceil(BLOCK)
+        self.depth().div_ceil(self.block_depth())
+    }
+
+    /// Channels summed over in a block.
+    pub fn block_depth(&self) -> usize {
+        if self.pairs { 2 * BLOCK } else { BLOCK }
+    }
+
+    /// Writes one block of one tap as words of two bf16, for two successive rows each.
+    fn block_of_pairs(&self, tap: usize, k0: usize, n0: usize, width: usize, dst: &mut [f32]) {
+        let half = BLOCK * width;
+        // At most two registers of 16 lanes wide.
+        let mut rows = [0.0f32; 2 * BLOCK * 2 * BLOCK];
+        let single = Weights { pairs: false, ..*self };
+        for i in 0..2 {
+            let rows = &mut rows[i * half..][..half];
+            if k0 + i * BLOCK < self.depth() {
+                single.block(tap, k0 + i * BLOCK, n0, width, rows);
+            } else {
+                rows.fill(0.0);
+            }
+        }
+        let bits = |x: f32| u32::from(half::bf16::from_f32(x).to_bits());
+        for k in 0..BLOCK {
+            for n in 0..width {
+                let (low, high) = (rows[2 * k * width + n], rows[(2 * k + 1) * width + n]);
+                dst[k * width + n] = f32::from_bits(bits(low) | bits(high) << 16);
+            }
+        }
     }
 
     /// Writes one block of one tap: 16 rows of `width` columns, zero where there are no weights.
@@ -129,7 +159,12 @@ pub(super) fn pack(ctx: &Context, weights: Weights<'_>, panels: Panels) -> Vec<f
                 let at = j * panels.full() * blocks * taps * BLOCK + (block * taps + tap) * size;
                 // SAFETY: the buffer holds every panel's blocks; each is written by one task.
                 let dst = unsafe { std::slice::from_raw_parts_mut(out.get().add(at), size) };
-                weights.block(tap, block * BLOCK, j * panels.full(), width, dst);
+                let (k0, n0) = (block * weights.block_depth(), j * panels.full());
+                if weights.pairs {
+                    weights.block_of_pairs(tap, k0, n0, width, dst);
+                } else {
+                    weights.block(tap, k0, n0, width, dst);
+                }
             }
         }
     });

@@ -1,5 +1,7 @@
 //! Every path, on odd sizes and every instruction set that runs here, against f64.
 
+#![allow(clippy::needless_range_loop, reason = "several arrays are indexed by channel")]
+
 use super::*;
 use crate::activations::DataMut;
 use crate::simd::Simd;
@@ -248,5 +250,49 @@ fn a_data_pass_masks_and_sums_for_the_batch_norm_before() {
                 }
             }
         });
+    }
+}
+
+#[test]
+fn products_of_bf16_are_summed_in_f32() {
+    let round = |x: &[f32]| -> Vec<f32> { x.iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect() };
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        let options = Options { isa: Some(isa), precision: Precision::Mixed, ..Options::default() };
+        let ctx = Context::new(options).unwrap();
+        for [c_in, c_out, kernel, stride, padding, n, h, w] in [
+            [40, 24, 1, 1, 0, 3, 5, 3],
+            [32, 50, 1, 2, 0, 5, 7, 7],
+            [48, 33, 3, 2, 1, 3, 9, 8],
+            [64, 32, 3, 1, 1, 7, 2, 2],
+        ] {
+            let spec = ConvSpec { c_in, c_out, kernel, stride, padding };
+            let shape = [n, h, w, c_in];
+            let stored = |shape: [usize; 4], seed: u64| {
+                let x = round(&values(shape.iter().product(), seed));
+                let mut out = ctx.activations(shape, Precision::Mixed);
+                let DataMut::Bf16(bits) = out.data_mut() else { unreachable!("mixed is bf16") };
+                bits.iter_mut().zip(&x).for_each(|(b, v)| *b = half::bf16::from_f32(*v).to_bits());
+                (out, wide(&x))
+            };
+            let ((x, wide_x), (dy, wide_dy)) = (stored(shape, 1), stored(spec.output_shape(shape), 2));
+            let weights = values(spec.weight_len(), 3);
+            let used = wide(&if ctx.bf16_products() { round(&weights) } else { weights.clone() });
+            let what = format!("{spec:?} {shape:?} {isa:?}");
+
+            let mut y = ctx.activations(dy.shape, Precision::Mixed);
+            forward(&ctx, &spec, Source::Plain(&x), &weights, &mut y, false);
+            let expected = reference::conv_forward(&spec, shape, &wide_x, &used);
+            // Outputs are rounded to bf16: by up to 2^-8 of values up to seven times the RMS (many are zero in the
+            // strided data pass).
+            assert!(error(&y.to_f32(), &expected) < 4e-2, "forward {what}");
+            let mut dx = ctx.activations(shape, Precision::Mixed);
+            backward_data(&ctx, &spec, Source::Plain(&dy), &weights, &mut dx, Post::Store);
+            let expected = reference::conv_backward_data(&spec, shape, &wide_dy, &used);
+            assert!(error(&dx.to_f32(), &expected) < 4e-2, "data {what}");
+            let mut dw = vec![0.0; spec.weight_len()];
+            backward_weights(&ctx, &spec, Source::Plain(&x), Source::Plain(&dy), &mut dw);
+            let expected = reference::conv_backward_weights(&spec, shape, &wide_x, &wide_dy);
+            assert!(error(&dw, &expected) < 1e-5, "weights {what}: {}", error(&dw, &expected));
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! into separate buffers, which are added up in order.
 
 use super::direct::Reader;
-use super::fill::{Columns, Region, fill, fill_columns};
+use super::fill::{Columns, Region, Words, fill, fill_columns};
 use super::geometry::{Geometry, Run, Split};
 use super::{ConvSpec, Source};
 use crate::Context;
@@ -30,6 +30,7 @@ struct Pass<'a> {
     /// Parts of the input channels' tile columns, and of the output channels' blocks.
     column_parts: usize,
     row_parts: usize,
+    words: Words,
 }
 
 /// Adds `Σ dy ⊗ x` to `grad`, whose layout is `[c_out][taps][c_in]`.
@@ -38,6 +39,7 @@ pub(super) fn run<S: Simd>(
     x: Reader<'_>,
     dy: Source<'_>,
     geometry: Geometry,
+    pairs: bool,
     grad: &mut [f32],
 ) {
     let ([_, _, ci], [dh, dw, co]) = (geometry.src, geometry.dst);
@@ -61,6 +63,7 @@ pub(super) fn run<S: Simd>(
         sets,
         column_parts,
         row_parts,
+        words: if pairs { Words::Images } else { Words::Single },
     };
     let mut partial = if sets > 1 { ctx.pool().take(sets * per_set) } else { Vec::new() };
     let out = if sets > 1 { Shared::new(&mut partial) } else { Shared::new(grad) };
@@ -179,11 +182,16 @@ impl Pass<'_> {
                 }
             }
         }
+        let tables = match S::PAIR_GRAD_TILES {
+            Some(pairs) if self.words == Words::Images => pairs,
+            _ => S::GRAD_TILES,
+        };
         for share in part(self.split.count(), self.sets, set) {
             let images = part(g.n, self.split.groups, share / self.split.strips);
             let rows = part(dh, self.split.strips, share % self.split.strips);
             let source_rows = g.source_rows(rows.clone());
-            let n = images.len();
+            let n = self.words.images(images.len());
+            let words = self.words;
             let x_stride = source_rows.len() * g.columns() * n * BLOCK;
             let y_stride = rows.len() * dw * n * BLOCK;
             let lens = [x_stride * (x_blocks.1 - x_blocks.0), y_stride * y_blocks.len(), 0];
@@ -197,20 +205,20 @@ impl Pass<'_> {
                             let rows = (source_rows.start, source_rows.end);
                             fill::<S>(
                                 &source,
-                                Region { geometry: g, images, rows, blocks: x_blocks, dst: x },
+                                Region { geometry: g, images, rows, blocks: x_blocks, words, dst: x },
                             );
                         }
                         Reader::Columns(source, spec) => {
                             let shape = source.shape();
                             fill_columns::<S>(
                                 &source,
-                                Columns { spec, shape, pixels: images, blocks: x_blocks, dst: x },
+                                Columns { spec, shape, pixels: images, blocks: x_blocks, words, dst: x },
                             );
                         }
                     }
                     let (geometry, rows_) = (&self.dy_geometry, (rows.start, rows.end));
                     let blocks = (y_blocks.start, y_blocks.end);
-                    fill::<S>(&self.dy, Region { geometry, images, rows: rows_, blocks, dst: y });
+                    fill::<S>(&self.dy, Region { geometry, images, rows: rows_, blocks, words, dst: y });
                     for tap in 0..taps {
                         let (ty, tx) = (tap / g.kernel, tap % g.kernel);
                         let Some((x0, count, column)) = self.tap_columns(tx) else { continue };
@@ -229,7 +237,7 @@ impl Pass<'_> {
                             let mut c = c_range.start;
                             while c < c_range.end {
                                 let cols = (c_range.end - c).min(S::GRAD_COLS);
-                                let kernel = S::GRAD_TILES[usize::from(cols > BLOCK)];
+                                let kernel = tables[usize::from(cols > BLOCK)];
                                 let mut o = o_range.start;
                                 while o < o_range.end {
                                     let local = o - o_range.start;

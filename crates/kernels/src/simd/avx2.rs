@@ -34,6 +34,19 @@ impl Simd for Avx2 {
         unsafe { job.call::<Self>() }
     }
     #[inline(always)]
+    unsafe fn pair(low: __m256, high: __m256) -> __m256 {
+        let (mut a, mut b, mut words) = ([0u16; 8], [0u16; 8], [0f32; 8]);
+        // SAFETY: the arrays are as long as a vector.
+        unsafe {
+            Self::store_bf16(a.as_mut_ptr(), low);
+            Self::store_bf16(b.as_mut_ptr(), high);
+            for i in 0..8 {
+                words[i] = f32::from_bits(u32::from(a[i]) | u32::from(b[i]) << 16);
+            }
+            Self::load(words.as_ptr())
+        }
+    }
+    #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
         // SAFETY: see above.
         unsafe { _mm256_set1_ps(x) }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Job, Simd};
-use crate::micro::{GradTileFn, TileFn, grad_tile, tile_table};
+use crate::micro::{GradTileFn, TileFn, grad_tile, pair_grad_tile, pair_tile_table, tile_table};
 
 /// AVX-512 F, BW, DQ and VL.
 #[derive(Clone, Copy)]
@@ -12,6 +12,19 @@ pub(crate) struct Avx512;
 #[inline(always)]
 fn mask(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
+}
+
+/// Rounds to bfloat16 in the upper half of each lane; NaN becomes the quiet one.
+#[inline(always)]
+unsafe fn round(v: __m512) -> __m512i {
+    // SAFETY: the caller has AVX-512.
+    unsafe {
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0_0000))
+    }
 }
 
 // SAFETY of all blocks below: the trait's contract, which the caller keeps, is that of the intrinsics: the
@@ -23,6 +36,12 @@ impl Simd for Avx512 {
         &tile_table!(Avx512, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         &tile_table!(Avx512, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
     ];
+    const PAIR_TILES: Option<[&'static [TileFn]; 2]> = Some([
+        &pair_tile_table!(Avx512, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        &pair_tile_table!(Avx512, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+    ]);
+    const PAIR_GRAD_TILES: Option<[GradTileFn; 2]> =
+        Some([pair_grad_tile::<Avx512, 8, 1>, pair_grad_tile::<Avx512, 8, 2>]);
     const GRAD_TILES: [GradTileFn; 2] = [grad_tile::<Avx512, 8, 1>, grad_tile::<Avx512, 8, 2>];
     const GRAD_ROWS: usize = 8;
     const GRAD_COLS: usize = 32;
@@ -32,6 +51,32 @@ impl Simd for Avx512 {
     unsafe fn run<J: Job>(job: J) -> J::Out {
         // SAFETY: see above.
         unsafe { job.call::<Self>() }
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+    unsafe fn run_pairs<J: Job>(job: J) -> J::Out {
+        // SAFETY: see above.
+        unsafe { job.call::<Self>() }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see above; the vectors have the same size, and any bits are valid in both types.
+        unsafe {
+            _mm512_dpbf16_ps(
+                c,
+                std::mem::transmute::<__m512, __m512bh>(a),
+                std::mem::transmute::<__m512, __m512bh>(b),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn pair(low: __m512, high: __m512) -> __m512 {
+        // SAFETY: see above.
+        unsafe {
+            let low = _mm512_srli_epi32::<16>(round(low));
+            let high = _mm512_and_si512(round(high), _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+            _mm512_castsi512_ps(_mm512_or_si512(low, high))
+        }
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -70,12 +115,7 @@ impl Simd for Avx512 {
     unsafe fn store_bf16(p: *mut u16, v: __m512) {
         // SAFETY: see above.
         unsafe {
-            let bits = _mm512_castps_si512(v);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-            let safe = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0_0000));
-            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(safe)));
+            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round(v))));
         }
     }
     #[inline(always)]

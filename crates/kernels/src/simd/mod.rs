@@ -56,6 +56,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     const TILES: [&'static [TileFn]; 2];
     /// The most rows in a product tile.
     const TILE_ROWS: usize = Self::TILES[1].len();
+    /// Product tiles whose operands are pairs of bf16, where there is an instruction for their product.
+    const PAIR_TILES: Option<[&'static [TileFn]; 2]> = None;
+    /// Gradient tiles whose operands are pairs of bf16.
+    const PAIR_GRAD_TILES: Option<[GradTileFn; 2]> = None;
     /// Kernels of the gradient tile: [`BLOCK`] columns wide, and `GRAD_COLS`.
     const GRAD_TILES: [GradTileFn; 2];
     /// Rows of a gradient tile; divides [`BLOCK`].
@@ -65,6 +69,22 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Runs a job with this instruction set's features.
     unsafe fn run<J: Job>(job: J) -> J::Out;
+
+    /// Runs a job with the features for products of bf16 as well.
+    #[inline(always)]
+    unsafe fn run_pairs<J: Job>(job: J) -> J::Out {
+        // SAFETY: the caller's promise.
+        unsafe { Self::run(job) }
+    }
+
+    /// `c + Σ a·b` over the pairs of bf16 in each lane; only where `PAIR_TILES` is set.
+    #[inline(always)]
+    unsafe fn dot_pairs(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        let _ = (a, b);
+        c
+    }
+    /// Pairs of bf16, rounded to nearest even: the first in the low half of each lane.
+    unsafe fn pair(low: Self::V, high: Self::V) -> Self::V;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
@@ -235,6 +255,14 @@ mod tests {
                     assert!(got == expected || (got.is_nan() && expected.is_nan()), "{x} {got} {expected}");
                     S::store(out.as_mut_ptr(), S::load_bf16(bits.as_ptr()));
                     assert!(out[0] == expected.to_f32() || x.is_nan() && out[0].is_nan());
+                }
+
+                let mut words = [0.0f32; 32];
+                S::store(words.as_mut_ptr(), S::pair(a, b));
+                for i in 0..S::LANES {
+                    let expected =
+                        [data[i], data[i + 7]].map(|x| u32::from(half::bf16::from_f32(x).to_bits()));
+                    assert_eq!(words[i].to_bits(), expected[0] | expected[1] << 16);
                 }
                 S::store(out.as_mut_ptr(), S::relu(S::splat(f32::NAN)));
                 assert!(out[0].is_nan());

@@ -28,6 +28,19 @@ impl Simd for Neon {
         unsafe { job.call::<Self>() }
     }
     #[inline(always)]
+    unsafe fn pair(low: float32x4_t, high: float32x4_t) -> float32x4_t {
+        let (mut a, mut b, mut words) = ([0u16; 4], [0u16; 4], [0f32; 4]);
+        // SAFETY: the arrays are as long as a vector.
+        unsafe {
+            Self::store_bf16(a.as_mut_ptr(), low);
+            Self::store_bf16(b.as_mut_ptr(), high);
+            for i in 0..4 {
+                words[i] = f32::from_bits(u32::from(a[i]) | u32::from(b[i]) << 16);
+            }
+            Self::load(words.as_ptr())
+        }
+    }
+    #[inline(always)]
     unsafe fn splat(x: f32) -> float32x4_t {
         // SAFETY: see above.
         unsafe { vdupq_n_f32(x) }

@@ -134,7 +134,7 @@ fn pretraining_on_classes_ends_with_three_accuracies_and_can_be_judged_and_used(
 
 #[test]
 fn images_without_labels_train_but_are_not_judged() {
-    let place = Place::new(&["."]);
+    let place = Place::new(&[""]);
     let output = place.train();
     assert!(
         output.contains("no labels") && output.contains("spread") && output.contains("xtask embed"),
@@ -200,7 +200,7 @@ fn misspelt_names_are_refused_and_explained() {
         assert_eq!(output.status.code(), Some(2), "{setting}:\n{errors}");
         assert!(errors.contains(setting) && errors.contains(word), "{setting}:\n{errors}");
     }
-    std::fs::write(place.path("wrong.toml"), TINY.replace("epochs", "epoch")).unwrap();
+    std::fs::write(place.path("wrong.toml"), TINY.replace("\nepochs", "\nepoch")).unwrap();
     place.fail(1, &["wrong.toml", "training.epoch", "epochs"], &["pretrain", "--config", "wrong.toml"]);
     place.fail(1, &["nothing.toml", "quickstart"], &["pretrain", "--config", "nothing.toml"]);
     place.fail(1, &["tpu"], &["pretrain", "--config", "tiny.toml", "--data", "photos", "--device", "tpu"]);

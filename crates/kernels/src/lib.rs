@@ -52,3 +52,8 @@ pub use conv::ConvSpec;
 pub use error::Error;
 pub use micro::peak_flops;
 pub use norm::{BN_EPSILON, BN_MOMENTUM, BatchStats};
+
+/// The README's example, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

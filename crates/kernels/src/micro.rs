@@ -113,6 +113,7 @@ pub(crate) unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
 ///
 /// # Safety
 /// See [`TileFn`]; the instruction set must have [`Simd::dot_pairs`].
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction for it there"))]
 pub(crate) unsafe fn pair_tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller's promise.
     unsafe { S::run_pairs(TileJob::<MR, NV, true>(t)) }
@@ -243,6 +244,7 @@ pub(crate) unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &Gr
 ///
 /// # Safety
 /// See [`GradTileFn`]; the instruction set must have [`Simd::dot_pairs`].
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction for it there"))]
 pub(crate) unsafe fn pair_grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradTile) {
     // SAFETY: the caller's promise.
     unsafe { S::run_pairs(GradJob::<MR, NV, true>(t)) }

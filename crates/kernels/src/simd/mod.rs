@@ -71,6 +71,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn run<J: Job>(job: J) -> J::Out;
 
     /// Runs a job with the features for products of bf16 as well.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction for them there"))]
     #[inline(always)]
     unsafe fn run_pairs<J: Job>(job: J) -> J::Out {
         // SAFETY: the caller's promise.

@@ -1,5 +1,6 @@
 //! The widest AVX-512 tiles must keep their 28 accumulators in registers: spilled ones cost more than half of the
-//! speed. Run with `cargo test -p swav-kernels --test disassembly -- --ignored` where `objdump` is installed.
+//! speed. Run with `cargo test --release -p swav-kernels --test disassembly -- --ignored` where `objdump` is installed
+//! (debug assertions make compilers spill).
 #![cfg(target_arch = "x86_64")]
 
 use std::process::Command;
@@ -10,7 +11,7 @@ use swav_kernels::{Activations, Context, ConvSpec, Options, Precision, ops};
 const PRODUCTS: usize = 14 * 2;
 
 #[test]
-#[ignore = "needs objdump"]
+#[ignore = "needs objdump and --release"]
 fn accumulators_stay_in_registers() {
     // Links all kernels into this binary.
     let ctx = Context::new(Options { precision: Precision::Mixed, ..Options::default() }).unwrap();

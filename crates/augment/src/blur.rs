@@ -179,7 +179,7 @@ dispatched! {
             }
             let mut bytes = [0u8; LANES];
             for (byte, &sum) in bytes.iter_mut().zip(&sum) {
-                *byte = ((sum + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS).max(0).min(255) as u8;
+                *byte = ((sum + (1 << (FRACTION_BITS - 1))) >> FRACTION_BITS).clamp(0, 255) as u8;
             }
             let n = block.len();
             block.copy_from_slice(&bytes[..n]);
@@ -191,4 +191,61 @@ dispatched! {
 #[inline(always)]
 fn weigh(value: i16, weight: i16) -> i16 {
     ((i32::from(value) * i32::from(weight) + (1 << 14)) >> 15) as i16
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Channels, ImageView};
+
+    /// The definition in f64: three passes of the extended box along each axis, borders repeated once.
+    fn blur_naively(values: &[u8], width: usize, radius: f64) -> Vec<f64> {
+        let s = radius * radius / 3.0;
+        let l = (((12.0 * s + 1.0).sqrt() - 1.0) / 2.0).floor();
+        let a = (2.0 * l + 1.0) * (l * (l + 1.0) - 3.0 * s) / (6.0 * (s - (l + 1.0).powi(2)));
+        let inner = 1.0 / (2.0 * (l + a) + 1.0);
+        let reach = l as isize + 1;
+        let boxed = |d: isize| {
+            if d.abs() < reach { inner } else { (1.0 - (2.0 * l + 1.0) * inner) / 2.0 }
+        };
+        let height = values.len() / width;
+        let along = |values: &[f64], step: usize, len: usize, at: usize| {
+            let position = at / step % len;
+            let mut sum = 0.0;
+            for i in -reach..=reach {
+                for j in -reach..=reach {
+                    for k in -reach..=reach {
+                        let moved = (position as isize + i + j + k).clamp(0, len as isize - 1) as usize;
+                        sum += boxed(i) * boxed(j) * boxed(k) * values[at - position * step + moved * step];
+                    }
+                }
+            }
+            sum
+        };
+        let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
+        let rows: Vec<f64> = (0..values.len()).map(|at| along(&values, 1, width, at)).collect();
+        (0..values.len()).map(|at| along(&rows, width, height, at)).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn follows_the_definition(
+            (width, height) in (1usize..40, 1usize..12),
+            radius in 0.05f32..4.0,
+            bytes in proptest::collection::vec(any::<u8>(), 40 * 12),
+        ) {
+            let bytes = &bytes[..width * height];
+            let image = ImageView::new(width as u32, height as u32, Channels::Grey, bytes).unwrap();
+            let mut canvas = Canvas::default();
+            canvas.load(image);
+            GaussianBlur::blur(&mut canvas, radius);
+            for (&actual, expected) in canvas.planes().iter().zip(blur_naively(bytes, width, radius.into())) {
+                // Half a level of rounding, and what 16 bits cost.
+                prop_assert!((f64::from(actual) - expected).abs() < 0.8, "{actual} {expected}");
+            }
+        }
+    }
 }

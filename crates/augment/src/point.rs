@@ -171,7 +171,7 @@ fn run(block: &mut [Run; 3], n_planes: usize, ops: &[PointOp]) {
 
 #[inline(always)]
 fn blend(value: f32, toward: f32, factor: f32) -> f32 {
-    (toward + factor * (value - toward)).max(0.0).min(255.0).floor()
+    (toward + factor * (value - toward)).clamp(0.0, 255.0).floor()
 }
 
 #[inline(always)]
@@ -211,9 +211,58 @@ fn turn_hue(block: &mut [Run; 3], shift: f32) {
         let channel = |phase: f32| {
             let k = sixths + phase;
             let k = if k >= 6.0 { k - 6.0 } else { k };
-            let ramp = k.min(4.0 - k).max(0.0).min(1.0);
+            let ramp = k.min(4.0 - k).clamp(0.0, 1.0);
             (max * (1.0 - saturation * ramp) + 0.5).floor()
         };
         (*r, *g, *b) = (channel(5.0), channel(3.0), channel(1.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPS: [PointOp; 6] = [
+        PointOp::Blend { toward: 0, factor: 1.7 },
+        PointOp::Saturation { factor: 0.4 },
+        PointOp::Hue { shift: 30 },
+        PointOp::Blend { toward: 117, factor: 1.3 },
+        PointOp::Solarize { threshold: 140 },
+        PointOp::Grayscale,
+    ];
+
+    /// Vectors, blocks and their remainders give what one pixel alone gives, and fused operations what one after
+    /// the other gives.
+    #[test]
+    fn a_pixel_does_not_depend_on_its_neighbours() {
+        for n in [1, 15, 33, 255, 256, 257, 700] {
+            let planes: Vec<u8> = (0..3 * n).map(|i| (i * 97 % 256) as u8).collect();
+            for n_ops in 0..=OPS.len() {
+                let mut together = planes.clone();
+                apply(&mut together, 3, &OPS[..n_ops]);
+                for i in 0..n {
+                    let mut alone = [planes[i], planes[n + i], planes[2 * n + i]];
+                    for op in &OPS[..n_ops] {
+                        apply(&mut alone, 3, std::slice::from_ref(op));
+                    }
+                    assert_eq!(
+                        [together[i], together[n + i], together[2 * n + i]],
+                        alone,
+                        "pixel {i} of {n}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_sum_is_that_of_the_luminance() {
+        let n = 1000;
+        let planes: Vec<u8> = (0..3 * n).map(|i| (i * 61 % 256) as u8).collect();
+        let mut grey = planes.clone();
+        apply(&mut grey, 3, &[PointOp::Grayscale]);
+        let expected: u64 = grey[..n].iter().map(|&v| u64::from(v)).sum();
+        assert_eq!(apply_and_sum(&mut planes.clone(), 3, &[]), expected);
+        assert_eq!(apply_and_sum(&mut grey, 3, &[]), expected);
     }
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use common::{jpeg, picture, put};
+use rayon::prelude::*;
 use swav_augment::{
     CenterCrop, Channels, CropConfig, EvalView, Image, ImageView, MultiCrop, MultiCropConfig, Normalize,
     Preset, Scratch,
@@ -376,6 +377,32 @@ fn batches_are_made_ahead_but_not_without_bound_and_their_memory_returns() {
     addresses.dedup();
     assert!(addresses.len() <= 5, "{} different buffers", addresses.len());
     drop(loader);
+}
+
+#[test]
+fn views_may_work_in_parallel_themselves() {
+    /// Waits for small pieces of work on the pool it runs on, so that workers begin other images meanwhile.
+    struct Nested;
+    impl Views for Nested {
+        fn shapes(&self) -> Vec<ViewShape> {
+            Probe.shapes()
+        }
+        fn write(
+            &self,
+            image: ImageView<'_>,
+            key: ViewKey,
+            views: &mut [&mut [f32]],
+            scratch: &mut Scratch,
+        ) -> Result<(), String> {
+            (0..8).into_par_iter().for_each(|_| std::thread::sleep(Duration::from_micros(200)));
+            Probe.write(image, key, views, scratch)
+        }
+    }
+    let data: Arc<dyn Dataset> = Plain::new(64, []);
+    let config = LoaderConfig { batch_size: 32, n_workers: 3, n_epochs: Some(1), ..LoaderConfig::default() };
+    let loader =
+        |views: Arc<dyn Views>| Loader::new(data.clone(), views, &config, Position::default()).unwrap();
+    assert!(run(loader(Arc::new(Nested))) == run(loader(Arc::new(Probe))));
 }
 
 #[test]

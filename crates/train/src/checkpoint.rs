@@ -8,10 +8,11 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use ndarray::Array3;
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use swav_encoder::{StateDict, StateTensor};
 use swav_prototypes::FeatureQueue;
@@ -185,10 +186,7 @@ impl Checkpoint {
         header.crc32c = checksum(&header, pairs);
         let text = serde_json::to_string(&header).expect("a header of numbers and strings is JSON");
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned()), (ENTRY.to_owned(), text)]);
-        write_atomically(path, |temporary| {
-            safetensors::serialize_to_file(tensors, Some(metadata), temporary)
-                .map_err(|error| error.to_string())
-        })
+        write_atomically(path, safetensors::serialize(tensors, Some(metadata)))
     }
 
     /// Reads and verifies a file.
@@ -256,10 +254,8 @@ impl Checkpoint {
 /// [`CheckpointError::Write`].
 pub fn write_weights(state: &StateDict, path: &Path) -> Result<(), CheckpointError> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    write_atomically(path, |temporary| {
-        let tensors = state.iter().map(|(name, tensor)| (name, Floats(tensor)));
-        safetensors::serialize_to_file(tensors, Some(metadata), temporary).map_err(|error| error.to_string())
-    })
+    let tensors = state.iter().map(|(name, tensor)| (name, Floats(tensor)));
+    write_atomically(path, safetensors::serialize(tensors, Some(metadata)))
 }
 
 /// A tensor as safetensors wants to see it.
@@ -313,21 +309,29 @@ fn restore_queue(rows: StateTensor, header: QueueHeader) -> Result<FeatureQueue,
     FeatureQueue::from_rows(rows, header.batch_size, header.filled).map_err(|error| error.to_string())
 }
 
-/// Lets `write` fill a temporary file beside `path`, syncs it, renames it, and syncs the folder.
+/// Puts the bytes into a temporary file beside `path`, syncs it, renames it, and syncs the folder.
+///
+/// `safetensors::serialize_to_file` renames too, but syncs nothing and leaves a file of a random name behind when it
+/// is killed.
 pub(crate) fn write_atomically(
     path: &Path,
-    write: impl FnOnce(&Path) -> Result<(), String>,
+    bytes: Result<Vec<u8>, SafeTensorError>,
 ) -> Result<(), CheckpointError> {
     let temporary = path.with_extension("tmp");
-    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
-    let result = write(&temporary).and_then(|()| {
-        sync(&temporary).and_then(|()| fs::rename(&temporary, path)).map_err(|error| error.to_string())?;
+    let write = |bytes: Vec<u8>| -> io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
         match path.parent() {
             // Opening a folder as a file, to sync it, works on Unix only; elsewhere renaming has to do.
-            Some(folder) if cfg!(unix) => sync(folder).map_err(|error| error.to_string()),
+            Some(folder) if cfg!(unix) => File::open(folder)?.sync_all(),
             _ => Ok(()),
         }
-    });
+    };
+    let result = bytes
+        .map_err(|error| error.to_string())
+        .and_then(|bytes| write(bytes).map_err(|error| error.to_string()));
     result.map_err(|message| {
         // What is left of the failed attempt would only take space; the failure is reported in any case.
         let _ = fs::remove_file(&temporary);

@@ -76,7 +76,7 @@ impl RunFolder {
             path,
             source,
         })?;
-        write_atomically(&self.config(), |path| fs::write(path, config).map_err(|error| error.to_string()))?;
+        write_atomically(&self.config(), Ok(config.as_bytes().to_vec()))?;
         Ok(())
     }
 

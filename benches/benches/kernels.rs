@@ -51,7 +51,8 @@ fn blocks(c: &mut Criterion) {
         ("bottleneck 8x28x28x512", Block::new(BlockKind::Bottleneck, 512, 128, 1), [8, 28, 28, 512]),
     ];
     for precision in [Precision::F32, Precision::Mixed] {
-        let ctx = Context::new(Options { precision, ..Options::default() }).expect("the best set is available");
+        let ctx =
+            Context::new(Options { precision, ..Options::default() }).expect("the best set is available");
         for (name, unit, shape) in &cases {
             let values: Vec<Vec<f32>> = (unit.parameters().iter())
                 .map(|p| match p.kind {
@@ -68,7 +69,8 @@ fn blocks(c: &mut Criterion) {
                     // Small positive numbers in either precision.
                     input.words.fill(f32::from_bits(0x3f10_3f20));
                     let (out, saved) = unit.forward_train(&ctx, input, &params).expect("shapes fit");
-                    let grad = unit.backward(&ctx, saved, out, &params, &mut grads, true).expect("shapes fit");
+                    let grad =
+                        unit.backward(&ctx, saved, out, &params, &mut grads, true).expect("shapes fit");
                     if let Some(grad) = black_box(grad) {
                         ctx.recycle(grad);
                     }

@@ -111,11 +111,12 @@ fn evaluate(
     }
     let judge = Judge::new(settings, None)?;
     println!("\n{}", judge.describe());
-    let mut results = Vec::new();
     // The trainer has re-estimated the statistics of its network already, if the configuration wants it.
-    results.push(judge.report(Subject::Trained, judge.encoder(trained)?)?);
-    results.push(judge.report(Subject::Untrained, judge.untrained()?)?);
-    results.push(judge.report(Subject::RawPixels, judge.raw_pixels()?)?);
+    let results = [
+        judge.report(Subject::Trained, judge.encoder(trained)?)?,
+        judge.report(Subject::Untrained, judge.untrained()?)?,
+        judge.report(Subject::RawPixels, judge.raw_pixels()?)?,
+    ];
     let path = folder.root().join("evaluation.json");
     std::fs::write(&path, serde_json::to_string_pretty(&results)?)
         .with_context(|| path.display().to_string())?;

@@ -293,9 +293,13 @@ struct Scene {
 
 impl Scene {
     fn draw(rng: &mut ChaCha8Rng) -> Self {
-        let mut colour =
-            || [rng.random_range(0.05..0.95), rng.random_range(0.05..0.95), rng.random_range(0.05..0.95_f32)];
-        let ground = [colour(), colour()];
+        // Pale colours: what a learner without labels takes up first should be the figure, not its paint.
+        let mut colour = || {
+            let grey = rng.random_range(0.15..0.85_f32);
+            [0; 3].map(|_| (grey + rng.random_range(-0.12..0.12_f32)).clamp(0.0, 1.0))
+        };
+        let ground_colour = colour();
+        let ground = [ground_colour, blend(ground_colour, colour(), 0.35)];
         let first = colour();
         let mut second = colour();
         // The two colours of a texture must differ in brightness, or there is no texture; which is brighter is chance.
@@ -304,16 +308,16 @@ impl Scene {
             let shift = if brightness(first) > 0.5 { -0.35 } else { 0.35 } - gap;
             second = second.map(|value| (value + shift).clamp(0.0, 1.0));
         }
-        let radius = rng.random_range(0.42..0.66);
+        let radius = rng.random_range(0.62..0.82);
         // Most of the shape stays inside the image.
-        let room = 1.05 - radius;
+        let room = 0.95 - radius;
         Self {
             centre: [rng.random_range(-room..room), rng.random_range(-room..room)],
             radius,
             turn: rng.random_range(0.0..TAU),
             squeeze: rng.random_range(0.85..1.18),
             texture_turn: rng.random_range(0.0..TAU),
-            period: rng.random_range(0.20..0.34),
+            period: rng.random_range(0.26..0.36),
             phase: [rng.random_range(0.0..10.0), rng.random_range(0.0..10.0)],
             figure: if rng.random() { [first, second] } else { [second, first] },
             ground,

@@ -63,7 +63,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => None,
         Some(name) => {
             let found = Isa::ALL.into_iter().find(|isa| isa.name() == name);
-            Some(found.with_context(|| format!("instruction set {name}: expected avx512, avx2, neon or portable"))?)
+            Some(found.with_context(|| {
+                format!("instruction set {name}: expected avx512, avx2, neon or portable")
+            })?)
         }
     };
     let options = Options { precision, exact: args.exact, isa, ..Options::default() };
@@ -149,7 +151,9 @@ fn scaling(options: Options, threads: usize) -> anyhow::Result<serde_json::Value
         serial * 100.0,
         1.0 / (serial + (1.0 - serial) / 16.0),
     );
-    Ok(json!({"one_thread_s": seconds[0], "all_threads_s": seconds[1], "speedup": speedup, "serial_share": serial}))
+    Ok(
+        json!({"one_thread_s": seconds[0], "all_threads_s": seconds[1], "speedup": speedup, "serial_share": serial}),
+    )
 }
 
 /// The best time of a block's forward and backward pass.

@@ -28,7 +28,7 @@ pub struct Args {
     #[command(flatten)]
     changes: Changes,
 
-    /// Folder of the run [default: runs/<config>-<number>, a new one].
+    /// Folder of the run [default: runs/CONFIG-NUMBER, a new one].
     #[arg(long, value_name = "DIR")]
     run: Option<PathBuf>,
 

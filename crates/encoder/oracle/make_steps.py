@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes steps_multicrop and steps_zero_residual beside itself: short SwAV trainings in PyTorch, for the tests of swav-encoder.
+"""Writes steps_multicrop, steps_zero_residual and steps_with_queue beside itself: short SwAV trainings in PyTorch, for the tests of swav-encoder.
 
 Needs torch, torchvision, numpy and safetensors:  python3 make_steps.py [SEED]
 Layout (and that of other such files): init.*, per step crops in NCHW, z, scores, codes q0 and q1; gradients of the first and the
@@ -52,8 +52,9 @@ def larc(params, velocity, lr, wd, momentum, trust):
         p.sub_(lr * velocity[name])
 
 
-def make(name, sizes, lrs, freeze, wd, zero_residual):
+def make(name, sizes, lrs, freeze, wd, zero_residual, queue_length=0):
     net, out, facts, velocity = Net(zero_residual), {}, [], {}
+    queue, queued = torch.zeros(2, queue_length, DIM), 0
     net.train(); keep = lambda prefix, items: out.update({prefix + k: v.detach().clone().contiguous() for k, v in items if "num_batches" not in k})
     keep("init.", net.state_dict().items())
     for i, lr in enumerate(lrs):
@@ -62,23 +63,30 @@ def make(name, sizes, lrs, freeze, wd, zero_residual):
         with torch.no_grad(): net.prototypes.weight.copy_(F.normalize(net.prototypes.weight, dim=1))
         z = net([torch.cat([x for x, t in zip(crops, sizes) if t == s]) for s in dict.fromkeys(sizes)]); scores = net.prototypes(z); loss = 0
         for a in range(2):
-            with torch.no_grad(): q = codes(scores[BATCH * a:BATCH * (a + 1)], .05)
+            with torch.no_grad():
+                all_scores = scores[BATCH * a:BATCH * (a + 1)]
+                queue_used = 0 < queue_length <= queued
+                if queue_used: all_scores = torch.cat((net.prototypes(queue[a]), all_scores))
+                q = codes(all_scores, .05)[-BATCH:]
+                if queue_length: queue[a] = torch.cat((z[BATCH * a:BATCH * (a + 1)], queue[a]))[:queue_length]
             keep(f"step{i}.", [(f"q{a}", q)])
             for v in set(range(len(sizes))) - {a}:
                 loss = loss - (q * F.log_softmax(scores[BATCH * v:BATCH * (v + 1)] / .1, 1)).sum(1).mean() / (len(sizes) - 1) / 2
+        queued += BATCH
         net.zero_grad(); loss.backward(); keep(f"step{i}.", [("z", z), ("scores", scores)])
         if i in (0, len(lrs) - 1): keep(f"step{i}.grad.", [(n, p.grad) for n, p in net.named_parameters()])
         if i < freeze: net.prototypes.weight.grad = None
         with torch.no_grad(): larc(net.named_parameters(), velocity, lr, wd, .9, .001)
-        facts.append(dict(step=i, loss=loss.item(), lr=lr, queue_used=False))
+        facts.append(dict(step=i, loss=loss.item(), lr=lr, queue_used=queue_used))
     keep("after.", net.state_dict().items()); net.eval()
     with torch.no_grad(): keep("eval.", [("z_of_step0_crop0", net([out["step0.crop0"]]))])
     save_file(out, os.path.join(HERE, name + ".safetensors"))
     json.dump(dict(steps=facts, prototypes=K, weight_decay=wd, momentum=.9, trust=.001, temperature=.1, epsilon=.05, iterations=3,
-                   freeze_prototypes_iters=freeze, queue_length=0, batch=BATCH, crops=len(sizes)), open(os.path.join(HERE, name + ".json"), "w"), indent=1)
+                   freeze_prototypes_iters=freeze, queue_length=queue_length, batch=BATCH, crops=len(sizes)), open(os.path.join(HERE, name + ".json"), "w"), indent=1)
 
 
 torch.manual_seed(int(sys.argv[1]) if len(sys.argv) > 1 else 31)
 torch.set_num_threads(1)
 make("steps_multicrop", [48, 48, 24, 24, 24], [.5, .4, .3], 1, 1e-4, False)
 make("steps_zero_residual", [32, 32], [.3] * 4, 0, 1e-6, True)
+make("steps_with_queue", [32, 32], [.3] * 5, 0, 1e-6, False, 2 * BATCH)

@@ -23,6 +23,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+#[global_allocator]
+static ALLOCATOR: swav_kernels::AlignedAllocator = swav_kernels::AlignedAllocator;
+
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",

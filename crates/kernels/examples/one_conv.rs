@@ -4,6 +4,9 @@ use std::time::Instant;
 
 use swav_kernels::{Activations, Context, ConvSpec, Options, ops, peak_flops};
 
+#[global_allocator]
+static ALLOCATOR: swav_kernels::AlignedAllocator = swav_kernels::AlignedAllocator;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let n: Vec<usize> = args.iter().filter_map(|a| a.parse().ok()).collect();

@@ -9,6 +9,9 @@ use std::time::Instant;
 use swav_kernels::net::{Block, BlockKind, GlobalAvgPool, ParamKind, Stem, Unit};
 use swav_kernels::{Checkpointing, Context, Error, Options, Precision, profile};
 
+#[global_allocator]
+static ALLOCATOR: swav_kernels::AlignedAllocator = swav_kernels::AlignedAllocator;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let get = |i: usize, default: &str| args.get(i).cloned().unwrap_or_else(|| default.into());

@@ -31,6 +31,7 @@
 //! ```
 
 mod activations;
+mod alloc;
 mod context;
 mod conv;
 mod error;
@@ -47,6 +48,7 @@ mod simd;
 mod work;
 
 pub use activations::{Activations, Precision};
+pub use alloc::AlignedAllocator;
 pub use context::{BufferPool, Checkpointing, Context, Isa, Options};
 pub use conv::ConvSpec;
 pub use error::Error;

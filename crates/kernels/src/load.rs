@@ -7,12 +7,24 @@ use crate::simd::{BLOCK, Elem, Simd};
 
 /// Reads vectors of consecutive channels of a pixel.
 pub(crate) trait Load: Copy + Send + Sync {
+    /// Whether values do not depend on the channel, so that a vector may span pixels.
+    const PLAIN: bool = false;
+
     /// The vector at element `at`, whose first channel is `c`. If `PART`, only the first `n` lanes are read and
     /// the others are zero.
     ///
     /// # Safety
     /// The instruction set must be available and the elements inside the feature map.
     unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V;
+
+    /// Asks for the cache lines at an element, which may lie outside the feature map.
+    ///
+    /// # Safety
+    /// The instruction set must be available.
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        let _ = at;
+    }
 }
 
 #[inline(always)]
@@ -123,10 +135,20 @@ impl<T: Elem> Load for Norm<T> {
 }
 
 impl<T: Elem> Load for Plain<T> {
+    const PLAIN: bool = true;
+
     #[inline(always)]
     unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, _c: usize, n: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { get::<S, T, PART>(self.0.add(at), n) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        // SAFETY: the caller's promise; prefetching is valid for any address.
+        unsafe {
+            S::prefetch(self.0.wrapping_add(at).cast());
+        }
     }
 }
 
@@ -139,6 +161,14 @@ impl<T: Elem> Load for NormRelu<T> {
             let scale = get::<S, f32, PART>(self.scale.add(c), n);
             let shift = get::<S, f32, PART>(self.shift.add(c), n);
             S::relu(S::fma(raw, scale, shift))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        // SAFETY: the caller's promise; prefetching is valid for any address.
+        unsafe {
+            S::prefetch(self.raw.wrapping_add(at).cast());
         }
     }
 }
@@ -154,6 +184,15 @@ impl<T: Elem> Load for NormGrad<T> {
             let on_raw = get::<S, f32, PART>(self.on_raw.add(c), n);
             let constant = get::<S, f32, PART>(self.constant.add(c), n);
             S::fma(grad, on_grad, S::fma(raw, on_raw, constant))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        // SAFETY: the caller's promise; prefetching is valid for any address.
+        unsafe {
+            S::prefetch(self.grad.wrapping_add(at).cast());
+            S::prefetch(self.raw.wrapping_add(at).cast());
         }
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Tile {
     pub accumulate: bool,
     /// Columns to store.
     pub cols: usize,
+    /// Whether the output is likely not to be in cache.
+    pub cold: bool,
 }
 
 /// A product tile's kernel.
@@ -50,9 +52,11 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for TileJob<'_, MR
         let t = self.0;
         // SAFETY: the caller of `tile` promises that all that the formula touches is valid.
         unsafe {
-            for i in 0..MR {
-                for j in 0..NV {
-                    S::prefetch(t.c.wrapping_add(*t.rows.add(i) + j * S::LANES));
+            if t.cold {
+                for i in 0..MR {
+                    for j in 0..NV {
+                        S::prefetch(t.c.wrapping_add(*t.rows.add(i) + j * S::LANES));
+                    }
                 }
             }
             let mut acc = [[S::zero(); NV]; MR];
@@ -279,6 +283,7 @@ pub fn peak_flops(ctx: &crate::Context) -> f64 {
                             rows: offsets.as_ptr(),
                             accumulate: false,
                             cols: width,
+                            cold: false,
                         });
                     }
                 }

@@ -262,11 +262,13 @@ impl Pass<'_> {
                             rows: work.rows[r.clone()].as_ptr(),
                             accumulate: add || chunk > 0,
                             cols: self.panels.cols(j),
+                            cold: true,
                         };
                         let partial = (chunk > 0).then_some((t.c.cast_const(), &work.rows[r.clone()]));
                         let last = tile.filter(|_| chunk + 1 == chunks);
                         if let Some(tile) = last {
                             (t.c, t.rows, t.accumulate, t.cols) = (tile, identity.as_ptr(), false, width);
+                            t.cold = false;
                         }
                         // SAFETY: lists and rows stay inside scratch memory, weights and target by construction.
                         unsafe { kernels[r.len() - 1](&t) };

@@ -170,41 +170,72 @@ impl<L: Load> Job for ColumnsJob<'_, L> {
                 }
                 return;
             }
-            // A pixel's columns, one after the other, before they are cut into blocks; a vector's overhang
-            // is overwritten by the next tap or falls on the padding.
-            let mut line = vec![0.0f32; (k * k * c).next_multiple_of(BLOCK) + S::LANES];
-            for pixel in pixels.0..pixels.1 {
-                let (ox, oy, image) = (pixel % ow, pixel / ow % oh, pixel / ow / oh);
-                let mut at = 0;
-                for ky in 0..k {
-                    let y = (oy * spec.stride + ky).wrapping_sub(spec.padding);
-                    for kx in 0..k {
-                        let x = (ox * spec.stride + kx).wrapping_sub(spec.padding);
-                        let inside = y < h && x < w;
-                        for ch in (0..c).step_by(S::LANES) {
-                            let valid = (c - ch).min(S::LANES);
-                            let v = if inside {
-                                let from = ((image * h + y) * w + x) * c + ch;
-                                self.load.vec::<S, true>(from, ch, valid)
-                            } else {
-                                S::zero()
-                            };
-                            S::store(line.as_mut_ptr().add(at + ch), v);
+            // Some pixels' columns, one after the other, before they are cut into blocks: several at once, so that
+            // they have left the store buffer when they are read. A vector's overhang is overwritten by what comes
+            // next or falls on the padding.
+            const AT_ONCE: usize = 8;
+            let length = (k * k * c).next_multiple_of(BLOCK) + BLOCK;
+            let mut lines = vec![0.0f32; AT_ONCE * length];
+            for first in (pixels.0..pixels.1).step_by(AT_ONCE) {
+                let last = (first + AT_ONCE).min(pixels.1);
+                for pixel in first..last {
+                    let line = lines.as_mut_ptr().add((pixel - first) * length);
+                    let (ox, oy, image) = (pixel % ow, pixel / ow % oh, pixel / ow / oh);
+                    // Taps `inside.0..inside.1` of a row lie in the map.
+                    let (x0, padding) = (ox * spec.stride, spec.padding);
+                    let from = padding.saturating_sub(x0).min(k);
+                    let inside = (from, (w + padding).saturating_sub(x0).clamp(from, k));
+                    for ky in 0..k {
+                        let y = (oy * spec.stride + ky).wrapping_sub(padding);
+                        let at = line.add(ky * k * c);
+                        if y >= h {
+                            copy_line::<S, L>(None, k * c, at);
+                            continue;
                         }
-                        at += c;
+                        copy_line::<S, L>(None, inside.0 * c, at);
+                        let source = ((image * h + y) * w + x0 + inside.0 - padding) * c;
+                        if L::PLAIN {
+                            let length = (inside.1 - inside.0) * c;
+                            copy_line::<S, L>(Some((self.load, source, 0)), length, at.add(inside.0 * c));
+                        } else {
+                            for i in 0..inside.1 - inside.0 {
+                                let at = at.add((inside.0 + i) * c);
+                                copy_line::<S, L>(Some((self.load, source + i * c, 0)), c, at);
+                            }
+                        }
+                        copy_line::<S, L>(None, (k - inside.1) * c, at.add(inside.1 * c));
                     }
+                    S::store(line.add(k * k * c), S::zero());
                 }
-                S::store(line.as_mut_ptr().add(at), S::zero());
-                let dst = dst.add((pixel - pixels.0) * BLOCK);
                 for block in blocks.0..blocks.1 {
-                    for l in (0..BLOCK).step_by(S::LANES) {
-                        S::store(
-                            dst.add((block - blocks.0) * n * BLOCK + l),
-                            S::load(line.as_ptr().add(block * BLOCK + l)),
-                        );
+                    for pixel in first..last {
+                        let line = lines.as_ptr().add((pixel - first) * length + block * BLOCK);
+                        let dst = dst.add(((block - blocks.0) * n + pixel - pixels.0) * BLOCK);
+                        for l in (0..BLOCK).step_by(S::LANES) {
+                            S::store(dst.add(l), S::load(line.add(l)));
+                        }
                     }
                 }
             }
+        }
+    }
+}
+
+/// Copies `length` values of consecutive channels from an element whose channel is given, or writes zeros; up to a
+/// vector more is overwritten with zeros.
+///
+/// # Safety
+/// As for [`Load::vec`]; `dst` must be valid for a vector more than `length`.
+#[inline(always)]
+unsafe fn copy_line<S: Simd, L: Load>(from: Option<(&L, usize, usize)>, length: usize, dst: *mut f32) {
+    for i in (0..length).step_by(S::LANES) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let v = match from {
+                Some((load, at, c)) => load.vec::<S, true>(at + i, c + i, (length - i).min(S::LANES)),
+                None => S::zero(),
+            };
+            S::store(dst.add(i), v);
         }
     }
 }

@@ -21,6 +21,12 @@ pub(super) trait Finish: Copy + Send + Sync {
         n: usize,
         sums: &mut Sums<S>,
     );
+
+    /// Asks for what [`vec`](Self::vec) will touch at an element, which may lie outside the output.
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        let _ = at;
+    }
 }
 
 /// Running sums of one vector of channels.
@@ -62,6 +68,14 @@ impl<T: Elem> Finish for Store<T> {
         // SAFETY: the caller's promise.
         unsafe { put::<S, T, PART>(self.0.get().add(at), n, v) }
     }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        // SAFETY: the caller's promise; prefetching is valid for any address.
+        unsafe {
+            S::prefetch(self.0.get().wrapping_add(at).cast());
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -81,6 +95,14 @@ impl<T: Elem> Finish for Accumulate<T> {
         unsafe {
             let p = self.0.get().add(at);
             put::<S, T, PART>(p, n, S::add(get::<S, T, PART>(p, n), v));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        // SAFETY: the caller's promise; prefetching is valid for any address.
+        unsafe {
+            S::prefetch(self.0.get().wrapping_add(at).cast());
         }
     }
 }
@@ -104,6 +126,14 @@ impl<T: Elem> Finish for Stats<T> {
             let d = S::sub(v, sums.shift);
             sums.first = S::add(sums.first, d);
             sums.second = S::fma(d, d, sums.second);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        // SAFETY: the caller's promise; prefetching is valid for any address.
+        unsafe {
+            S::prefetch(self.0.get().wrapping_add(at).cast());
         }
     }
 }
@@ -142,6 +172,15 @@ impl<T: Elem> Finish for ReluNorm<T> {
             put::<S, T, PART>(self.dst.get().add(at), n, g);
             sums.first = S::add(sums.first, g);
             sums.second = S::fma(g, S::sub(raw, mean), sums.second);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch<S: Simd>(&self, at: usize) {
+        // SAFETY: the caller's promise; prefetching is valid for any address.
+        unsafe {
+            S::prefetch(self.dst.get().wrapping_add(at).cast());
+            S::prefetch(self.raw.wrapping_add(at).cast());
         }
     }
 }

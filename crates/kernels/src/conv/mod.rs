@@ -12,6 +12,7 @@ mod geometry;
 mod pack;
 #[cfg(test)]
 mod tests;
+mod tiles;
 mod transforms;
 mod weights;
 mod winograd;

@@ -8,7 +8,8 @@
 use super::Source;
 use super::finish::{Finish, FinishVisitor, Finisher, Output, Partials, PartialsPtr};
 use super::pack::{Panels, Weights};
-use super::transforms::{POINTS, filter, input, output, two_sided};
+use super::tiles::TransformTiles;
+use super::transforms::{POINTS, filter, output, two_sided};
 use crate::Context;
 use crate::activations::Activations;
 use crate::load::{Load, LoadVisitor};
@@ -91,77 +92,6 @@ fn transform_weights<S: Simd>(ctx: &Context, weights: Weights<'_>, panels: Panel
         });
     });
     out
-}
-
-/// Transforms tiles of a source: `[point][block][tile][16]`.
-pub(super) struct TransformTiles<'a, L> {
-    pub load: &'a L,
-    pub tiling: &'a Tiling,
-    /// Channels of the source, and blocks of them to take.
-    pub channels: usize,
-    pub blocks: (usize, usize),
-    pub tiles: (usize, usize),
-    pub out: *mut f32,
-    /// f32 from one point to the next.
-    pub point_stride: usize,
-}
-
-impl<L: Load> TransformTiles<'_, L> {
-    #[inline(always)]
-    unsafe fn tile<S: Simd, const PART: bool, const EDGE: bool>(
-        &self,
-        (image, y0, x0): (usize, usize, usize),
-        c: usize,
-        n: usize,
-        out: *mut f32,
-    ) {
-        let t = self.tiling;
-        // SAFETY: the caller's promise; pixels outside the map are not read.
-        unsafe {
-            let get = |r: usize, q: usize| {
-                // One pixel of padding above and to the left.
-                let (y, x) = ((y0 + r).wrapping_sub(1), (x0 + q).wrapping_sub(1));
-                if EDGE && (y >= t.h || x >= t.w) {
-                    return S::zero();
-                }
-                self.load.vec::<S, PART>(((image * t.h + y) * t.w + x) * self.channels + c, c, n)
-            };
-            let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * self.point_stride), v);
-            two_sided!(S, 6 -> 6, input::<S>, get, put);
-        }
-    }
-}
-
-impl<L: Load> Job for TransformTiles<'_, L> {
-    type Out = ();
-    #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
-        let t = self.tiling;
-        let count = self.tiles.1 - self.tiles.0;
-        for i in 0..count {
-            let at = t.locate(self.tiles.0 + i);
-            let (_, y0, x0) = at;
-            let inside = y0 > 0 && x0 > 0 && y0 + SIDE < t.h && x0 + SIDE < t.w;
-            for block in self.blocks.0..self.blocks.1 {
-                for lane in (0..BLOCK).step_by(S::LANES) {
-                    let c = block * BLOCK + lane;
-                    let n = self.channels.saturating_sub(c).min(S::LANES);
-                    // SAFETY: the maker of the job promises that the tiles exist and `out` has room.
-                    unsafe {
-                        let out = self.out.add(((block - self.blocks.0) * count + i) * BLOCK + lane);
-                        match (n == S::LANES, inside) {
-                            (true, true) => self.tile::<S, false, false>(at, c, n, out),
-                            (true, false) => self.tile::<S, false, true>(at, c, n, out),
-                            (false, _) if n > 0 => self.tile::<S, true, true>(at, c, n, out),
-                            _ => {
-                                (0..POINTS).for_each(|p| S::store(out.add(p * self.point_stride), S::zero()))
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
 }
 
 struct Pass<'a> {
@@ -270,6 +200,7 @@ impl Pass<'_> {
                                 rows: rows.as_ptr(),
                                 accumulate: false,
                                 cols: width,
+                                cold: false,
                             });
                         }
                     }
@@ -335,6 +266,9 @@ impl<S: Simd> FinishVisitor for OutputVisitor<'_, S> {
     }
 }
 
+/// Tiles ahead whose outputs are asked for.
+const AHEAD: usize = 2;
+
 struct OutputJob<'a, F, S> {
     finish: F,
     visitor: &'a OutputVisitor<'a, S>,
@@ -351,6 +285,16 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
             let mut sums = pass.partials.load::<S>(v.set, c, n);
             for (i, tile) in v.tiles.clone().enumerate() {
                 let (image, y0, x0) = t.locate(tile);
+                if AHEAD + tile < v.tiles.end {
+                    let (image, y0, x0) = t.locate(tile + AHEAD);
+                    let rows = SIDE.min(t.h - y0);
+                    for r in 0..rows {
+                        let at = ((image * t.h + y0 + r) * t.w + x0) * pass.channels + c;
+                        for q in 0..SIDE {
+                            self.finish.prefetch::<S>(at + q * pass.channels);
+                        }
+                    }
+                }
                 let products = v.products.add(i * v.width + lane);
                 let get = |r: usize, q: usize| S::load(products.add((r * 6 + q) * v.point_stride));
                 let mut done = [[S::zero(); SIDE]; SIDE];
@@ -358,11 +302,15 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                 if i == 0 {
                     sums.shift = done[0][0];
                 }
+                // Constant bounds, so that outputs stay in registers.
                 let (rows, columns) = (SIDE.min(t.h - y0), SIDE.min(t.w - x0));
-                for (r, row) in done.iter().enumerate().take(rows) {
+                let whole = rows == SIDE && columns == SIDE;
+                for (r, row) in done.iter().enumerate() {
                     let at = ((image * t.h + y0 + r) * t.w + x0) * pass.channels + c;
-                    for (q, &value) in row.iter().enumerate().take(columns) {
-                        self.finish.vec::<S, PART>(value, at + q * pass.channels, c, n, &mut sums);
+                    for (q, &value) in row.iter().enumerate() {
+                        if whole || (r < rows && q < columns) {
+                            self.finish.vec::<S, PART>(value, at + q * pass.channels, c, n, &mut sums);
+                        }
                     }
                 }
             }

@@ -5,9 +5,10 @@
 //! end. Where weights are few, tasks take different tiles; their results are added in order.
 
 use super::Source;
+use super::tiles::TransformTiles;
 use super::transforms::{POINTS, filter_adjoint, output_adjoint, two_sided};
 use super::weights::add_sets;
-use super::winograd::{SIDE, Tiling, TransformTiles};
+use super::winograd::{SIDE, Tiling};
 use crate::Context;
 use crate::load::{Load, LoadVisitor};
 use crate::micro::GradTile;
@@ -205,8 +206,14 @@ impl<L: Load> Job for GradTiles<'_, L> {
         for i in 0..count {
             let at = t.locate(self.tiles.0 + i);
             let inside = at.1 + SIDE <= t.h && at.2 + SIDE <= t.w;
+            let next = t.locate(self.tiles.0 + i + 2);
             for c in (self.blocks.0 * BLOCK..self.blocks.1 * BLOCK).step_by(S::LANES) {
                 let n = self.pass.c_out.saturating_sub(c).min(S::LANES);
+                for p in 0..SIDE * SIDE {
+                    let pixel = (next.0 * t.h + next.1 + p / SIDE) * t.w + next.2 + p % SIDE;
+                    // SAFETY: the instruction set is available.
+                    unsafe { self.load.prefetch::<S>(pixel * self.pass.c_out + c) };
+                }
                 // SAFETY: the maker of the job promises that the tiles exist and `out` has room.
                 unsafe {
                     let out = self.out.add(((c / BLOCK - self.blocks.0) * count + i) * BLOCK + c % BLOCK);

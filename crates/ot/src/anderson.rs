@@ -4,6 +4,8 @@
 //! `G(x) - x` is smallest in the weighted least-squares sense is the next iterate. Steps that raise the residual
 //! are taken back by the caller, who restarts from the plain iterate.
 
+use crate::simd::{self, Isa};
+
 /// Largest depth; the normal equations have this many unknowns.
 pub(crate) const MAX_DEPTH: usize = 16;
 
@@ -11,9 +13,11 @@ pub(crate) const MAX_DEPTH: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Anderson {
     depth: usize,
-    /// Differences of residuals and of mapped points, newest overwriting oldest.
+    /// Differences of residuals (times the roots of the weights) and of mapped points, newest overwriting oldest.
     residual_steps: Vec<Vec<f64>>,
     point_steps: Vec<Vec<f64>>,
+    /// Products of the residual steps with each other.
+    gram: [[f64; MAX_DEPTH]; MAX_DEPTH],
     last_residual: Vec<f64>,
     last_point: Vec<f64>,
     stored: usize,
@@ -41,52 +45,57 @@ impl Anderson {
         self.started = false;
     }
 
-    /// From `x` and `mapped = G(x)`, puts the next iterate into `x`. `weight(j)` is the importance of place j.
-    /// Gives false where that was the plain iterate.
-    pub(crate) fn step(&mut self, x: &mut [f64], mapped: &[f64], weight: impl Fn(usize) -> f64) -> bool {
+    /// From `x` and `mapped = G(x)`, puts the next iterate into `x`. `weight(j)` is the importance of place j, the
+    /// same in all steps. Gives false where that was the plain iterate.
+    pub(crate) fn step(
+        &mut self,
+        isa: Isa,
+        x: &mut [f64],
+        mapped: &[f64],
+        weight: impl Fn(usize) -> f64,
+    ) -> bool {
         if self.started {
+            let newest = self.next;
             let (residual_step, point_step) =
-                (&mut self.residual_steps[self.next], &mut self.point_steps[self.next]);
+                (&mut self.residual_steps[newest], &mut self.point_steps[newest]);
             for j in 0..x.len() {
-                let residual = mapped[j] - x[j];
+                let residual = weight(j).sqrt() * (mapped[j] - x[j]);
                 residual_step[j] = residual - self.last_residual[j];
                 point_step[j] = mapped[j] - self.last_point[j];
+                self.last_residual[j] = residual;
             }
             self.next = (self.next + 1) % self.depth;
             self.stored = (self.stored + 1).min(self.depth);
-        }
-        self.started = true;
-        for j in 0..x.len() {
-            self.last_residual[j] = mapped[j] - x[j];
+            for k in 0..self.stored {
+                let product = simd::dot(isa, &self.residual_steps[newest], &self.residual_steps[k]);
+                self.gram[newest][k] = product;
+                self.gram[k][newest] = product;
+            }
+        } else {
+            for j in 0..x.len() {
+                self.last_residual[j] = weight(j).sqrt() * (mapped[j] - x[j]);
+            }
+            self.started = true;
         }
         self.last_point.copy_from_slice(mapped);
         x.copy_from_slice(mapped);
-        let Some(mix) = self.mix(weight) else { return false };
-        for (k, &factor) in mix[..self.stored].iter().enumerate() {
-            for (x, &step) in x.iter_mut().zip(&self.point_steps[k]) {
-                *x -= factor * step;
-            }
+        let Some(mix) = self.mix(isa) else { return false };
+        for (step, &factor) in self.point_steps.iter().zip(&mix[..self.stored]) {
+            simd::axpy(isa, step, -factor, x);
         }
         true
     }
 
     /// Least-squares coefficients by the normal equations, scaled to a unit diagonal and slightly regularised.
-    fn mix(&self, weight: impl Fn(usize) -> f64) -> Option<[f64; MAX_DEPTH]> {
+    fn mix(&self, isa: Isa) -> Option<[f64; MAX_DEPTH]> {
         let n = self.stored;
         if n == 0 {
             return None;
         }
-        let mut matrix = [[0.0; MAX_DEPTH]; MAX_DEPTH];
+        let mut matrix = self.gram;
         let mut right = [0.0; MAX_DEPTH];
-        for (j, &residual) in self.last_residual.iter().enumerate() {
-            let weight = weight(j);
-            for k in 0..n {
-                let weighted = weight * self.residual_steps[k][j];
-                right[k] += weighted * residual;
-                for l in 0..=k {
-                    matrix[k][l] += weighted * self.residual_steps[l][j];
-                }
-            }
+        for (right, step) in right.iter_mut().zip(&self.residual_steps[..n]) {
+            *right = simd::dot(isa, step, &self.last_residual);
         }
         let mut scale = [0.0; MAX_DEPTH];
         for k in 0..n {
@@ -141,7 +150,7 @@ mod tests {
         let mut x = vec![0.0; 4];
         for _ in 0..12 {
             let mapped = map(&x);
-            anderson.step(&mut x, &mapped, |_| 1.0);
+            anderson.step(Isa::detect(), &mut x, &mapped, |_| 1.0);
         }
         for (x, rate) in x.iter().zip(rates) {
             assert!((x - 1.0 / (1.0 - rate)).abs() < 1e-4, "{x}");
@@ -155,7 +164,7 @@ mod tests {
         let mut x = vec![1.0, 2.0];
         for _ in 0..5 {
             let mapped = x.clone();
-            anderson.step(&mut x, &mapped, |_| 1.0);
+            anderson.step(Isa::detect(), &mut x, &mapped, |_| 1.0);
         }
         assert_eq!(x, [1.0, 2.0]);
     }

@@ -144,13 +144,12 @@ pub fn barycentre<T: Real>(
     let mut engine = Engine::default();
     engine.prepare(&core(0));
     let (low, high) = extremes;
-    let middle = vec![0.5 * (low + high); m];
     engine.prepare_logarithmic(&core(0));
     // All histograms share one kernel, where the type can hold it.
     let mut domain = Domain::Logarithmic;
     if (high - low) / epsilon <= T::SAFE_EXPONENT_RANGE {
         domain = Domain::Kernel;
-        engine.build_kernel(&core(0), epsilon, &middle, middle[0].abs() / epsilon <= T::SAFE_EXPONENT_RANGE);
+        engine.announce_kernel(&core(0), epsilon, 0.5 * (low + high));
         engine.prepare_logarithmic(&core(0));
     }
     let mut g = vec![vec![0.0; m]; n_histograms];

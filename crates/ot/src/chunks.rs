@@ -5,16 +5,16 @@
 //! Chunks are handed out by recursive `rayon::join`, which allocates nothing.
 
 use crate::real::Real;
-use crate::simd::ROWS;
+use crate::simd::{self, Isa, ROWS};
 
 /// Chunks at most: bounds the memory of the partial sums, and still balances the load of tens of threads.
-const MAX_CHUNKS: usize = 64;
+pub(crate) const MAX_CHUNKS: usize = 64;
 /// Rows a chunk has at least.
-const MIN_ROWS: usize = 4 * ROWS;
+const MIN_ROWS: usize = 8 * ROWS;
 /// Below this many elements a pass takes less time than waking a thread.
 const SEQUENTIAL_BELOW: usize = 1 << 14;
 /// Columns that one task adds up when partial sums are merged.
-const MERGE_COLUMNS: usize = 1024;
+const MERGE_COLUMNS: usize = 256;
 
 /// Memory that is cut along with the chunks.
 pub(crate) trait Split: Send + Sized {
@@ -76,6 +76,12 @@ pub(crate) fn parallel(n_elements: usize) -> bool {
     n_elements >= SEQUENTIAL_BELOW && rayon::current_num_threads() > 1
 }
 
+/// Does `work` on a thread of the pool: each pass that it makes then starts without a thread outside the pool
+/// going to sleep and being woken again.
+pub(crate) fn on_pool<R: Send>(parallel: bool, work: impl FnOnce() -> R + Send) -> R {
+    if parallel && rayon::current_thread_index().is_none() { rayon::join(work, || ()).0 } else { work() }
+}
+
 /// Calls `work(chunk, its memory)` once for each of `n_chunks` chunks.
 pub(crate) fn for_each<S: Split>(
     parallel: bool,
@@ -105,8 +111,8 @@ pub(crate) fn for_each<S: Split>(
     }
 }
 
-/// `sums[j] = Σ_c factors(c) · partial[c][j]` in the order of the chunks.
-pub(crate) fn merge<T: Real>(partial: &[T], factors: &(impl Fn(usize) -> f64 + Sync), sums: &mut [f64]) {
+/// `sums[j] = Σ_c partial[c][j]` in the order of the chunks.
+pub(crate) fn merge<T: Real>(isa: Isa, partial: &[T], sums: &mut [f64]) {
     let width = sums.len();
     let threads = parallel(partial.len() / 2);
     for_each(threads, width.div_ceil(MERGE_COLUMNS), Strip::new(sums, MERGE_COLUMNS), &|block,
@@ -116,11 +122,8 @@ pub(crate) fn merge<T: Real>(partial: &[T], factors: &(impl Fn(usize) -> f64 + S
         let sums = memory.take();
         sums.fill(0.0);
         let from = block * MERGE_COLUMNS;
-        for (chunk, row) in partial.chunks_exact(width).enumerate() {
-            let factor = factors(chunk);
-            for (sum, &part) in sums.iter_mut().zip(&row[from..]) {
-                *sum += part.wide() * factor;
-            }
+        for row in partial.chunks_exact(width) {
+            simd::add_wide(isa, &row[from..], sums);
         }
     });
 }
@@ -145,12 +148,15 @@ mod tests {
     }
 
     #[test]
-    fn merged_sums_are_weighted_sums() {
+    fn merged_sums_are_sums_over_chunks() {
         let partial: Vec<f32> = (0..3 * 2500).map(|i| (i % 7) as f32).collect();
         let mut sums = vec![f64::NAN; 2500];
-        merge(&partial, &|chunk| chunk as f64, &mut sums);
+        merge(Isa::detect(), &partial, &mut sums);
         for (j, &sum) in sums.iter().enumerate() {
-            assert_eq!(sum, f64::from(partial[2500 + j]) + 2.0 * f64::from(partial[5000 + j]));
+            assert_eq!(
+                sum,
+                f64::from(partial[j]) + f64::from(partial[2500 + j]) + f64::from(partial[5000 + j])
+            );
         }
     }
 }

@@ -113,10 +113,11 @@ impl<T: Real> Codes<T> {
     /// [`OtError::Empty`] if there are no prototypes, [`OtError::NotFinite`] if a score is NaN or infinite; the
     /// contents of `scores` are then unspecified.
     pub fn assign(&mut self, scores: ArrayViewMut2<T>) -> Result<(), OtError> {
-        self.assign_sharded(scores, &mut Alone)
+        chunks::on_pool(chunks::parallel(scores.len()), || self.assign_sharded(scores, &mut Alone))
     }
 
-    /// Writes the codes of `scores` (B, K) into `out` (B, K). Both may have any strides.
+    /// Writes the codes of `scores` (B, K) into `out` (B, K). Both may have any strides; with contiguous rows in
+    /// both, `scores` are read where they lie.
     ///
     /// # Errors
     /// As [`assign`](Self::assign), and [`OtError::Shape`] if the shapes differ.
@@ -127,6 +128,13 @@ impl<T: Real> Codes<T> {
                 expected: scores.shape().to_vec(),
                 got: out.shape().to_vec(),
             });
+        }
+        let width = scores.ncols();
+        if width > 0
+            && let (Some(from), Some(to)) = (scores.as_slice(), out.as_slice_mut())
+        {
+            let parallel = chunks::parallel(to.len());
+            return chunks::on_pool(parallel, || self.run(Some(from), to, width, &mut Alone));
         }
         out.assign(&scores);
         self.assign(out)
@@ -152,28 +160,36 @@ impl<T: Real> Codes<T> {
         }
         let width = scores.ncols();
         if let Some(rows) = scores.as_slice_mut() {
-            return self.run(rows, width, collective);
+            return self.run(None, rows, width, collective);
         }
         let mut copy = scores.as_standard_layout().into_owned();
         let rows = copy.as_slice_mut().expect("a copy in standard layout is contiguous");
-        self.run(rows, width, collective)?;
+        self.run(None, rows, width, collective)?;
         scores.assign(&copy);
         Ok(())
     }
 
-    fn run(&mut self, rows: &mut [T], width: usize, collective: &mut dyn Collective) -> Result<(), OtError> {
+    /// Makes `rows` codes: of the scores in `from`, or else of those in `rows`.
+    fn run(
+        &mut self,
+        from: Option<&[T]>,
+        rows: &mut [T],
+        width: usize,
+        collective: &mut dyn Collective,
+    ) -> Result<(), OtError> {
         let n_rows = rows.len() / width;
         let n_chunks = chunks::count(n_rows);
         let per_chunk = chunks::rows_per_chunk(n_rows) * width;
         let parallel = chunks::parallel(rows.len());
         let isa = self.isa;
         resize(&mut self.ranges, n_chunks, simd::Range { min: T::zero(), max: T::zero(), finite: true });
+        let scores = from.unwrap_or(rows);
         chunks::for_each(parallel, n_chunks, Strip::new(&mut self.ranges, 1), &|chunk,
                                                                                 range: Strip<
             simd::Range<T>,
         >| {
-            let end = rows.len().min((chunk + 1) * per_chunk);
-            range.take()[0] = simd::range(isa, &rows[chunk * per_chunk..end]);
+            let end = scores.len().min((chunk + 1) * per_chunk);
+            range.take()[0] = simd::range(isa, &scores[chunk * per_chunk..end]);
         });
         // Largest score, minus the smallest, and whether any shard holds a number that is not finite.
         let mut extremes = [f64::NEG_INFINITY, f64::NEG_INFINITY, 0.0];
@@ -186,7 +202,7 @@ impl<T: Real> Codes<T> {
         collective.max(&mut extremes).map_err(OtError::Collective)?;
         let [max, negative_min, not_finite] = extremes;
         if not_finite != 0.0 {
-            return Err(not_finite_error(rows, width, finite_here));
+            return Err(not_finite_error(scores, width, finite_here));
         }
         let spread = max + negative_min;
         let scale = T::of(1.0 / self.epsilon);
@@ -196,8 +212,11 @@ impl<T: Real> Codes<T> {
             && scale.is_finite()
             && T::of(max).is_finite();
         if fits || spread == f64::NEG_INFINITY {
-            self.run_scaling(rows, width, T::of(max), scale, collective)
+            self.run_scaling(from, rows, width, (T::of(max), scale), collective)
         } else {
+            if let Some(from) = from {
+                rows.copy_from_slice(from);
+            }
             self.run_logarithmic(rows, width, max, collective)
         }
     }
@@ -205,10 +224,10 @@ impl<T: Real> Codes<T> {
     /// Scaling domain: `rows` become `exp((s - max) / epsilon)`, and each pass reads them once.
     fn run_scaling(
         &mut self,
+        from: Option<&[T]>,
         rows: &mut [T],
         width: usize,
-        max: T,
-        scale: T,
+        (max, scale): (T, T),
         collective: &mut dyn Collective,
     ) -> Result<(), OtError> {
         let n_rows = rows.len() / width;
@@ -222,19 +241,25 @@ impl<T: Real> Codes<T> {
         let (partial, sums, scaling) = (&mut self.partial, &mut self.sums, &mut self.scaling);
         scaling.fill(T::one());
         let wants_sums = self.n_iters > 0;
+        let streamed = simd::beyond_cache::<T>(rows.len());
         let memory = (Strip::new(rows, per_chunk), Strip::new(partial, width));
-        chunks::for_each(parallel, n_chunks, memory, &|_, (rows, sums): (Strip<T>, Strip<T>)| {
+        chunks::for_each(parallel, n_chunks, memory, &|chunk, (rows, sums): (Strip<T>, Strip<T>)| {
             let (rows, sums) = (rows.take(), sums.take());
             sums.fill(T::zero());
+            let mut at = chunk * per_chunk;
             for group in rows.chunks_mut(ROWS * width) {
-                simd::exp_shifted(isa, group, max, scale);
+                match from {
+                    Some(from) => simd::exp_of(isa, &from[at..at + group.len()], max, scale, group),
+                    None => simd::exp_shifted(isa, group, max, scale),
+                }
+                at += group.len();
                 if wants_sums {
                     simd::add_rows(isa, group, sums);
                 }
             }
         });
         for iteration in 0..self.n_iters {
-            chunks::merge(partial, &|_| 1.0, sums);
+            chunks::merge(isa, partial, sums);
             collective.sum(sums).map_err(OtError::Collective)?;
             // Towards the mean, not towards 1: otherwise all scalings grow by K / B in each iteration.
             let mean = sums.iter().sum::<f64>() / width as f64;
@@ -250,7 +275,7 @@ impl<T: Real> Codes<T> {
                 let end = rows.len().min((chunk + 1) * per_chunk);
                 let sums = sums.take();
                 sums.fill(T::zero());
-                scale_and_add(isa, &rows[chunk * per_chunk..end], scaling, sums);
+                scale_and_add(isa, streamed, &rows[chunk * per_chunk..end], scaling, sums);
             });
         }
         let scaling = &*scaling;
@@ -277,7 +302,7 @@ impl<T: Real> Codes<T> {
         let rows_per_chunk = chunks::rows_per_chunk(n_rows);
         let per_chunk = rows_per_chunk * width;
         let parallel = chunks::parallel(rows.len());
-        let epsilon = self.epsilon;
+        let (epsilon, isa) = (self.epsilon, self.isa);
         let exponent = move |score: T| (score.wide() - max) / epsilon;
         resize(&mut self.log_partial, n_chunks * width, 0.0);
         resize(&mut self.sums, width, 0.0);
@@ -320,7 +345,7 @@ impl<T: Real> Codes<T> {
                     }
                 }
             });
-            chunks::merge(partial, &|_| 1.0, sums);
+            chunks::merge(isa, partial, sums);
             collective.sum(sums).map_err(OtError::Collective)?;
             u.iter_mut().zip(sums.iter()).for_each(|(top, &sum)| *top = -(*top + sum.ln()));
         }
@@ -339,18 +364,10 @@ impl<T: Real> Codes<T> {
 
 /// One fused pass over some samples: scales each row to total 1 and adds it to the prototype sums, four rows at a
 /// time. The scaled rows are not stored.
-fn scale_and_add<T: Real>(isa: Isa, rows: &[T], scaling: &[T], sums: &mut [T]) {
-    let width = scaling.len();
-    let mut groups = rows.chunks_exact(ROWS * width);
-    for group in &mut groups {
-        let rows: [&[T]; ROWS] = std::array::from_fn(|r| &group[r * width..(r + 1) * width]);
-        let totals = simd::dot4(isa, rows, scaling);
-        simd::axpy4(isa, rows, totals.map(|total| T::one() / total), sums);
-    }
-    for row in groups.remainder().chunks_exact(width) {
-        let total = simd::dot(isa, row, scaling);
-        simd::axpy(isa, row, T::one() / total, sums);
-    }
+fn scale_and_add<T: Real>(isa: Isa, streamed: bool, rows: &[T], scaling: &[T], sums: &mut [T]) {
+    simd::dot_then_axpy(isa, streamed, rows, scaling, sums, &mut |_, totals: &[T], factors: &mut [T]| {
+        factors.iter_mut().zip(totals).for_each(|(factor, &total)| *factor = T::one() / total);
+    });
 }
 
 /// Largest `x_k + u_k` of a sample, and the sum of exponentials below it.

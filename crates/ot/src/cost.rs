@@ -1,7 +1,8 @@
 //! Where costs come from: a matrix, scores, or two point clouds whose costs are computed when they are read.
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, s};
 
+use crate::chunks::{self, Strip};
 use crate::error::OtError;
 use crate::real::Real;
 use crate::simd::{self, Isa};
@@ -190,20 +191,24 @@ pub(crate) fn check_finite<T: Real>(what: &'static str, array: ArrayView2<T>) ->
     let isa = Isa::detect();
     let mut all = simd::Range { min: T::infinity(), max: T::neg_infinity(), finite: true };
     let rows = if array.is_standard_layout() { array } else { array.reversed_axes() };
-    for row in rows.rows() {
-        let range = match row.to_slice() {
-            Some(slice) => simd::range(isa, slice),
-            None => row.iter().fold(all, |range, &x| simd::Range {
-                min: if x < range.min { x } else { range.min },
-                max: if x > range.max { x } else { range.max },
-                finite: range.finite && x.is_finite(),
-            }),
-        };
-        all = simd::Range {
-            min: all.min.min(range.min),
-            max: all.max.max(range.max),
-            finite: all.finite && range.finite,
-        };
+    let (n, per) = (rows.nrows(), chunks::rows_per_chunk(rows.nrows()));
+    let (mut ranges, n_chunks) = ([all; chunks::MAX_CHUNKS], chunks::count(n));
+    let parallel = chunks::parallel(rows.len());
+    chunks::on_pool(parallel, || {
+        let slots = Strip::new(&mut ranges, 1);
+        chunks::for_each(parallel, n_chunks, slots, &|chunk, slot: Strip<simd::Range<T>>| {
+            let here = rows.slice(s![chunk * per..n.min((chunk + 1) * per), ..]);
+            let range = here.rows().into_iter().fold(all, |range, row| match row.to_slice() {
+                Some(slice) => range.with(simd::range(isa, slice)),
+                None => row.iter().fold(range, |range, &x| {
+                    range.with(simd::Range { min: x, max: x, finite: x.is_finite() })
+                }),
+            });
+            slot.take()[0] = range;
+        });
+    });
+    for range in ranges {
+        all = all.with(range);
     }
     if all.finite {
         return Ok((all.min.wide(), all.max.wide()));

@@ -14,6 +14,7 @@ use crate::chunks::{self, Strip};
 use crate::collective::Collective;
 use crate::cost::CostSource;
 use crate::error::OtError;
+use crate::pages;
 use crate::problem::Constraint;
 use crate::real::Real;
 use crate::simd::{self, Isa, ROWS};
@@ -69,6 +70,8 @@ pub(crate) struct Engine<T> {
     /// The kernel, or the costs where the source has no rows in memory.
     matrix: Vec<T>,
     holds_costs: bool,
+    /// Shift and scale of a kernel that the next kernel sweep is to build.
+    announced: Option<(T, T)>,
     alpha: Vec<f64>,
     beta: Vec<f64>,
     kernel_weights: Vec<T>,
@@ -95,6 +98,7 @@ impl<T> Default for Engine<T> {
         Self {
             matrix: Vec::new(),
             holds_costs: false,
+            announced: None,
             alpha: Vec::new(),
             beta: Vec::new(),
             kernel_weights: Vec::new(),
@@ -129,6 +133,7 @@ impl<T: Real> Engine<T> {
         self.sums.resize(m + N_TOTALS, 0.0);
         self.scratch.resize(n_chunks * m, T::zero());
         self.holds_costs = false;
+        self.announced = None;
         // The column-wise repair may need up to m places; reserving them keeps a later sweep free of allocation.
         self.lost.clear();
         self.lost.reserve(m);
@@ -176,57 +181,61 @@ impl<T: Real> Engine<T> {
         Ok((low, high))
     }
 
-    /// Builds the kernel `exp((α_i + β_j - C_ij) / ε)` with `α = f`, `β = g`. `narrow`: in the problem's own type
-    /// throughout, which is accurate while the exponents are small; `f` must then be 0.
-    pub(crate) fn build_kernel(&mut self, core: &Core<T>, epsilon: f64, g: &[f64], narrow: bool) {
+    /// Announces the kernel `exp((middle - C_ij) / ε)`, in the problem's own type throughout, which is accurate while
+    /// all exponents are within [`Real::SAFE_EXPONENT_RANGE`]. The next kernel sweep builds it row by row on its way.
+    pub(crate) fn announce_kernel(&mut self, core: &Core<T>, epsilon: f64, middle: f64) {
+        let (n, m) = (core.rows.weights.len(), core.columns.weights.len());
+        let scale = -core.cost.sign() / epsilon;
+        let shift = T::of(middle * core.cost.sign());
+        if !(T::of(scale).is_finite() && shift.is_finite()) {
+            self.f.fill(0.0);
+            return self.build_kernel(core, epsilon, &vec![middle; m]);
+        }
+        self.make_room_for_kernel(n, m);
+        self.alpha.fill(0.0);
+        self.beta.fill(shift.wide() * core.cost.sign());
+        self.announced = Some((shift, T::of(scale)));
+    }
+
+    /// Builds the kernel `exp((α_i + β_j - C_ij) / ε)` with `α = f`, `β = g`; exponents are double precision.
+    pub(crate) fn build_kernel(&mut self, core: &Core<T>, epsilon: f64, g: &[f64]) {
         let (n, m) = (core.rows.weights.len(), core.columns.weights.len());
         let (n_chunks, per) = (chunks::count(n), chunks::rows_per_chunk(n));
-        self.alpha.clear();
-        self.alpha.extend_from_slice(&self.f);
-        self.beta.clear();
-        self.beta.extend_from_slice(g);
-        self.matrix.resize(n * m, T::zero());
-        self.holds_costs = false;
-        self.kernel_weights.resize(m, T::zero());
-        self.partial.resize(n_chunks * m, T::zero());
+        self.make_room_for_kernel(n, m);
+        self.alpha.copy_from_slice(&self.f);
+        self.beta.copy_from_slice(g);
+        self.announced = None;
         for (offset, &beta) in self.offsets.iter_mut().zip(&self.beta) {
             *offset = beta / epsilon;
         }
-        if !narrow {
-            self.scratch_wide.resize(n_chunks * m, 0.0);
-        } else {
-            self.scratch_wide.resize(0, 0.0);
-            for (weight, &offset) in self.kernel_weights.iter_mut().zip(&self.offsets) {
-                *weight = T::of(offset);
-            }
-        }
         let scale = core.cost.sign() / epsilon;
-        let (alpha, offsets, narrow_offsets) = (&self.alpha, &self.offsets, &self.kernel_weights);
-        let wide_per_chunk = if narrow { 0 } else { m };
-        let memory = (
-            Strip::new(&mut self.matrix, per * m),
-            Strip::new(&mut self.scratch, m),
-            Strip::new(&mut self.scratch_wide, wide_per_chunk),
-        );
+        let (alpha, offsets) = (&self.alpha, &self.offsets);
+        let memory = (Strip::new(&mut self.matrix, per * m), Strip::new(&mut self.scratch, m));
         chunks::for_each(chunks::parallel(n * m), n_chunks, memory, &|chunk,
-                                                                      (kernel, scratch, wide): (
+                                                                      (kernel, scratch): (
             Strip<T>,
             Strip<T>,
-            Strip<f64>,
         )| {
-            let (scratch, wide) = (scratch.take(), wide.take());
+            let scratch = scratch.take();
             for (r, kernel_row) in kernel.take().chunks_exact_mut(m).enumerate() {
                 let i = chunk * per + r;
                 let costs = core.cost.row(core.isa, core.transposed, i, scratch);
-                if narrow {
-                    simd::exp_affine(core.isa, costs, T::of(scale), narrow_offsets, kernel_row);
-                } else {
-                    simd::exponents(core.isa, costs, scale, offsets, wide);
-                    simd::exp_shifted(core.isa, wide, -alpha[i] / epsilon, 1.0);
-                    kernel_row.iter_mut().zip(&*wide).for_each(|(k, &x)| *k = T::of(x));
-                }
+                simd::exp_affine_narrow(core.isa, costs, scale, offsets, alpha[i] / epsilon, kernel_row);
             }
         });
+    }
+
+    fn make_room_for_kernel(&mut self, n: usize, m: usize) {
+        if self.matrix.capacity() < n * m {
+            self.matrix = Vec::new();
+            self.matrix = pages::zeros(n * m);
+        }
+        self.matrix.resize(n * m, T::zero());
+        self.holds_costs = false;
+        self.alpha.resize(n, 0.0);
+        self.beta.resize(m, 0.0);
+        self.kernel_weights.resize(m, T::zero());
+        self.partial.resize(chunks::count(n) * m, T::zero());
     }
 
     /// Makes the logarithmic sweeps possible; copies the costs if they are a matrix without rows in memory.
@@ -378,7 +387,9 @@ impl<T: Real> Engine<T> {
         for j in 0..m {
             self.kernel_weights[j] = T::of(core.columns.weight(j) * self.offsets[j]);
         }
-        let (kernel, weights, alpha) = (&self.matrix, &self.kernel_weights, &self.alpha);
+        let announced = self.announced.take();
+        let streamed = simd::beyond_cache::<T>(n * m);
+        let (weights, alpha) = (&self.kernel_weights, &self.alpha);
         let update = |i: usize, sum: T, f: &mut f64, totals: &mut RowTotals| -> T {
             let weight = core.rows.weight(i);
             let sum = sum.wide();
@@ -404,42 +415,42 @@ impl<T: Real> Engine<T> {
             factor
         };
         let memory = (
+            (Strip::new(&mut self.matrix, per * m), Strip::new(&mut self.scratch, m)),
             Strip::new(&mut self.f, per),
             Strip::new(&mut self.partial, m),
             Strip::new(&mut self.row_totals, 1),
         );
-        chunks::for_each(chunks::parallel(n * m), n_chunks, memory, &|chunk,
-                                                                      (f, sums, totals): (
-            Strip<f64>,
-            Strip<T>,
-            Strip<RowTotals>,
-        )| {
-            let (f, sums, slot) = (f.take(), sums.take(), totals.take());
+        type Memory<'a, T> =
+            ((Strip<'a, T>, Strip<'a, T>), Strip<'a, f64>, Strip<'a, T>, Strip<'a, RowTotals>);
+        let work = |chunk: usize, ((kernel, scratch), f, sums, slot): Memory<T>| {
+            let (kernel, scratch, f, sums) = (kernel.take(), scratch.take(), f.take(), sums.take());
             let mut totals = RowTotals::default();
             sums.fill(T::zero());
             let from = chunk * per;
-            let rows = &kernel[from * m..(from + f.len()) * m];
-            let mut groups = rows.chunks_exact(ROWS * m);
-            let mut i = 0;
-            for group in &mut groups {
-                let rows: [&[T]; ROWS] = std::array::from_fn(|r| &group[r * m..(r + 1) * m]);
-                let row_sums = simd::dot4(core.isa, rows, weights);
-                let mut factors = [T::zero(); ROWS];
-                for r in 0..ROWS {
-                    factors[r] = update(from + i + r, row_sums[r], &mut f[i + r], &mut totals);
+            let mut update_rows = |first: usize, row_sums: &[T], factors: &mut [T]| {
+                for (r, (factor, &sum)) in factors.iter_mut().zip(row_sums).enumerate() {
+                    *factor = update(from + first + r, sum, &mut f[first + r], &mut totals);
                 }
-                simd::axpy4(core.isa, rows, factors, sums);
-                i += ROWS;
+            };
+            let Some((shift, scale)) = announced else {
+                simd::dot_then_axpy(core.isa, streamed, kernel, weights, sums, &mut update_rows);
+                slot.take()[0] = totals;
+                return;
+            };
+            for (g, group) in kernel.chunks_mut(ROWS * m).enumerate() {
+                for (r, row) in group.chunks_exact_mut(m).enumerate() {
+                    let costs = core.cost.row(core.isa, core.transposed, from + g * ROWS + r, scratch);
+                    simd::exp_of(core.isa, costs, shift, scale, row);
+                }
+                let mut update_group = |first: usize, row_sums: &[T], factors: &mut [T]| {
+                    update_rows(g * ROWS + first, row_sums, factors);
+                };
+                simd::dot_then_axpy(core.isa, false, group, weights, sums, &mut update_group);
             }
-            for row in groups.remainder().chunks_exact(m) {
-                let sum = simd::dot(core.isa, row, weights);
-                let factor = update(from + i, sum, &mut f[i], &mut totals);
-                simd::axpy(core.isa, row, factor, sums);
-                i += 1;
-            }
-            slot[0] = totals;
-        });
-        chunks::merge(&self.partial, &|_| 1.0, &mut self.sums[..m]);
+            slot.take()[0] = totals;
+        };
+        chunks::for_each(chunks::parallel(n * m), n_chunks, memory, &work);
+        chunks::merge(core.isa, &self.partial, &mut self.sums[..m]);
     }
 
     fn sweep_logarithmic(&mut self, core: &Core<T>, epsilon: f64, lambda: f64, g: &[f64]) {
@@ -495,7 +506,7 @@ impl<T: Real> Engine<T> {
                 slot.take()[0] = totals;
             },
         );
-        chunks::merge(&self.partial_wide, &|_| 1.0, &mut self.sums[..m]);
+        chunks::merge(core.isa, &self.partial_wide, &mut self.sums[..m]);
     }
 }
 

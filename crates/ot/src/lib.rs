@@ -17,6 +17,7 @@ mod engine;
 mod error;
 mod gradient;
 mod options;
+mod pages;
 mod plan;
 mod problem;
 mod real;

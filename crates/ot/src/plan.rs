@@ -29,6 +29,42 @@ impl<T: Real> PlanRows<'_, '_, T> {
         self.problem.target[j] * self.target_scale
     }
 
+    /// Writes the plan, row after row.
+    pub(crate) fn write(&self, plan: &mut [T]) {
+        let (n, m) = self.problem.dim();
+        let isa = Isa::detect();
+        let (n_chunks, per) = (chunks::count(n), chunks::rows_per_chunk(n));
+        let epsilon = self.problem.epsilon;
+        let scale = self.problem.cost.sign() / epsilon;
+        let offsets = self.offsets();
+        let buffer_width = if self.problem.cost.in_memory(false) { 0 } else { m };
+        let mut buffers = vec![T::zero(); n_chunks * buffer_width];
+        let parallel = chunks::parallel(n * m);
+        chunks::on_pool(parallel, || {
+            let memory = (Strip::new(plan, per * m), Strip::new(&mut buffers, buffer_width));
+            chunks::for_each(parallel, n_chunks, memory, &|chunk, (plan, costs): (Strip<T>, Strip<T>)| {
+                let costs = costs.take();
+                for (r, row) in plan.take().chunks_exact_mut(m).enumerate() {
+                    let i = chunk * per + r;
+                    let weight = self.problem.source[i];
+                    if weight == 0.0 {
+                        row.fill(T::zero());
+                        continue;
+                    }
+                    let costs = self.problem.cost.row(isa, false, i, costs);
+                    let shift = self.f[i] / epsilon + weight.ln();
+                    simd::exp_affine_narrow(isa, costs, scale, &offsets, shift, row);
+                }
+            });
+        });
+    }
+
+    /// `g_j / ε + ln b_j`; -infinity for a target without weight, whose exponential is 0.
+    fn offsets(&self) -> Vec<f64> {
+        let epsilon = self.problem.epsilon;
+        self.g.iter().enumerate().map(|(j, g)| g / epsilon + self.target(j).ln()).collect()
+    }
+
     /// Visits all rows. Each may write to its own `width` elements of `out` and add to `n_sums` sums that it shares
     /// with the rows of its chunk; the sums of all are given back.
     pub(crate) fn visit<O: Send>(
@@ -41,7 +77,7 @@ impl<T: Real> PlanRows<'_, '_, T> {
         let partial = self.visit_chunks(out, width, (n_sums, 0.0), visitor);
         let mut sums = vec![0.0; n_sums];
         if n_sums > 0 {
-            chunks::merge(&partial, &|_| 1.0, &mut sums);
+            chunks::merge(Isa::detect(), &partial, &mut sums);
         }
         sums
     }
@@ -60,7 +96,7 @@ impl<T: Real> PlanRows<'_, '_, T> {
         let (n_chunks, per) = (chunks::count(n), chunks::rows_per_chunk(n));
         let epsilon = self.problem.epsilon;
         let scale = self.problem.cost.sign() / epsilon;
-        let offsets: Vec<f64> = (0..m).map(|j| self.g[j] / epsilon + self.target(j).ln()).collect();
+        let offsets = self.offsets();
         let mut costs = vec![T::zero(); n_chunks * m];
         let mut plan = vec![0.0; n_chunks * m];
         let mut partial = vec![start; n_chunks * n_sums];
@@ -82,8 +118,7 @@ impl<T: Real> PlanRows<'_, '_, T> {
                 if weight == 0.0 {
                     plan.fill(0.0);
                 } else {
-                    simd::exponents(isa, costs, scale, &offsets, plan);
-                    simd::exp_shifted(isa, plan, -(self.f[i] / epsilon + weight.ln()), 1.0);
+                    simd::exp_affine(isa, costs, scale, &offsets, self.f[i] / epsilon + weight.ln(), plan);
                 }
                 visitor(Row { i, costs, plan }, here, sums);
             }

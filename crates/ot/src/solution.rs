@@ -4,6 +4,7 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
 use crate::error::OtError;
 use crate::options::Method;
+use crate::pages;
 use crate::plan::PlanRows;
 use crate::problem::{Constraint, Problem};
 use crate::real::Real;
@@ -114,10 +115,8 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
     /// The plan P (n, m), in memory.
     pub fn plan(&self) -> Array2<T> {
         let (n, m) = self.problem.dim();
-        let mut plan = vec![T::zero(); n * m];
-        self.rows().visit(&mut plan, m, 0, |row, out, _| {
-            out.iter_mut().zip(&*row.plan).for_each(|(out, &p)| *out = T::of(p));
-        });
+        let mut plan = pages::zeros(n * m);
+        self.rows().write(&mut plan);
         Array2::from_shape_vec((n, m), plan).expect("n rows of m numbers")
     }
 

@@ -3,6 +3,7 @@
 use ndarray::Array1;
 
 use crate::anderson::Anderson;
+use crate::chunks;
 use crate::collective::{Alone, Collective};
 use crate::engine::{Core, Domain, Engine, RowTotals, Side};
 use crate::error::OtError;
@@ -194,7 +195,8 @@ impl<T: Real> Solver<T> {
         start: Start,
         out: &mut Potentials,
     ) -> Result<Summary, OtError> {
-        self.run(problem, start, out, &mut Alone, false)
+        let (n, m) = problem.dim();
+        chunks::on_pool(chunks::parallel(n * m), || self.run(problem, start, out, &mut Alone, false))
     }
 
     /// Solves one problem whose targets (columns) are spread over processes: each calls this with its own columns
@@ -464,10 +466,7 @@ impl<T: Real> Solver<T> {
             _ if (run.range.1 - run.range.0) / epsilon <= T::SAFE_EXPONENT_RANGE => {
                 // Centred, so that both ends are equally far from the type's limits.
                 let middle = 0.5 * (run.range.0 + run.range.1);
-                self.engine.f.fill(0.0);
-                self.g_next.fill(middle);
-                let narrow = middle.abs() / epsilon <= T::SAFE_EXPONENT_RANGE;
-                self.engine.build_kernel(&run.core, epsilon, &self.g_next, narrow);
+                self.engine.announce_kernel(&run.core, epsilon, middle);
             }
             _ => self.absorb(run, epsilon, collective)?,
         }
@@ -510,7 +509,7 @@ impl<T: Real> Solver<T> {
         let totals =
             self.engine.sweep(Domain::Logarithmic, &run.core, epsilon, self.lambda, &self.g, collective)?;
         self.update_columns(run, epsilon, totals);
-        self.engine.build_kernel(&run.core, epsilon, &self.g_next, false);
+        self.engine.build_kernel(&run.core, epsilon, &self.g_next);
         self.engine.prepare_logarithmic(&run.core);
         Ok(())
     }
@@ -570,7 +569,7 @@ impl<T: Real> Solver<T> {
         match self.options.acceleration {
             Acceleration::Anderson { .. } if !run.partial => {
                 self.g_safe.copy_from_slice(&self.g_next);
-                let mixed = self.anderson.step(&mut self.g, &self.g_next, weight);
+                let mixed = self.anderson.step(self.isa, &mut self.g, &self.g_next, weight);
                 if !may_accelerate {
                     self.g.copy_from_slice(&self.g_next);
                 }

@@ -5,7 +5,7 @@ use super::{LANES, Lane, ROWS, Range};
 
 /// Adds the partial sums pairwise: lane l with lane l + half, halving until one is left.
 #[inline(always)]
-fn fold<T: Lane>(mut lanes: [T; LANES]) -> T {
+pub(super) fn fold<T: Lane>(mut lanes: [T; LANES]) -> T {
     let mut half = LANES / 2;
     while half > 0 {
         for l in 0..half {
@@ -75,6 +75,13 @@ pub(super) fn exp_shifted<T: Lane, const FMA: bool>(values: &mut [T], shift: T, 
 }
 
 #[inline(always)]
+pub(super) fn exp_of<T: Lane, const FMA: bool>(row: &[T], shift: T, scale: T, out: &mut [T]) {
+    for (out, &x) in out.iter_mut().zip(row) {
+        *out = ((x - shift) * scale).exp::<FMA>();
+    }
+}
+
+#[inline(always)]
 pub(super) fn add_rows<T: Lane, const FMA: bool>(rows: &[T], sums: &mut [T]) {
     let width = sums.len();
     if width == 0 {
@@ -96,22 +103,17 @@ pub(super) fn add_rows<T: Lane, const FMA: bool>(rows: &[T], sums: &mut [T]) {
 }
 
 #[inline(always)]
-pub(super) fn dot4<T: Lane, const FMA: bool>(rows: [&[T]; ROWS], weights: &[T]) -> [T; ROWS] {
-    // Written out: a closure given to `map` would not be compiled for the caller's instruction set.
-    let [r0, r1, r2, r3] = rows;
-    [
-        dot::<T, FMA>(r0, weights),
-        dot::<T, FMA>(r1, weights),
-        dot::<T, FMA>(r2, weights),
-        dot::<T, FMA>(r3, weights),
-    ]
+pub(super) fn dot<T: Lane, const FMA: bool>(row: &[T], weights: &[T]) -> T {
+    let mut sums = [T::ZERO; LANES];
+    dot_part::<T, FMA>(row, weights, &mut sums);
+    fold(sums)
 }
 
 #[inline(always)]
-pub(super) fn dot<T: Lane, const FMA: bool>(row: &[T], weights: &[T]) -> T {
+pub(super) fn dot_part<T: Lane, const FMA: bool>(row: &[T], weights: &[T], partial: &mut [T; LANES]) {
     let ((chunks, tail), (weight_chunks, weight_tail)) =
         (row.as_chunks::<LANES>(), weights.as_chunks::<LANES>());
-    let mut sums = [T::ZERO; LANES];
+    let mut sums = *partial;
     for (chunk, w) in chunks.iter().zip(weight_chunks) {
         for l in 0..LANES {
             sums[l] = chunk[l].madd::<FMA>(w[l], sums[l]);
@@ -120,7 +122,7 @@ pub(super) fn dot<T: Lane, const FMA: bool>(row: &[T], weights: &[T]) -> T {
     for (l, (&x, &w)) in tail.iter().zip(weight_tail).enumerate() {
         sums[l] = x.madd::<FMA>(w, sums[l]);
     }
-    fold(sums)
+    *partial = sums;
 }
 
 #[inline(always)]
@@ -163,9 +165,35 @@ pub(super) fn exponents<T: Lane, const FMA: bool>(
 }
 
 #[inline(always)]
-pub(super) fn exp_affine<T: Lane, const FMA: bool>(row: &[T], scale: T, offsets: &[T], out: &mut [T]) {
+pub(super) fn exp_affine<T: Lane, const FMA: bool>(
+    row: &[T],
+    scale: f64,
+    offsets: &[f64],
+    shift: f64,
+    out: &mut [f64],
+) {
     for ((out, &x), &offset) in out.iter_mut().zip(row).zip(offsets) {
-        *out = (offset - x * scale).exp::<FMA>();
+        *out = <f64 as Lane>::exp::<FMA>((offset - x.widen() * scale) + shift);
+    }
+}
+
+#[inline(always)]
+pub(super) fn exp_affine_narrow<T: Lane, const FMA: bool>(
+    row: &[T],
+    scale: f64,
+    offsets: &[f64],
+    shift: f64,
+    out: &mut [T],
+) {
+    for ((out, &x), &offset) in out.iter_mut().zip(row).zip(offsets) {
+        *out = T::narrow(<f64 as Lane>::exp::<FMA>((offset - x.widen() * scale) + shift));
+    }
+}
+
+#[inline(always)]
+pub(super) fn add_wide<T: Lane, const FMA: bool>(part: &[T], sums: &mut [f64]) {
+    for (sum, &x) in sums.iter_mut().zip(part) {
+        *sum += x.widen();
     }
 }
 

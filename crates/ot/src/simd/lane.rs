@@ -31,6 +31,9 @@ pub trait Lane:
     /// The same number in double precision.
     fn widen(self) -> f64;
 
+    /// The nearest number of this type.
+    fn narrow(value: f64) -> Self;
+
     /// The larger of two numbers that are not NaN.
     #[inline(always)]
     fn larger(self, other: Self) -> Self {
@@ -79,12 +82,17 @@ impl Lane for f32 {
     }
 
     #[inline(always)]
+    fn narrow(value: f64) -> Self {
+        value as f32
+    }
+
+    #[inline(always)]
     #[allow(clippy::excessive_precision)]
     fn exp<const FMA: bool>(self) -> Self {
-        // The polynomial is the Taylor series to degree 7: its remainder on |r| <= 0.347 is below 6e-9.
+        // 1 + r + r²·q(r), q interpolated at Chebyshev nodes: within 1.1e-8 of e^r, relatively, on |r| <= 0.347.
         exponential!(self, f32, u32, FMA, magic 12_582_912.0, low -87.336_54, high 88.0,
             ln2 (0.693_359_375, -2.121_944_4e-4), mantissa 23, bias 127,
-            polynomial [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0])
+            polynomial [1.392_621_3e-3, 8.363_203e-3, 4.166_655_6e-2, 1.666_657_6e-1, 0.5, 1.0, 1.0])
     }
 }
 
@@ -104,15 +112,20 @@ impl Lane for f64 {
     }
 
     #[inline(always)]
+    fn narrow(value: f64) -> Self {
+        value
+    }
+
+    #[inline(always)]
     #[allow(clippy::excessive_precision)]
     fn exp<const FMA: bool>(self) -> Self {
-        // Taylor to degree 13: remainder on |r| <= 0.347 below 5e-18.
+        // As above: within 1.7e-17 of e^r, relatively, on |r| <= 0.347.
         exponential!(self, f64, u64, FMA, magic 6_755_399_441_055_744.0, low -708.396_418_532_264, high 709.0,
         ln2 (6.931_471_803_691_238_16e-1, 1.908_214_929_270_587_70e-10), mantissa 52, bias 1023,
         polynomial [
-            1.0 / 6_227_020_800.0, 1.0 / 479_001_600.0, 1.0 / 39_916_800.0, 1.0 / 3_628_800.0,
-            1.0 / 362_880.0, 1.0 / 40_320.0, 1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0,
-            1.0 / 6.0, 0.5, 1.0, 1.0
+            2.510_042_415_700_506_7e-8, 2.762_013_871_973_399_4e-7, 2.755_726_837_868_419_2e-6,
+            2.480_152_119_021_773e-5, 1.984_126_986_310_596_8e-4, 1.388_888_891_728_179_4e-3,
+            8.333_333_333_330_051e-3, 4.166_666_666_662_399e-2, 1.666_666_666_666_666_9e-1, 0.5, 1.0, 1.0
         ])
     }
 }

@@ -11,11 +11,22 @@ mod lane;
 
 pub(crate) use lane::Lane;
 
-/// Independent partial sums a kernel keeps; a full AVX-512 register of `f32`.
-const LANES: usize = 16;
+/// Independent partial sums a kernel keeps: two AVX-512 registers of `f32`, so that additions need not wait.
+const LANES: usize = 32;
 
 /// Rows that one call of the fused kernels takes, so that the vectors they share are read once for all of them.
 pub(crate) const ROWS: usize = 4;
+
+/// Elements of each streamed row that [`dot_then_axpy`] takes before it turns to the next row; a multiple of
+/// [`LANES`].
+const STRIDE: usize = 512;
+
+/// Bytes of a matrix that the caches of a usual machine keep between passes.
+const CACHE: usize = 16 << 20;
+
+/// Bytes that memory hands out at a time.
+#[cfg(target_arch = "x86_64")]
+const CACHE_LINE: usize = 64;
 
 /// The instruction set a kernel runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +82,17 @@ pub(crate) struct Range<T> {
     pub(crate) finite: bool,
 }
 
+impl<T: Lane> Range<T> {
+    /// The range of the numbers of both.
+    pub(crate) fn with(self, other: Self) -> Self {
+        Self {
+            min: other.min.smaller(self.min),
+            max: other.max.larger(self.max),
+            finite: self.finite && other.finite,
+        }
+    }
+}
+
 /// Declares the three compilations of a body and the function that chooses between them.
 macro_rules! kernels {
     ($( $(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)?; )*) => {
@@ -114,26 +136,106 @@ kernels! {
     fn range(row: &[T]) -> Range<T>;
     /// `values = exp((values - shift) · scale)`.
     fn exp_shifted(values: &mut [T], shift: T, scale: T);
+    /// `out[j] = exp((row[j] - shift) · scale)`.
+    fn exp_of(row: &[T], shift: T, scale: T, out: &mut [T]);
     /// `sums += Σ_r rows_r`, over any number of rows laid out one after the other.
     fn add_rows(rows: &[T], sums: &mut [T]);
-    /// `Σ_j row_r[j] · weights[j]` of four rows.
-    fn dot4(rows: [&[T]; ROWS], weights: &[T]) -> [T; ROWS];
     /// `Σ_j row[j] · weights[j]`.
     fn dot(row: &[T], weights: &[T]) -> T;
     /// `sums += Σ_r factors_r · rows_r` of four rows.
     fn axpy4(rows: [&[T]; ROWS], factors: [T; ROWS], sums: &mut [T]);
+    /// Adds `row[j] · weights[j]` to partial sums, of which [`dot`] is the total. Only the last of several parts of a
+    /// row may have a length that is no multiple of [`LANES`].
+    fn dot_part(row: &[T], weights: &[T], partial: &mut [T; LANES]);
     /// `sums += factor · row`.
     fn axpy(row: &[T], factor: T, sums: &mut [T]);
     /// `row = row · weights · factor`.
     fn scale_row(row: &mut [T], weights: &[T], factor: T);
     /// `out[j] = offsets[j] - row[j] · scale` in double precision; gives the largest.
     fn exponents(row: &[T], scale: f64, offsets: &[f64], out: &mut [f64]) -> f64;
-    /// `out[j] = exp(offsets[j] - row[j] · scale)`.
-    fn exp_affine(row: &[T], scale: T, offsets: &[T], out: &mut [T]);
+    /// `out[j] = exp(offsets[j] - row[j] · scale + shift)` in double precision.
+    fn exp_affine(row: &[T], scale: f64, offsets: &[f64], shift: f64, out: &mut [f64]);
+    /// As [`exp_affine`], rounded to the row's type.
+    fn exp_affine_narrow(row: &[T], scale: f64, offsets: &[f64], shift: f64, out: &mut [T]);
+    /// `sums += part`.
+    fn add_wide(part: &[T], sums: &mut [f64]);
     /// `sums += (row - x)²`.
     fn add_squares(row: &[T], x: T, sums: &mut [T]);
     /// `values = exp(values - shift)`; gives the sum.
     fn exp_sum(values: &mut [T], shift: T) -> T;
+}
+
+/// One pass over rows that adds each, times a factor that depends on its dot product with `weights`, to `sums`.
+/// Rows are taken in groups of [`ROWS`] (the last few one by one); `factors(first row, products, factors)` gives a
+/// group's factors. Of `streamed` rows (see [`beyond_cache`]) the next group is called from memory while one is
+/// worked on in cache, so that the memory never waits.
+pub(crate) fn dot_then_axpy<T: Lane>(
+    isa: Isa,
+    streamed: bool,
+    rows: &[T],
+    weights: &[T],
+    sums: &mut [T],
+    factors: &mut impl FnMut(usize, &[T], &mut [T]),
+) {
+    let width = weights.len();
+    let stride = if streamed { STRIDE } else { width };
+    let mut groups = rows.chunks_exact(ROWS * width).peekable();
+    let mut first = 0;
+    while let Some(group) = groups.next() {
+        let next = groups.peek().copied().filter(|_| streamed).unwrap_or(&[]);
+        let (soon, later) = next.split_at(next.len() / 2);
+        let group = rows_of(group, width);
+        let mut partial = [[T::ZERO; LANES]; ROWS];
+        for part in parts(width, stride) {
+            for (row, partial) in group.iter().zip(&mut partial) {
+                dot_part(isa, &row[part.clone()], &weights[part.clone()], partial);
+            }
+            prefetch(soon, width, &part);
+        }
+        let mut group_factors = [T::ZERO; ROWS];
+        factors(first, &partial.map(body::fold), &mut group_factors);
+        for part in parts(width, stride) {
+            let group = group.map(|row| &row[part.clone()]);
+            axpy4(isa, group, group_factors, &mut sums[part.clone()]);
+            prefetch(later, width, &part);
+        }
+        first += ROWS;
+    }
+    for row in rows[first * width..].chunks_exact(width) {
+        let mut factor = [T::ZERO];
+        factors(first, &[dot(isa, row, weights)], &mut factor);
+        axpy(isa, row, factor[0], sums);
+        first += 1;
+    }
+}
+
+/// Whether a matrix of so many elements must be taken to come from memory in each pass.
+pub(crate) fn beyond_cache<T>(n_elements: usize) -> bool {
+    n_elements * size_of::<T>() > CACHE
+}
+
+/// Cuts the columns into pieces.
+fn parts(width: usize, stride: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    (0..width).step_by(stride).map(move |from| from..width.min(from + stride))
+}
+
+/// Calls some columns of some rows into the second-level cache.
+#[inline]
+fn prefetch<T>(rows: &[T], width: usize, part: &std::ops::Range<usize>) {
+    #[cfg(target_arch = "x86_64")]
+    for row in rows.chunks_exact(width) {
+        for line in row[part.clone()].chunks(CACHE_LINE / size_of::<T>()) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: a prefetch reads nothing that a program could see, and its address lies within a slice.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (rows, width, part);
+}
+
+fn rows_of<T>(group: &[T], width: usize) -> [&[T]; ROWS] {
+    std::array::from_fn(|r| &group[r * width..(r + 1) * width])
 }
 
 #[cfg(test)]
@@ -220,10 +322,9 @@ mod tests {
                 let expected: Vec<f64> =
                     rows.iter().map(|row| row.iter().zip(&weights).map(|(a, b)| a * b).sum()).collect();
                 let views: [&[f64]; ROWS] = std::array::from_fn(|r| rows[r].as_slice());
-                for (got, want) in dot4(isa, views, &weights).iter().zip(&expected) {
-                    assert!((got - want).abs() < 1e-11, "{isa:?} dot4 {length}");
+                for (row, want) in rows.iter().zip(&expected) {
+                    assert!((dot(isa, row, &weights) - want).abs() < 1e-11, "{isa:?} dot {length}");
                 }
-                assert!((dot(isa, &rows[1], &weights) - expected[1]).abs() < 1e-11);
 
                 let mut sums = wave(length, 4.0);
                 let want: Vec<f64> = (0..length)
@@ -256,15 +357,52 @@ mod tests {
                     assert!(powers[j] <= top);
                 }
                 let (mut powered, mut squares) = (vec![0.0; length], weights.clone());
-                exp_affine(isa, &rows[0], 2.0, &weights, &mut powered);
+                exp_affine(isa, &rows[0], 2.0, &weights, -0.25, &mut powered);
                 add_squares(isa, &rows[0], 0.75, &mut squares);
                 for j in 0..length {
-                    assert!((powered[j] - powers[j].exp()).abs() <= 1e-13 * powers[j].exp());
+                    let want = (powers[j] - 0.25).exp();
+                    assert!((powered[j] - want).abs() <= 1e-13 * want);
                     assert!((squares[j] - weights[j] - (rows[0][j] - 0.75).powi(2)).abs() < 1e-13);
                 }
                 let want: f64 = powers.iter().map(|x| (x - 0.5).exp()).sum();
                 let got = exp_sum(isa, &mut powers, 0.5);
                 assert!((got - want).abs() <= 1e-13 * want.max(1.0), "{isa:?} exp_sum {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_fused_pass_adds_every_row_and_streaming_changes_no_bit() {
+        for isa in isas() {
+            for (n, width) in [(1, 3), (4, 40), (7, 511), (13, 1100), (8, 1024)] {
+                let rows = wave(n * width, 0.2);
+                let weights = wave(width, 1.7);
+                let pass = |streamed: bool| {
+                    let (mut sums, mut seen) = (vec![0.0; width], Vec::new());
+                    dot_then_axpy(
+                        isa,
+                        streamed,
+                        &rows,
+                        &weights,
+                        &mut sums,
+                        &mut |first, products, factors| {
+                            assert_eq!(first, seen.len());
+                            seen.extend_from_slice(products);
+                            factors.iter_mut().zip(products).for_each(|(factor, p)| *factor = 0.5 * p + 1.0);
+                        },
+                    );
+                    (sums, seen)
+                };
+                let (sums, seen) = pass(false);
+                assert_eq!((&sums, &seen), (&pass(true).0, &pass(true).1), "{isa:?} {n} x {width}");
+                assert_eq!(seen.len(), n);
+                let mut want = vec![0.0; width];
+                for (row, got) in rows.chunks_exact(width).zip(&seen) {
+                    let product: f64 = row.iter().zip(&weights).map(|(x, w)| x * w).sum();
+                    assert!((product - got).abs() < 1e-9 * width as f64);
+                    want.iter_mut().zip(row).for_each(|(sum, x)| *sum += x * (0.5 * product + 1.0));
+                }
+                assert!(sums.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-8 * width as f64));
             }
         }
     }

@@ -184,15 +184,17 @@ impl CheckReport {
             min_ratio: 0.75,
             max_ratio: 4.0 / 3.0,
         };
-        // Sizes that divide well by the strides of a network.
+        // The large crops' sides divide well by the strides of a network.
         let side = |share: f64| ((f64::from(median) * share / 4.0).round() as usize * 4).max(8);
         let (mut preset, crops) = match median {
             0..128 => {
                 let preset = if is_grey { Preset::Greyscale } else { Preset::SimclrCifar };
-                (preset, Some(vec![crop(side(1.0), 2, 0.3, 1.0), crop(side(0.5), 4, 0.1, 0.3)]))
+                let size = side(1.0);
+                (preset, Some(vec![crop(size, 2, 0.3, 1.0), crop(size / 2, 4, 0.1, 0.3)]))
             }
             128..224 => {
-                (Preset::Swav, Some(vec![crop(side(0.75), 2, 0.2, 1.0), crop(side(0.375), 6, 0.07, 0.2)]))
+                let size = side(0.75);
+                (Preset::Swav, Some(vec![crop(size, 2, 0.2, 1.0), crop(size / 2, 6, 0.07, 0.2)]))
             }
             _ => (Preset::Swav, None),
         };
@@ -250,11 +252,11 @@ mod tests {
 
     #[test]
     fn recipes_suit_and_are_valid() {
-        for (side, channels, size, preset) in [
-            (28, Channels::Grey, Some(28), Preset::Greyscale),
-            (32, Channels::Rgb, Some(32), Preset::SimclrCifar),
-            (1, Channels::Rgb, Some(8), Preset::SimclrCifar),
-            (160, Channels::Rgb, Some(120), Preset::Swav),
+        for (side, channels, sizes, preset) in [
+            (28, Channels::Grey, Some([28, 14]), Preset::Greyscale),
+            (32, Channels::Rgb, Some([32, 16]), Preset::SimclrCifar),
+            (1, Channels::Rgb, Some([8, 4]), Preset::SimclrCifar),
+            (160, Channels::Rgb, Some([120, 60]), Preset::Swav),
             (500, Channels::Rgb, None, Preset::Swav),
             (500, Channels::Grey, None, Preset::Medical),
         ] {
@@ -262,7 +264,7 @@ mod tests {
             let report = check(&data, |_| ());
             assert_eq!(report.short_side(0.5), side);
             let (recipe, why) = report.recipe();
-            assert_eq!(recipe.crops.as_ref().map(|crops| crops[0].size), size, "{why}");
+            assert_eq!(recipe.crops.as_ref().map(|crops| [crops[0].size, crops[1].size]), sizes, "{why}");
             assert_eq!(recipe.preset, preset);
             recipe.check().unwrap();
         }

@@ -40,6 +40,12 @@ pub enum DataError {
         /// What was found there.
         found: String,
     },
+    /// The path is that of a single image.
+    #[error("{}: this is one image; give the folder that it is in, or a list of images", path.display())]
+    OneImage {
+        /// The image.
+        path: PathBuf,
+    },
     /// A file contradicts its format.
     #[error("{}: not a valid {format} file: {reason}", path.display())]
     Malformed {
@@ -109,7 +115,10 @@ pub enum SampleError {
     #[error("cannot be read: {0}")]
     Io(#[source] io::Error),
     /// The image has more pixels than [`crate::DecodeConfig::max_pixels`]: refused before it is decoded.
-    #[error("{width}x{height} pixels are above the limit of {max_pixels} pixels (`max_pixels`)")]
+    #[error(
+        "{width}x{height} is {} pixels, above the limit of {max_pixels} (`max_pixels`)",
+        u64::from(*width) * u64::from(*height)
+    )]
     TooLarge {
         /// Width by the header.
         width: u32,

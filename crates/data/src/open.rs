@@ -140,6 +140,8 @@ fn detect_file(path: &Path) -> Result<Format, DataError> {
         Ok(Format::Cifar)
     } else if ends(&[".txt", ".lst", ".list", ".csv", ".tsv"]) {
         Ok(Format::List)
+    } else if image::guess_format(&start).is_ok() {
+        Err(DataError::OneImage { path: path.to_owned() })
     } else {
         let found =
             format!("a file named {name:?} that starts with the bytes {:02x?}", &start[..start.len().min(8)]);

@@ -15,17 +15,20 @@ use parquet::arrow::{
     arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
 };
 use rayon::prelude::*;
+use serde_json::Value;
 use swav_augment::Image;
 
 use crate::{DataConfig, DataError, Dataset, DecodeConfig, SampleError, StableHash, decode};
 
 const IMAGE_COLUMNS: [&str; 4] = ["image", "img", "jpg", "png"];
 const LABEL_COLUMNS: [&str; 4] = ["label", "fine_label", "labels", "cls"];
+const LABEL_TYPES: &str = "integers, booleans or strings";
 
 /// Images in Parquet files.
 ///
 /// The image column is a struct with `bytes` and `path` (the bytes count where both are there; a path alone is read
-/// relative to the file), or plain binary. Labels are integers, -1 for none, or strings, numbered in sorted order.
+/// relative to the file), or plain binary. Labels are integers, -1 for none, or booleans, or strings, numbered in sorted
+/// order. Any variant of these types will do: large, view or dictionary-encoded.
 /// A row group is read at once and kept encoded in memory, within half of [`DataConfig::cache_mib`] (at least one row
 /// group is kept for each thread that reads); the loader shuffles so that few row groups are in use at a time.
 pub struct ParquetImages {
@@ -49,6 +52,9 @@ struct Group {
 }
 
 const NO_LABEL: u32 = u32::MAX;
+
+/// Rows that are held in one array: all the bytes of an array must stay below 2^31.
+const PART: usize = 256;
 
 impl ParquetImages {
     /// Reads the metadata and the labels of the files, in the given order.
@@ -146,7 +152,7 @@ impl ParquetImages {
         let reader = builder
             .with_row_groups(vec![*row_group as usize])
             .with_projection(mask)
-            .with_batch_size(images.len())
+            .with_batch_size(images.len().min(PART))
             .build()
             .map_err(|error| error.to_string())?;
         let mut rows = Rows { parts: Vec::new(), bytes: 0 };
@@ -154,6 +160,12 @@ impl ParquetImages {
             let batch = batch.map_err(|error| error.to_string())?;
             rows.bytes += batch.get_array_memory_size();
             rows.parts.push(batch.column(0).clone());
+        }
+        // What `Rows::cell` relies on.
+        let as_promised = (images.clone().step_by(PART)).map(|from| PART.min((images.end - from) as usize));
+        if !rows.parts.iter().map(|part| part.len()).eq(as_promised) {
+            let found: usize = rows.parts.iter().map(|part| part.len()).sum();
+            return Err(format!("a row group has {found} rows, but should have {}", images.len()));
         }
         Ok(rows)
     }
@@ -227,48 +239,26 @@ enum Cell<'a> {
 }
 
 impl Rows {
-    fn cell(&self, mut row: usize) -> Option<Cell<'_>> {
-        for part in &self.parts {
-            if row >= part.len() {
-                row -= part.len();
-                continue;
-            }
-            if let Some(bytes) = binary(part, row) {
-                return Some(Cell::Bytes(bytes));
-            }
-            let fields: &StructArray = part.as_struct_opt().filter(|fields| fields.is_valid(row))?;
-            return fields
-                .column_by_name("bytes")
-                .and_then(|column| binary(column, row))
-                .map(Cell::Bytes)
-                .or_else(|| Some(Cell::Path(string(fields.column_by_name("path")?, row)?)));
+    fn cell(&self, row: usize) -> Option<Cell<'_>> {
+        let (part, row) = (self.parts.get(row / PART)?, row % PART);
+        if let Some(bytes) = binary(part, row) {
+            return Some(Cell::Bytes(bytes));
         }
-        None
+        let fields: &StructArray = part.as_struct_opt().filter(|fields| fields.is_valid(row))?;
+        fields
+            .column_by_name("bytes")
+            .and_then(|column| binary(column, row))
+            .map(Cell::Bytes)
+            .or_else(|| Some(Cell::Path(string(fields.column_by_name("path")?, row)?)))
     }
 }
 
 fn binary(array: &ArrayRef, row: usize) -> Option<&[u8]> {
-    if array.is_null(row) {
-        return None;
-    }
-    match array.data_type() {
-        DataType::Binary => Some(array.as_binary::<i32>().value(row)),
-        DataType::LargeBinary => Some(array.as_binary::<i64>().value(row)),
-        DataType::BinaryView => Some(array.as_binary_view().value(row)),
-        _ => None,
-    }
+    array.as_binary_opt::<i32>().filter(|array| array.is_valid(row)).map(|array| array.value(row))
 }
 
 fn string(array: &ArrayRef, row: usize) -> Option<&str> {
-    if array.is_null(row) {
-        return None;
-    }
-    match array.data_type() {
-        DataType::Utf8 => Some(array.as_string::<i32>().value(row)),
-        DataType::LargeUtf8 => Some(array.as_string::<i64>().value(row)),
-        DataType::Utf8View => Some(array.as_string_view().value(row)),
-        _ => None,
-    }
+    array.as_string_opt::<i32>().filter(|array| array.is_valid(row)).map(|array| array.value(row))
 }
 
 type Slot = Arc<OnceLock<Result<Arc<Rows>, String>>>;
@@ -336,8 +326,10 @@ impl Opened {
         })?;
         let malformed =
             |reason: String| DataError::Malformed { path: path.to_owned(), format: "Parquet", reason };
-        let metadata = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
-            .map_err(|error| malformed(error.to_string()))?;
+        // Without the writer's Arrow types, every variant of binary and text is read as the plain one.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        let metadata =
+            ArrowReaderMetadata::load(&file, options).map_err(|error| malformed(error.to_string()))?;
         let schema = metadata.schema().clone();
         let column_error = |column: &str, expected| DataError::Column {
             path: path.to_owned(),
@@ -350,45 +342,56 @@ impl Opened {
                 }
             },
         };
-        let image_name = pick(&schema, config.image_column.as_deref(), &IMAGE_COLUMNS);
+        let features = features(&metadata);
+        let image_name = pick(&schema, config.image_column.as_deref(), &IMAGE_COLUMNS, &features, "Image");
         let expected = "binary, or a struct with `bytes` and `path`";
         let image_column = schema.index_of(image_name).map_err(|_| column_error(image_name, expected))?;
         if !holds_images(schema.field(image_column).data_type()) {
             return Err(column_error(image_name, expected));
         }
-        let label_name = pick(&schema, config.label_column.as_deref(), &LABEL_COLUMNS);
+        let label_name =
+            pick(&schema, config.label_column.as_deref(), &LABEL_COLUMNS, &features, "ClassLabel");
         let labels = match schema.index_of(label_name) {
             Ok(column) => {
                 let kind = schema.field(column).data_type();
-                if !kind.is_integer()
-                    && !matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
-                {
-                    return Err(column_error(label_name, "integers or strings"));
+                if !kind.is_integer() && !matches!(kind, DataType::Utf8 | DataType::Boolean) {
+                    return Err(column_error(label_name, LABEL_TYPES));
                 }
                 Some(read_labels(&file, &metadata, column).map_err(malformed)?)
             }
             Err(_) if config.label_column.is_some() => {
-                return Err(column_error(label_name, "integers or strings"));
+                return Err(column_error(label_name, LABEL_TYPES));
             }
             Err(_) => None,
         };
-        let class_names = class_names(&schema, label_name);
+        let class_names = class_names(&features[label_name]);
         Ok(Self { metadata, image_column, labels, class_names })
     }
 }
 
-/// The configured name, or the first of the usual ones that the file has, or the most usual one.
-fn pick<'a>(schema: &Schema, wanted: Option<&'a str>, usual: &[&'a str]) -> &'a str {
-    wanted.unwrap_or_else(|| usual.iter().find(|name| schema.index_of(name).is_ok()).unwrap_or(&usual[0]))
+/// The configured name; or the first of the usual ones that the file has; or the first column that is said to be of this
+/// kind; or the most usual name.
+fn pick<'a>(
+    schema: &Schema,
+    wanted: Option<&'a str>,
+    usual: &[&'a str],
+    features: &'a Value,
+    kind: &str,
+) -> &'a str {
+    let there = |name: &&&str| schema.index_of(name).is_ok();
+    let said = || {
+        let mut features = features.as_object()?.iter();
+        features.find(|(_, feature)| feature["_type"] == kind).map(|(name, _)| name.as_str())
+    };
+    wanted.or_else(|| usual.iter().find(there).copied()).or_else(said).unwrap_or(usual[0])
 }
 
 fn holds_images(kind: &DataType) -> bool {
     match kind {
-        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => true,
+        DataType::Binary => true,
         DataType::Struct(fields) => fields.iter().any(|field| {
-            let binary =
-                matches!(field.data_type(), DataType::Binary | DataType::LargeBinary | DataType::BinaryView);
-            (field.name() == "bytes" && binary) || field.name() == "path"
+            (field.name() == "bytes" && *field.data_type() == DataType::Binary)
+                || (field.name() == "path" && *field.data_type() == DataType::Utf8)
         }),
         _ => false,
     }
@@ -403,7 +406,7 @@ fn read_labels(file: &File, metadata: &ArrowReaderMetadata, column: usize) -> Re
     for batch in reader {
         let batch = batch.map_err(|error| error.to_string())?;
         let labels = batch.column(0);
-        if !labels.data_type().is_integer() {
+        if *labels.data_type() == DataType::Utf8 {
             is_names = true;
             names.extend((0..labels.len()).map(|row| string(labels, row).map(str::to_owned)));
             continue;
@@ -443,19 +446,27 @@ fn widened(array: &ArrayRef) -> Option<Vec<Option<i64>>> {
         DataType::UInt16 => widen!(UInt16Type),
         DataType::UInt32 => widen!(UInt32Type),
         DataType::UInt64 => widen!(UInt64Type),
+        DataType::Boolean => Some(array.as_boolean().iter().map(|value| value.map(i64::from)).collect()),
         _ => None,
     }
 }
 
-/// The class names that Hugging Face stores as JSON in the schema's metadata.
-fn class_names(schema: &Schema, label_column: &str) -> Vec<String> {
-    let names = || -> Option<Vec<String>> {
-        let text = schema.metadata().get("huggingface")?;
-        let object: serde_json::Value = serde_json::from_str(text).ok()?;
-        let names = object.get("info")?.get("features")?.get(label_column)?.get("names")?.as_array()?;
-        names.iter().map(|name| name.as_str().map(str::to_owned)).collect()
-    };
-    names().unwrap_or_default()
+/// What Hugging Face says of the columns, as JSON in the file's metadata; null if nothing.
+fn features(metadata: &ArrowReaderMetadata) -> Value {
+    let entries = metadata.metadata().file_metadata().key_value_metadata();
+    let text = entries
+        .and_then(|entries| entries.iter().find(|entry| entry.key == "huggingface"))
+        .and_then(|entry| entry.value.as_deref())
+        .unwrap_or_default();
+    serde_json::from_str::<Value>(text).map_or(Value::Null, |mut object| object["info"]["features"].take())
+}
+
+/// The class names of a column.
+fn class_names(feature: &Value) -> Vec<String> {
+    let names = feature["names"].as_array();
+    names
+        .and_then(|names| names.iter().map(|name| name.as_str().map(str::to_owned)).collect())
+        .unwrap_or_default()
 }
 
 /// The labels of all files in one vector; names are numbered by their sorted order over all files.

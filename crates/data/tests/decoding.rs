@@ -121,6 +121,21 @@ fn decompression_bombs_are_refused_by_their_header() {
     assert!(!matches!(decode(&bombs[1], &raised), Err(SampleError::TooLarge { .. })));
 }
 
+/// 400 million pixels, one bit each in the file: refused as it is, and decoded to the last pixel if the limit allows.
+#[test]
+fn a_huge_image_is_decoded_under_a_raised_limit() {
+    let side = 20_000;
+    let row = vec![0b0000_0001; side / 8];
+    let rows = vec![row.as_slice(); side];
+    let bytes = raw_png((side as u32, side as u32), 1, 0, &[], &rows);
+    let refused = error(&bytes).to_string();
+    assert_eq!(refused, "20000x20000 is 400000000 pixels, above the limit of 100000000 (`max_pixels`)");
+    let raised = DecodeConfig { max_pixels: 400_000_000, ..DecodeConfig::default() };
+    let image = decode(&bytes, &raised).unwrap();
+    assert_eq!((image.channels(), image.data().len()), (Channels::Grey, side * side));
+    assert_eq!(image.data()[side * side - 9..], [255, 0, 0, 0, 0, 0, 0, 0, 255]);
+}
+
 /// The JPEG with an EXIF segment that says: turn by 90 degrees.
 fn turned(image: &image::RgbImage) -> Vec<u8> {
     let plain = jpeg(image);

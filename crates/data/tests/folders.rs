@@ -66,6 +66,8 @@ fn missing_and_empty_folders_are_errors_that_say_what_was_expected() {
     assert!(matches!(open_error(root.path(), &config), DataError::Empty { .. }));
     put(root.path().join("data.xyz"), "what");
     assert!(matches!(open_error(&root.path().join("data.xyz"), &config), DataError::UnknownFormat { .. }));
+    put(root.path().join("one.png"), png(&picture(4, 4, 0)));
+    assert!(matches!(open_error(&root.path().join("one.png"), &config), DataError::OneImage { .. }));
     let folder_wanted = DataConfig { format: Format::Flat, ..config };
     assert!(matches!(open_error(&root.path().join("data.xyz"), &folder_wanted), DataError::Io { .. }));
 }

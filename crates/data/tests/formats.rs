@@ -7,6 +7,7 @@ use std::{fs, path::Path, sync::Arc};
 use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow_schema::{DataType, Field, Fields, Schema};
 use common::{gzip, idx, jpeg, picture, png, put, tar_of};
+use parquet::file::metadata::KeyValue;
 use swav_data::{DataConfig, DataError, Dataset, Format, SampleError, Shards, Split, open};
 use tempfile::tempdir;
 
@@ -209,19 +210,19 @@ fn parquet_file(
         Field::new("path", DataType::Utf8, true),
     ]);
     let image = StructArray::new(fields.clone(), vec![Arc::new(bytes), Arc::new(paths)], None);
-    let mut schema = Schema::new(vec![
+    let schema = Schema::new(vec![
         Field::new(names[0], DataType::Struct(fields), true),
         Field::new(names[1], labels.data_type().clone(), true),
     ]);
-    if let Some(features) = features {
-        schema.metadata.insert("huggingface".to_owned(), features.to_owned());
-    }
     let schema = Arc::new(schema);
     let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(image), labels]).unwrap();
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let properties = parquet::file::properties::WriterProperties::builder()
         .set_compression(parquet::basic::Compression::SNAPPY)
         .set_max_row_group_row_count(Some(2))
+        .set_key_value_metadata(
+            features.map(|text| vec![KeyValue::new("huggingface".to_owned(), text.to_owned())]),
+        )
         .build();
     let mut writer =
         parquet::arrow::ArrowWriter::try_new(fs::File::create(path).unwrap(), schema, Some(properties))
@@ -274,6 +275,49 @@ fn parquet_reads_images_labels_and_class_names() {
     }
     assert_eq!(of(root.path(), Split::Test).unwrap().len(), 1);
     assert!(matches!(of(root.path(), Split::All).unwrap().len(), 9));
+}
+
+/// Files by the writers that users have; `data/make_parquet.py` made them.
+#[test]
+fn parquet_by_other_writers_is_read() {
+    let names: &[&str] = &["ant", "bee", "cat"];
+    let counted = [0, 1, 2, 0, 1, 2, 0];
+    for (file, class_names, expected, ends) in [
+        ("hugging_face", names, counted, vec![3, 6, 7]),
+        ("large", names, counted, vec![4, 7]),
+        ("named", names, counted, vec![7]),
+        ("plain", &[], counted.map(|label: u32| label.min(1)), vec![7]),
+    ] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/{file}.parquet"));
+        let data = open(path, &DataConfig::default()).unwrap();
+        assert_eq!(labels(&*data), expected.map(Some), "{file}");
+        assert_eq!(data.class_names(), class_names, "{file}");
+        let blocks = data.blocks().unwrap();
+        assert_eq!(blocks.iter().map(|block| block.end).collect::<Vec<_>>(), ends, "{file}");
+        for id in 0..7 {
+            let image = data.image(id as usize).unwrap();
+            assert_eq!(image.data(), picture(5, 4, id).as_raw().as_slice(), "{file}");
+        }
+    }
+}
+
+/// Row groups are held in parts, since the bytes of one array must stay below 2^31.
+#[test]
+fn parquet_row_groups_of_any_length_are_read() {
+    let root = tempdir().unwrap();
+    let n_rows = 256 * 2 + 3;
+    let schema = Arc::new(Schema::new(vec![Field::new("image", DataType::Binary, false)]));
+    let bytes: Vec<Vec<u8>> = (0..n_rows).map(|id| png(&picture(1, 1, id))).collect();
+    let column = Arc::new(BinaryArray::from_iter_values(bytes)) as ArrayRef;
+    let file = fs::File::create(root.path().join("a.parquet")).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, schema.clone(), None).unwrap();
+    writer.write(&RecordBatch::try_new(schema, vec![column]).unwrap()).unwrap();
+    writer.close().unwrap();
+    let data = open(root.path(), &DataConfig::default()).unwrap();
+    assert_eq!((data.blocks().unwrap().len(), data.label(0)), (1, None));
+    for id in [0, 255, 256, 511, 512, n_rows - 1] {
+        assert_eq!(data.image(id as usize).unwrap().data(), picture(1, 1, id).as_raw().as_slice());
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::{io::IsTerminal, path::PathBuf, time::Instant};
 
 use anyhow::Context;
 use clap::Subcommand;
+use swav_augment::CropConfig;
 use swav_data::{CheckReport, DataConfig, Dataset, Format, Split, check, open};
 
 /// Looks at data sets.
@@ -84,7 +85,7 @@ fn run_check(args: &Check) -> anyhow::Result<()> {
         eprintln!();
     }
     let seconds = start.elapsed().as_secs_f64();
-    println!("read in {seconds:.1} s: {:.0} images/s\n", n_images as f64 / seconds.max(1e-9));
+    println!("read in {seconds:.1} s: {:.1} images/s\n", n_images as f64 / seconds.max(1e-9));
     print_report(&*data, &report, args.list)
 }
 
@@ -92,10 +93,10 @@ fn print_report(data: &dyn Dataset, report: &CheckReport, list: usize) -> anyhow
     let share = |count: usize| 100.0 * count as f64 / report.n_images.max(1) as f64;
     println!("Images     {:>9}", report.n_images);
     println!(
-        "  good     {:>9}  {:5.1}%, {} MiB decoded",
+        "  good     {:>9}  {:5.1}%, {:.1} MiB decoded",
         report.n_good(),
         share(report.n_good()),
-        report.decoded_bytes >> 20
+        report.decoded_bytes as f64 / f64::from(1 << 20)
     );
     println!("  grey     {:>9}  {:5.1}%", report.n_grey, share(report.n_grey));
     println!("  bad      {:>9}  {:5.1}%", report.bad.len(), share(report.bad.len()));
@@ -135,44 +136,64 @@ fn print_report(data: &dyn Dataset, report: &CheckReport, list: usize) -> anyhow
     println!("  {} different sizes; most frequent: {}", sizes.len(), common.join(", "));
 
     let copies: usize = report.duplicates.iter().map(|group| group.len() - 1).sum();
-    println!("\nDuplicates {copies:>9}  in {} groups with equal pixels", report.duplicates.len());
+    println!("\nDuplicates {copies:>9}");
+    if copies > 0 {
+        println!("  {} with equal pixels", counted(report.duplicates.len(), "group"));
+    }
     if report.n_contradictions > 0 {
-        println!("  {} groups have different labels for the same pixels", report.n_contradictions);
+        println!("  {} with equal pixels but different labels", counted(report.n_contradictions, "group"));
     }
     for group in report.duplicates.iter().take(list) {
-        let names: Vec<_> = group.iter().take(4).map(|&index| data.name(index)).collect();
+        let names: Vec<_> = group.iter().take(4).map(|&index| shown(&data.name(index))).collect();
         let more = if group.len() > 4 { format!(" and {} more", group.len() - 4) } else { String::new() };
         println!("  {}{more}", names.join(" = "));
     }
     if report.duplicates.len() > list {
-        println!("  ... and {} more groups", report.duplicates.len() - list);
+        println!("  ... and {} more", counted(report.duplicates.len() - list, "group"));
     }
 
     if !report.bad.is_empty() {
         println!("\nBad images");
         for bad in report.bad.iter().take(list) {
-            println!("  {}: {}", bad.name, bad.reason);
+            println!("  {}: {}", shown(&bad.name), bad.reason);
         }
         if report.bad.len() > list {
             println!("  ... and {} more (--list)", report.bad.len() - list);
         }
-    }
-
-    let (recipe, why) = report.recipe();
-    let text = toml::to_string(&recipe).context("a recipe is always TOML")?;
-    println!("\nRecommended crops, since {why}:\n");
-    // Tables without a value of their own only say that nothing is overridden.
-    let mut lines = text.lines().peekable();
-    while let Some(line) = lines.next() {
-        let empty_table = line.starts_with('[')
-            && !line.starts_with("[[")
-            && lines.peek().is_none_or(|next| next.is_empty() || next.starts_with('['));
-        if !empty_table && !line.is_empty() {
-            println!("  {line}");
+        if report.bad_by_kind().contains_key("too large") {
+            println!("  --max-pixels sets the limit for large images");
         }
     }
+
+    print_recipe(report)?;
     anyhow::ensure!(report.n_good() > 0, "none of the {} images can be used", report.n_images);
     Ok(())
+}
+
+/// The recommended recipe as a part of a config file.
+fn print_recipe(report: &CheckReport) -> anyhow::Result<()> {
+    let (recipe, why) = report.recipe();
+    let preset = toml::Value::try_from(recipe.preset).context("a preset is always TOML")?;
+    println!("\nRecommended, since {why}:\n\n  [augment]\n  preset = {preset}");
+    let crops = recipe.resolved().crops.unwrap_or_default();
+    println!("  crops = [");
+    for CropConfig { size, n_crops, min_scale, max_scale, .. } in crops {
+        println!(
+            "      {{ size = {size}, n_crops = {n_crops}, min_scale = {min_scale:?}, max_scale = {max_scale:?} }},"
+        );
+    }
+    println!("  ]");
+    Ok(())
+}
+
+/// A number of things, with an s unless it is one.
+fn counted(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
+/// A name without what would break the line or the terminal.
+fn shown(name: &str) -> String {
+    name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 fn bar(count: usize, most: usize) -> String {

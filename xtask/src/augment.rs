@@ -57,6 +57,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => MultiCropConfig::preset(args.preset),
     };
     let recipe = config.check()?;
+    let preset = toml::Value::try_from(args.preset).context("a preset is always TOML")?;
+    let recipe_name = if args.recipe.is_some() { "recipe" } else { preset.as_str().unwrap_or_default() };
     let data = open(&args.data, &DataConfig { cache_mib: 0, split: Split::All, ..DataConfig::default() })?;
     if args.images == 0 || data.is_empty() {
         return Err(usage("a sheet needs at least one image"));
@@ -78,7 +80,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     for crop in 0..recipe.n_crops() {
         let (group, number) = recipe.locate(crop).expect("crop is below n_crops");
         let size = recipe.groups()[group].crop.size;
-        write_label(&mut sheet, steps.len() + crop, &format!("recipe\ncrop {number}\nof {size} px"));
+        let zoomed = if zoom(size as u32) > 1 { format!(" x {}", zoom(size as u32)) } else { String::new() };
+        write_label(
+            &mut sheet,
+            steps.len() + crop,
+            &format!("{recipe_name}\ncrop {number}\n{size} px{zoomed}"),
+        );
     }
     let mut scratch = Scratch::default();
     for (column, &index) in indices.iter().enumerate() {
@@ -152,11 +159,19 @@ fn write_label(sheet: &mut RgbImage, row: usize, label: &str) {
     write(sheet, label, GAP, top, LETTER_SCALE, Rgb([230; 3]));
 }
 
-/// Puts a square picture of `size` pixels into its tile, in the middle if smaller, reduced if larger.
+/// How many times a picture of this side fits into a tile.
+fn zoom(size: u32) -> u32 {
+    (TILE / size).max(1)
+}
+
+/// Puts a square picture of `size` pixels into the middle of its tile: reduced if larger, its pixels enlarged if small.
 fn place(sheet: &mut RgbImage, row: usize, column: usize, size: u32, bytes: Vec<u8>) {
     let mut picture = RgbImage::from_raw(size, size, bytes).expect("a square of RGB pixels");
     if size > TILE {
         picture = imageops::resize(&picture, TILE, TILE, imageops::FilterType::Triangle);
+    } else if zoom(size) > 1 {
+        let side = size * zoom(size);
+        picture = imageops::resize(&picture, side, side, imageops::FilterType::Nearest);
     }
     let margin = (TILE - picture.width()) / 2;
     let left = LABEL_WIDTH + column as u32 * (TILE + GAP) + margin;

@@ -120,7 +120,7 @@ pub(crate) unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction for it there"))]
 pub(crate) unsafe fn pair_tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
     // SAFETY: the caller's promise.
-    unsafe { S::run_pairs(TileJob::<MR, NV, true>(t)) }
+    unsafe { S::run(TileJob::<MR, NV, true>(t)) }
 }
 
 /// One step of a sum of products, of f32 or of pairs of bf16.
@@ -251,14 +251,15 @@ pub(crate) unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &Gr
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction for it there"))]
 pub(crate) unsafe fn pair_grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradTile) {
     // SAFETY: the caller's promise.
-    unsafe { S::run_pairs(GradJob::<MR, NV, true>(t)) }
+    unsafe { S::run(GradJob::<MR, NV, true>(t)) }
 }
 
 /// Floating-point operations per second of the widest product tile on data in the first-level cache, all
-/// threads of the current rayon pool together: what the convolutions are to be compared with. Takes about a
+/// threads of the current rayon pool together: what the convolutions are to be compared with. The tile is that of
+/// direct convolutions: of bf16 where [`Context::bf16_products`](crate::Context::bf16_products) says so. Takes about a
 /// quarter of a second; the best of several short runs counts.
 pub fn peak_flops(ctx: &crate::Context) -> f64 {
-    fn run<S: Simd>() -> f64 {
+    fn run<S: Simd>(pairs: bool) -> f64 {
         const BLOCKS: usize = 8;
         let (rows, width) = (S::TILE_ROWS, 2 * S::LANES);
         let a = vec![0.5f32; rows * BLOCK * BLOCKS];
@@ -266,6 +267,10 @@ pub fn peak_flops(ctx: &crate::Context) -> f64 {
         let list: Vec<(i32, i32)> =
             (0..BLOCKS).map(|i| ((i * rows * BLOCK) as i32, (i * width * BLOCK) as i32)).collect();
         let offsets: Vec<usize> = (0..rows).map(|i| i * width).collect();
+        let (tiles, products) = match S::PAIR_TILES {
+            Some(tiles) if pairs => (tiles, 2),
+            _ => (S::TILES, 1),
+        };
         let (repeats, mut best) = (2000, f64::MAX);
         for _ in 0..20 {
             let begin = std::time::Instant::now();
@@ -274,7 +279,7 @@ pub fn peak_flops(ctx: &crate::Context) -> f64 {
                 for _ in 0..repeats {
                     // SAFETY: the instruction set is available; lists and rows stay inside the buffers.
                     unsafe {
-                        S::TILES[1][rows - 1](&Tile {
+                        tiles[1][rows - 1](&Tile {
                             list: list.as_ptr(),
                             blocks: BLOCKS,
                             a: a.as_ptr(),
@@ -291,8 +296,8 @@ pub fn peak_flops(ctx: &crate::Context) -> f64 {
             });
             best = best.min(begin.elapsed().as_secs_f64());
         }
-        let flops = 2 * rows * width * BLOCK * BLOCKS * repeats * rayon::current_num_threads();
+        let flops = 2 * products * rows * width * BLOCK * BLOCKS * repeats * rayon::current_num_threads();
         flops as f64 / best
     }
-    crate::simd::dispatch!(ctx.isa(), S => run::<S>())
+    crate::simd::dispatch!(ctx.isa(), S => run::<S>(ctx.bf16_products()))
 }

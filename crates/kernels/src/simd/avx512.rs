@@ -5,9 +5,38 @@ use std::arch::x86_64::*;
 use super::{Job, Simd};
 use crate::micro::{GradTileFn, TileFn, grad_tile, pair_grad_tile, pair_tile_table, tile_table};
 
-/// AVX-512 F, BW, DQ and VL.
+/// AVX-512 F, BW, DQ and VL, with the instructions for bf16 or without. They round as the plain ones do, except that
+/// numbers below the normal f32 become 0.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub(crate) struct Avx512<const BF16: bool>;
+
+/// Whether the machine has the instructions for bf16.
+pub(crate) fn has_bf16() -> bool {
+    is_x86_feature_detected!("avx512bf16")
+}
+
+/// Runs a job without the instructions for bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn run_plain<J: Job>(job: J) -> J::Out {
+    // SAFETY: the caller's promise.
+    unsafe { job.call::<Avx512<false>>() }
+}
+
+/// Runs a job with the instructions for bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn run_bf16<J: Job>(job: J) -> J::Out {
+    // SAFETY: the caller's promise.
+    unsafe { job.call::<Avx512<true>>() }
+}
+
+/// The bits of bf16, by the instruction.
+#[inline(always)]
+unsafe fn narrow(v: __m512) -> __m256i {
+    // SAFETY: the caller has the instructions for bf16; both types are 256 bits of any value.
+    unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)) }
+}
 
 #[inline(always)]
 fn mask(n: usize) -> __mmask16 {
@@ -29,34 +58,34 @@ unsafe fn round(v: __m512) -> __m512i {
 
 // SAFETY of all blocks below: the trait's contract, which the caller keeps, is that of the intrinsics: the
 // features are there and the pointers are valid for the lanes that are touched.
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     const LANES: usize = 16;
     const TILES: [&'static [TileFn]; 2] = [
-        &tile_table!(Avx512, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-        &tile_table!(Avx512, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        &tile_table!(Avx512<false>, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        &tile_table!(Avx512<false>, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
     ];
-    const PAIR_TILES: Option<[&'static [TileFn]; 2]> = Some([
-        &pair_tile_table!(Avx512, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-        &pair_tile_table!(Avx512, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-    ]);
-    const PAIR_GRAD_TILES: Option<[GradTileFn; 2]> =
-        Some([pair_grad_tile::<Avx512, 8, 1>, pair_grad_tile::<Avx512, 8, 2>]);
-    const GRAD_TILES: [GradTileFn; 2] = [grad_tile::<Avx512, 8, 1>, grad_tile::<Avx512, 8, 2>];
+    const PAIR_TILES: Option<[&'static [TileFn]; 2]> = if BF16 {
+        Some([
+            &pair_tile_table!(Avx512<true>, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            &pair_tile_table!(Avx512<true>, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        ])
+    } else {
+        None
+    };
+    const PAIR_GRAD_TILES: Option<[GradTileFn; 2]> = if BF16 {
+        Some([pair_grad_tile::<Avx512<true>, 8, 1>, pair_grad_tile::<Avx512<true>, 8, 2>])
+    } else {
+        None
+    };
+    const GRAD_TILES: [GradTileFn; 2] = [grad_tile::<Avx512<false>, 8, 1>, grad_tile::<Avx512<false>, 8, 2>];
     const GRAD_ROWS: usize = 8;
     const GRAD_COLS: usize = 32;
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    #[inline(always)]
     unsafe fn run<J: Job>(job: J) -> J::Out {
         // SAFETY: see above.
-        unsafe { job.call::<Self>() }
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-    unsafe fn run_pairs<J: Job>(job: J) -> J::Out {
-        // SAFETY: see above.
-        unsafe { job.call::<Self>() }
+        unsafe { if BF16 { run_bf16(job) } else { run_plain(job) } }
     }
     #[inline(always)]
     unsafe fn dot_pairs(a: __m512, b: __m512, c: __m512) -> __m512 {
@@ -73,6 +102,11 @@ impl Simd for Avx512 {
     unsafe fn pair(low: __m512, high: __m512) -> __m512 {
         // SAFETY: see above.
         unsafe {
+            if BF16 {
+                let low = _mm512_cvtepu16_epi32(narrow(low));
+                let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow(high)));
+                return _mm512_castsi512_ps(_mm512_or_si512(low, high));
+            }
             let low = _mm512_srli_epi32::<16>(round(low));
             let high = _mm512_and_si512(round(high), _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
             _mm512_castsi512_ps(_mm512_or_si512(low, high))
@@ -115,7 +149,9 @@ impl Simd for Avx512 {
     unsafe fn store_bf16(p: *mut u16, v: __m512) {
         // SAFETY: see above.
         unsafe {
-            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round(v))));
+            let bits =
+                if BF16 { narrow(v) } else { _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round(v))) };
+            _mm256_storeu_si256(p.cast(), bits);
         }
     }
     #[inline(always)]

@@ -19,7 +19,7 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::Avx512;
+pub(crate) use avx512::{Avx512, has_bf16};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
@@ -69,14 +69,6 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// Runs a job with this instruction set's features.
     unsafe fn run<J: Job>(job: J) -> J::Out;
-
-    /// Runs a job with the features for products of bf16 as well.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction for them there"))]
-    #[inline(always)]
-    unsafe fn run_pairs<J: Job>(job: J) -> J::Out {
-        // SAFETY: the caller's promise.
-        unsafe { Self::run(job) }
-    }
 
     /// `c + Σ a·b` over the pairs of bf16 in each lane; only where `PAIR_TILES` is set.
     #[inline(always)]
@@ -190,8 +182,13 @@ macro_rules! dispatch {
     ($isa:expr, $S:ident => $body:expr) => {
         match $isa {
             #[cfg(target_arch = "x86_64")]
+            $crate::Isa::Avx512 if $crate::simd::has_bf16() => {
+                type $S = $crate::simd::Avx512<true>;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
             $crate::Isa::Avx512 => {
-                type $S = $crate::simd::Avx512;
+                type $S = $crate::simd::Avx512<false>;
                 $body
             }
             #[cfg(target_arch = "x86_64")]
@@ -276,6 +273,11 @@ mod tests {
         for isa in crate::Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             // SAFETY: the instruction set is available.
             dispatch!(isa, S => unsafe { S::run(Check) });
+        }
+        #[cfg(target_arch = "x86_64")]
+        if crate::Isa::Avx512.is_available() {
+            // SAFETY: as above; machines with the instructions for bf16 can do without.
+            unsafe { Avx512::<false>::run(Check) };
         }
     }
 }

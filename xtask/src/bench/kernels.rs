@@ -85,20 +85,37 @@ fn noise(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919) % 1001) as f32 / 500.0 - 1.0).collect()
 }
 
+/// Noise, stored as a precision asks for.
+fn activations(shape: [usize; 4], precision: Precision) -> Result<Activations, swav_kernels::Error> {
+    let values = noise(shape.iter().product());
+    let words = match precision {
+        Precision::F32 => values,
+        // Two bf16 a word, cut off rather than rounded: it is noise.
+        Precision::Mixed => (values.chunks(2))
+            .map(|pair| {
+                let high = pair.get(1).map_or(0, |v| v.to_bits() & 0xffff_0000);
+                f32::from_bits(pair[0].to_bits() >> 16 | high)
+            })
+            .collect(),
+    };
+    Activations::from_words(shape, precision, words)
+}
+
 /// Times all layers; prints a table and returns its rows.
 fn layers(options: Options, seconds: f64) -> anyhow::Result<Vec<serde_json::Value>> {
-    // Inputs are f32 here whatever the precision of outputs: the first layer's are.
     let ctx = Context::new(options)?;
     let peak = peak_flops(&ctx);
-    println!("peak of the product tile: {:.0} GFLOP/s ({}, f32)", peak / 1e9, ctx.isa().name());
+    let operands = if ctx.bf16_products() { "bf16" } else { "f32" };
+    println!("peak of the product tile: {:.0} GFLOP/s ({}, {operands})", peak / 1e9, ctx.isa().name());
     println!("{:>34}  {:>16} {:>16} {:>16}", "layer", "forward", "data", "weights");
     let mut rows = Vec::new();
     for [images, side, c_in, c_out, kernel, stride] in LAYERS {
         let spec = ConvSpec { c_in, c_out, kernel, stride, padding: kernel / 2 };
         let shape = [images, side, side, c_in];
-        let x = Activations::from_f32(shape, noise(shape.iter().product()))?;
+        // The images are f32 in either precision.
+        let x = activations(shape, if c_in == 3 { Precision::F32 } else { options.precision })?;
         let out = spec.output_shape(shape);
-        let dy = Activations::from_f32(out, noise(out.iter().product()))?;
+        let dy = activations(out, options.precision)?;
         let weights = noise(spec.weight_len());
         let mut grad = vec![0.0; spec.weight_len()];
         let mut best = [f64::MAX; 3];

@@ -44,6 +44,8 @@ pub(super) fn run<S: Simd>(
 ) {
     let ([_, _, ci], [dh, dw, co]) = (geometry.src, geometry.dst);
     let split = Split::new(&geometry, S::TILE_ROWS, co);
+    // Two images share a word; where tasks take single ones, half of each product would be with zero.
+    let pairs = pairs && geometry.n / split.groups >= 2;
     let per_set = grad.len().max(1);
     let pixels = geometry.n * dh * dw;
     let columns = (ci.div_ceil(S::GRAD_COLS), ci);

@@ -167,7 +167,8 @@ impl<'a, D: Device<f32>> Graph<'a, D> {
     }
 
     /// 3x3 max-pooling of stride 2, padding 1, of values that are not negative: the zeros outside lose or tie, and
-    /// at a tie of zeros the ReLU before has no gradient anyway.
+    /// at a tie of zeros the ReLU before has no gradient anyway. At a tie above zero dfdx gives every maximum the whole
+    /// gradient, where PyTorch and the kernels give it to the first: a deviation that images with flat areas can meet.
     fn max_pool<T: Tape<f32, D>>(
         &self,
         x: Matrix<D, T>,

@@ -20,40 +20,83 @@ pub struct AlignedAllocator;
 const LINE: usize = 64;
 /// From how many bytes on a block is aligned.
 const LARGE: usize = 4096;
+/// Alignment to ask the system for, so that the distance to the aligned block can be written before it.
+const ORIGIN: usize = align_of::<Distance>() * 2;
 
-/// What to ask the system for; depends on the layout alone, so that it is the same when memory is freed.
-fn aligned(layout: Layout) -> Layout {
-    if layout.size() < LARGE || layout.align() >= LINE {
-        return layout;
+/// Bytes from the begin of the system's block to the aligned one, written right before the latter.
+type Distance = usize;
+
+/// What to ask the system for where a block is aligned here, and not by the system: an aligned request for zeros makes
+/// it write them, where the plain one takes fresh pages that are zero already. Depends on the layout alone, so that it
+/// is the same when memory is freed.
+fn enlarged(layout: Layout) -> Option<Layout> {
+    if layout.size() < LARGE || layout.align() > ORIGIN {
+        return None;
     }
-    Layout::from_size_align(layout.size(), LINE).unwrap_or(layout)
+    Layout::from_size_align(layout.size().checked_add(LINE)?, ORIGIN).ok()
 }
 
-// SAFETY: the system's allocator does the work; layouts of more alignment fulfil what callers ask for, and each block
-// is freed with the layout that it was allocated with.
+/// The aligned block within a system's block of an enlarged layout.
+///
+/// # Safety
+/// `origin` must be null or a block of a layout from [`enlarged`].
+unsafe fn align(origin: *mut u8) -> *mut u8 {
+    if origin.is_null() {
+        return origin;
+    }
+    let distance = LINE - origin as usize % LINE;
+    // SAFETY: the origin's alignment makes the distance ORIGIN to LINE bytes, which the enlarged block has to spare and
+    // which leave room for the number.
+    unsafe {
+        let block = origin.add(distance);
+        block.cast::<Distance>().sub(1).write(distance);
+        block
+    }
+}
+
+// SAFETY: the system's allocator does the work; blocks that are aligned here lie within larger ones of the system, at a
+// distance that is written before them, and are freed as a whole.
 unsafe impl GlobalAlloc for AlignedAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise, for a layout of the same size.
-        unsafe { System.alloc(aligned(layout)) }
+        // SAFETY: the caller's promise that the size is not 0.
+        unsafe {
+            match enlarged(layout) {
+                Some(enlarged) => align(System.alloc(enlarged)),
+                None => System.alloc(layout),
+            }
+        }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as above.
-        unsafe { System.alloc_zeroed(aligned(layout)) }
+        unsafe {
+            match enlarged(layout) {
+                Some(enlarged) => align(System.alloc_zeroed(enlarged)),
+                None => System.alloc_zeroed(layout),
+            }
+        }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: as above; the block was allocated with this layout.
-        unsafe { System.dealloc(block, aligned(layout)) }
+        // SAFETY: the caller's promise that the block was allocated with this layout, hence with this enlarged one.
+        unsafe {
+            match enlarged(layout) {
+                Some(enlarged) => {
+                    let distance = block.cast::<Distance>().sub(1).read();
+                    System.dealloc(block.sub(distance), enlarged);
+                }
+                None => System.dealloc(block, layout),
+            }
+        }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        if layout.size() < LARGE && size < LARGE {
+        // SAFETY: the caller promises that the new size fits the alignment.
+        let layout_after = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
+        if enlarged(layout).is_none() && enlarged(layout_after).is_none() {
             // SAFETY: the caller's promise; neither layout is changed.
             return unsafe { System.realloc(block, layout, size) };
         }
-        // SAFETY: the caller promises that the new size fits the alignment.
-        let layout_after = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         // SAFETY: both blocks are valid for the smaller of the two sizes and do not overlap.
         unsafe {
             let after = self.alloc(layout_after);

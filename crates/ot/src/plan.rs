@@ -34,9 +34,7 @@ impl<T: Real> PlanRows<'_, '_, T> {
         let (n, m) = self.problem.dim();
         let isa = Isa::detect();
         let (n_chunks, per) = (chunks::count(n), chunks::rows_per_chunk(n));
-        let epsilon = self.problem.epsilon;
-        let scale = self.problem.cost.sign() / epsilon;
-        let offsets = self.offsets();
+        let (scale, offsets) = self.exponents();
         let buffer_width = if self.problem.cost.in_memory(false) { 0 } else { m };
         let mut buffers = vec![T::zero(); n_chunks * buffer_width];
         let parallel = chunks::parallel(n * m);
@@ -46,23 +44,29 @@ impl<T: Real> PlanRows<'_, '_, T> {
                 let costs = costs.take();
                 for (r, row) in plan.take().chunks_exact_mut(m).enumerate() {
                     let i = chunk * per + r;
-                    let weight = self.problem.source[i];
-                    if weight == 0.0 {
+                    let Some(shift) = self.shift(i) else {
                         row.fill(T::zero());
                         continue;
-                    }
+                    };
                     let costs = self.problem.cost.row(isa, false, i, costs);
-                    let shift = self.f[i] / epsilon + weight.ln();
                     simd::exp_affine_narrow(isa, costs, scale, &offsets, shift, row);
                 }
             });
         });
     }
 
+    /// What all rows share of their exponents `shift_i + offset_j - scale · C_ij`: the scale, and the offsets
     /// `g_j / ε + ln b_j`; -infinity for a target without weight, whose exponential is 0.
-    fn offsets(&self) -> Vec<f64> {
+    fn exponents(&self) -> (f64, Vec<f64>) {
         let epsilon = self.problem.epsilon;
-        self.g.iter().enumerate().map(|(j, g)| g / epsilon + self.target(j).ln()).collect()
+        let offset = |(j, g): (usize, &f64)| g / epsilon + self.target(j).ln();
+        (self.problem.cost.sign() / epsilon, self.g.iter().enumerate().map(offset).collect())
+    }
+
+    /// A row's part of its exponents, `f_i / ε + ln a_i`; none for a source without weight, whose row is 0.
+    fn shift(&self, i: usize) -> Option<f64> {
+        let weight = self.problem.source[i];
+        (weight != 0.0).then(|| self.f[i] / self.problem.epsilon + weight.ln())
     }
 
     /// Visits all rows. Each may write to its own `width` elements of `out` and add to `n_sums` sums that it shares
@@ -94,9 +98,7 @@ impl<T: Real> PlanRows<'_, '_, T> {
         let (n, m) = self.problem.dim();
         let isa = Isa::detect();
         let (n_chunks, per) = (chunks::count(n), chunks::rows_per_chunk(n));
-        let epsilon = self.problem.epsilon;
-        let scale = self.problem.cost.sign() / epsilon;
-        let offsets = self.offsets();
+        let (scale, offsets) = self.exponents();
         let mut costs = vec![T::zero(); n_chunks * m];
         let mut plan = vec![0.0; n_chunks * m];
         let mut partial = vec![start; n_chunks * n_sums];
@@ -114,11 +116,9 @@ impl<T: Real> PlanRows<'_, '_, T> {
                 let (here, rest) = std::mem::take(&mut out).split_at_mut(width);
                 out = rest;
                 let costs = self.problem.cost.row(isa, false, i, costs);
-                let weight = self.problem.source[i];
-                if weight == 0.0 {
-                    plan.fill(0.0);
-                } else {
-                    simd::exp_affine(isa, costs, scale, &offsets, self.f[i] / epsilon + weight.ln(), plan);
+                match self.shift(i) {
+                    Some(shift) => simd::exp_affine(isa, costs, scale, &offsets, shift, plan),
+                    None => plan.fill(0.0),
                 }
                 visitor(Row { i, costs, plan }, here, sums);
             }

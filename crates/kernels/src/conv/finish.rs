@@ -23,10 +23,10 @@ pub(super) trait Finish: Copy + Send + Sync {
     );
 
     /// Asks for what [`vec`](Self::vec) will touch at an element, which may lie outside the output.
-    #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, at: usize) {
-        let _ = at;
-    }
+    ///
+    /// # Safety
+    /// The instruction set must be available.
+    unsafe fn prefetch<S: Simd>(&self, at: usize);
 }
 
 /// Running sums of one vector of channels.

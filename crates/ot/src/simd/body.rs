@@ -172,9 +172,7 @@ pub(super) fn exp_affine<T: Lane, const FMA: bool>(
     shift: f64,
     out: &mut [f64],
 ) {
-    for ((out, &x), &offset) in out.iter_mut().zip(row).zip(offsets) {
-        *out = <f64 as Lane>::exp::<FMA>((offset - x.widen() * scale) + shift);
-    }
+    exp_affine_into::<T, f64, FMA>(row, scale, offsets, shift, out);
 }
 
 #[inline(always)]
@@ -185,8 +183,19 @@ pub(super) fn exp_affine_narrow<T: Lane, const FMA: bool>(
     shift: f64,
     out: &mut [T],
 ) {
+    exp_affine_into::<T, T, FMA>(row, scale, offsets, shift, out);
+}
+
+#[inline(always)]
+fn exp_affine_into<T: Lane, O: Lane, const FMA: bool>(
+    row: &[T],
+    scale: f64,
+    offsets: &[f64],
+    shift: f64,
+    out: &mut [O],
+) {
     for ((out, &x), &offset) in out.iter_mut().zip(row).zip(offsets) {
-        *out = T::narrow(<f64 as Lane>::exp::<FMA>((offset - x.widen() * scale) + shift));
+        *out = O::narrow(<f64 as Lane>::exp::<FMA>((offset - x.widen() * scale) + shift));
     }
 }
 

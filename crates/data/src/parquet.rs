@@ -458,7 +458,7 @@ fn features(metadata: &ArrowReaderMetadata) -> Value {
         .and_then(|entries| entries.iter().find(|entry| entry.key == "huggingface"))
         .and_then(|entry| entry.value.as_deref())
         .unwrap_or_default();
-    serde_json::from_str::<Value>(text).map_or(Value::Null, |mut object| object["info"]["features"].take())
+    serde_json::from_str::<Value>(text).map_or(Value::Null, |object| object["info"]["features"].clone())
 }
 
 /// The class names of a column.

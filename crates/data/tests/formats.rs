@@ -235,11 +235,14 @@ fn pictures(from: u32, to: u32) -> Vec<Option<Vec<u8>>> {
     (from..to).map(|id| Some(png(&picture(5, 4, id)))).collect()
 }
 
+fn ints(values: &[i64]) -> ArrayRef {
+    Arc::new(Int64Array::from(values.to_vec()))
+}
+
 #[test]
 fn parquet_reads_images_labels_and_class_names() {
     let root = tempdir().unwrap();
     let features = r#"{"info":{"features":{"label":{"names":["ant","bee"],"_type":"ClassLabel"}}}}"#;
-    let ints = |values: &[i64]| Arc::new(Int64Array::from(values.to_vec())) as ArrayRef;
     let file = |name: &str| root.path().join("data").join(name);
     parquet_file(
         &file("train-00000-of-00002.parquet"),
@@ -275,6 +278,19 @@ fn parquet_reads_images_labels_and_class_names() {
     }
     assert_eq!(of(root.path(), Split::Test).unwrap().len(), 1);
     assert!(matches!(of(root.path(), Split::All).unwrap().len(), 9));
+}
+
+/// What a writer says of the columns may be anything: it then counts for nothing.
+#[test]
+fn parquet_metadata_of_another_shape_is_ignored() {
+    for features in ["", "[1]", "7", "\"text\"", "{\"info\":[]}", "{\"info\":{\"features\":{\"label\":3}}}"] {
+        let root = tempdir().unwrap();
+        let path = root.path().join("data/a.parquet");
+        parquet_file(&path, &pictures(0, 2), ints(&[1, 0]), ["image", "label"], Some(features));
+        let data = open(root.path(), &DataConfig::default()).unwrap();
+        assert_eq!(labels(&*data), [Some(1), Some(0)], "{features}");
+        assert!(data.class_names().is_empty(), "{features}");
+    }
 }
 
 /// Files by the writers that users have; `data/make_parquet.py` made them.
@@ -353,9 +369,8 @@ fn parquet_columns_are_named_by_config_and_checked() {
 #[test]
 fn a_parquet_file_that_vanishes_costs_its_images() {
     let root = tempdir().unwrap();
-    let ints = Arc::new(Int64Array::from(vec![0, 1])) as ArrayRef;
-    parquet_file(&root.path().join("a.parquet"), &pictures(0, 2), ints.clone(), ["image", "label"], None);
-    parquet_file(&root.path().join("b.parquet"), &pictures(2, 4), ints, ["image", "label"], None);
+    parquet_file(&root.path().join("a.parquet"), &pictures(0, 2), ints(&[0, 1]), ["image", "label"], None);
+    parquet_file(&root.path().join("b.parquet"), &pictures(2, 4), ints(&[0, 1]), ["image", "label"], None);
     let data = open(root.path(), &DataConfig { cache_mib: 0, ..DataConfig::default() }).unwrap();
     fs::remove_file(root.path().join("b.parquet")).unwrap();
     assert!(matches!(data.image(3), Err(SampleError::Vanished)));

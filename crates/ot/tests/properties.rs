@@ -299,6 +299,13 @@ fn applying_the_plan_is_multiplying_by_it() {
     let plan = solution.plan();
     let (u, v) = (random(23, 1, 1).column(0).to_owned(), random(17, 3, 2));
     let close = |a: &Array1<f64>, b: &Array1<f64>| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-14);
+    let mut turned = Array2::zeros((17, 23));
+    solution.plan_into(turned.view_mut().reversed_axes()).unwrap();
+    assert_eq!(turned.t(), plan);
+    assert!(matches!(solution.plan_into(turned.view_mut()), Err(OtError::Shape { what: "plan", .. })));
+    let mut used = plan.mapv(|p| p + 1.0);
+    solution.plan_into(used.view_mut()).unwrap();
+    assert_eq!(used, plan);
     assert!(close(&solution.apply(v.column(0)).unwrap(), &plan.dot(&v.column(0))));
     assert!(close(&solution.apply_transposed(u.view()).unwrap(), &plan.t().dot(&u)));
     assert!(largest_difference(&solution.apply_columns(v.view()).unwrap(), &plan.dot(&v)) < 1e-14);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array2, Axis};
@@ -17,6 +17,8 @@ use swav_ot::{Acceleration, Codes, Method, Norm, Options, Potentials, Problem, S
 const YARDSTICK: &str = include_str!("ot_yardstick.py");
 /// Prototypes of SwAV's ImageNet recipe.
 const PROTOTYPES: usize = 3000;
+/// Time that a case is repeated for at least: threads take a while to settle on cores.
+const CASE_TIME: Duration = Duration::from_millis(500);
 /// Floats of the bandwidth measurement: 400 MB, beyond any cache.
 const BANDWIDTH_FLOATS: usize = 100_000_000;
 
@@ -26,7 +28,7 @@ pub struct Args {
     /// A Python with torch, pot and numpy, to measure the yardsticks in the same run.
     #[arg(long)]
     python: Option<PathBuf>,
-    /// Repetitions of each case; the median counts.
+    /// Repetitions of each case at least; the median counts. Short cases are repeated for half a second.
     #[arg(long, default_value_t = 9)]
     repeats: usize,
 }
@@ -79,13 +81,14 @@ pub fn run(args: Args) -> Result<()> {
 fn median_ms(repeats: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
     work()?;
     let mut times = Vec::with_capacity(repeats);
-    for _ in 0..repeats {
+    let begin = Instant::now();
+    while times.len() < repeats || begin.elapsed() < CASE_TIME {
         let start = Instant::now();
         work()?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
-    Ok(times[repeats / 2])
+    Ok(times[times.len() / 2])
 }
 
 /// One SwAV case: codes of unit embeddings against unit prototypes.
@@ -112,8 +115,8 @@ fn codes_case(batch: usize, repeats: usize, yardsticks: &BTreeMap<String, Value>
 
 /// One general case: two clouds of normal points, squared distances over their maximum, to an L2 residual of 1e-6
 /// (the criterion that POT stops by), from the cost matrix to the plan. POT looks at its residual in every tenth
-/// iteration, so `residual` tells how far each plan's marginals are from the weights in the end. `ms` is with a solver
-/// that is used again, `first_ms` with a new one each time, as POT has it.
+/// iteration, so `residual` tells how far each plan's marginals are from the weights in the end. `ms` is with a solver and
+/// a plan that are used again, `first_ms` with new ones each time, as POT has it.
 fn general_case(
     n: usize,
     epsilon: f64,
@@ -129,19 +132,19 @@ fn general_case(
             continue;
         }
         let options = Options::default().method(method).norm(Norm::L2);
-        let (mut n_iters, mut plan) = (0, Array2::zeros((0, 0)));
-        let mut solve = |solver: &mut Solver<f64>| -> Result<()> {
+        let (mut n_iters, mut plan) = (0, Array2::zeros((n, n)));
+        let mut solver = Solver::new(options)?;
+        let ms = median_ms(repeats, || {
             let problem = Problem::from_cost(cost.view(), epsilon)?;
             let solution = solver.solve(&problem)?.converged()?;
             n_iters = solution.n_iters();
-            // The plan before is dropped first, as an expression's value would be.
-            plan = Array2::zeros((0, 0));
-            plan = solution.plan();
+            Ok(solution.plan_into(plan.view_mut())?)
+        })?;
+        let first_ms = median_ms(repeats, || {
+            let problem = Problem::from_cost(cost.view(), epsilon)?;
+            drop(Solver::new(options)?.solve(&problem)?.converged()?.plan());
             Ok(())
-        };
-        let mut solver = Solver::new(options)?;
-        let ms = median_ms(repeats, || solve(&mut solver))?;
-        let first_ms = median_ms(repeats, || solve(&mut Solver::new(options)?))?;
+        })?;
         line[format!("{name}_ms")] = json!(ms);
         line[format!("{name}_first_ms")] = json!(first_ms);
         line[format!("{name}_iters")] = json!(n_iters);

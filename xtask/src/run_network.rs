@@ -35,10 +35,7 @@ impl Options {
         }
         let settings = config.check()?;
         let training = &settings.config().training;
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(training.threads)
-            .build_global()
-            .context("thread pool")?;
+        swav_train::join_pool(training.threads)?;
         let (checkpoint, path) = folder.newest()?;
         let mut network = swav_encoder::build(&training.device, settings.encoder(), training.seed)?;
         network

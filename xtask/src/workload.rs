@@ -1,7 +1,6 @@
 //! A training step on random images: what `bench speed` and `profile` measure. It is the step that training
 //! takes, without data loading.
 
-use anyhow::Context;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -110,7 +109,7 @@ impl Workload {
             checkpointing: named::<Checkpointing>("--checkpointing", &options.checkpointing)?,
         };
         let spec = config.check().map_err(crate::usage)?;
-        rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global().context("thread pool")?;
+        swav_train::join_pool(options.threads)?;
 
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let prototypes = Prototypes::random(&[options.prototypes], spec.embedding_dim(), &mut rng)

@@ -19,6 +19,7 @@ mod signal;
 mod statistics;
 mod step;
 mod tensorboard;
+mod threads;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Position, write_weights};
@@ -37,4 +38,5 @@ pub use signal::StopFlag;
 pub use statistics::reestimate_batch_norm;
 pub use step::{StepOutput, Swav};
 pub use tensorboard::EventWriter;
+pub use threads::join_pool;
 pub use trainer::{Outcome, Trainer};

@@ -24,6 +24,7 @@ use crate::schedule::Schedule;
 use crate::signal::StopFlag;
 use crate::statistics::reestimate_batch_norm;
 use crate::step::Swav;
+use crate::threads::join_pool;
 
 /// Stream of the random numbers that prototypes are drawn from, beside those of crops and order.
 const PROTOTYPES_STREAM: u64 = 0x7072_6f74_6f74_7970;
@@ -444,24 +445,6 @@ impl Trainer {
         tracing::info!("weights written to {}", self.folder.weights().display());
         Ok(())
     }
-}
-
-/// Makes the current thread, and what it asks of rayon, part of a pool of `n_threads`, for the rest of its life.
-///
-/// `ThreadPool::install` would move the loop to another thread, which encoders need not allow. A thread that is in
-/// a pool already stays there, as does every thread for 0.
-fn join_pool(n_threads: usize) -> Result<(), TrainError> {
-    if n_threads == 0 || rayon::current_thread_index().is_some() {
-        return Ok(());
-    }
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(n_threads)
-        .use_current_thread()
-        .build()
-        .map_err(|error| TrainError::Threads { n_threads, message: error.to_string() })?;
-    // The current thread keeps working in the pool after this function.
-    std::mem::forget(pool);
-    Ok(())
 }
 
 fn read_config(folder: &RunFolder) -> Result<TrainConfig, TrainError> {

@@ -24,6 +24,9 @@ pub(super) enum Reader<'a> {
     Columns(Source<'a>, &'a ConvSpec),
 }
 
+/// No instruction set's tile has more rows.
+const MOST_ROWS: usize = 32;
+
 /// Reduction blocks (of 16) that a pass over the outputs takes at once.
 const CHUNK: usize = 30;
 
@@ -104,9 +107,38 @@ struct Target {
 struct Work {
     /// Offsets of taps, for full and for narrow panels.
     lists: Vec<Vec<(i32, i32)>>,
-    /// For each row of the product, its offset in the target, and its pixel's element in the output.
-    rows: Vec<usize>,
-    at: Vec<usize>,
+    /// Columns of the run, each of which has a row of the product for each image.
+    columns: usize,
+    places: Places,
+}
+
+/// Where the rows of a product go: offsets in the target, and elements of the output.
+#[derive(Clone, Copy)]
+struct Places {
+    images: usize,
+    /// Of the first column of the first image.
+    target: usize,
+    output: usize,
+    /// From one column, and from one image, to the next.
+    target_steps: [usize; 2],
+    output_steps: [usize; 2],
+}
+
+impl Places {
+    /// The places of some rows of the product.
+    fn of(&self, rows: std::ops::Range<usize>) -> ([usize; MOST_ROWS], [usize; MOST_ROWS]) {
+        let (mut targets, mut outputs) = ([0; MOST_ROWS], [0; MOST_ROWS]);
+        let (mut column, mut image) = (rows.start / self.images, rows.start % self.images);
+        for i in 0..rows.len() {
+            targets[i] = self.target + column * self.target_steps[0] + image * self.target_steps[1];
+            outputs[i] = self.output + column * self.output_steps[0] + image * self.output_steps[1];
+            image += 1;
+            if image == self.images {
+                (column, image) = (column + 1, 0);
+            }
+        }
+        (targets, outputs)
+    }
 }
 
 impl Pass<'_> {
@@ -208,13 +240,14 @@ impl Pass<'_> {
                 if skip_empty && lists[0].is_empty() {
                     continue;
                 }
-                let row0 = (y - share.rows.start) * target.row + run.x0 * target.pixel;
-                let at0 = ((share.images.start * dh + y) * dw + run.x0) * dc;
-                let each = |m: usize| (m / n * run.step, m % n);
-                let rows =
-                    (0..run.count * n).map(|m| row0 + each(m).0 * target.pixel + each(m).1 * target.image);
-                let at = (0..run.count * n).map(|m| at0 + each(m).0 * dc + each(m).1 * dh * dw * dc);
-                works.push(Work { lists, rows: rows.collect(), at: at.collect() });
+                let places = Places {
+                    images: n,
+                    target: (y - share.rows.start) * target.row + run.x0 * target.pixel,
+                    output: ((share.images.start * dh + y) * dw + run.x0) * dc,
+                    target_steps: [run.step * target.pixel, target.image],
+                    output_steps: [run.step * dc, dh * dw * dc],
+                };
+                works.push(Work { lists, columns: run.count, places });
             }
         }
         works
@@ -234,7 +267,7 @@ impl Pass<'_> {
         let block_stride = share.source_rows.len() * self.geometry.columns() * share.images.len() * BLOCK;
         let add = tile.is_none() && self.finisher.accumulates();
         let works = self.works(share, target, self.finisher.accumulates());
-        let identity: [usize; 32] = std::array::from_fn(|i| i * full);
+        let identity: [usize; MOST_ROWS] = std::array::from_fn(|i| i * full);
         let chunks = self.blocks.div_ceil(per_chunk);
         let tables = match S::PAIR_TILES {
             Some(pairs) if self.words == Words::Channels => pairs,
@@ -250,21 +283,24 @@ impl Pass<'_> {
                 let b = self.packed[at..].as_ptr();
                 for (i, work) in works.iter().enumerate() {
                     let list = &work.lists[usize::from(width != full)];
-                    let parts = work.rows.len().div_ceil(S::TILE_ROWS);
+                    let n_rows = work.columns * work.places.images;
+                    let parts = n_rows.div_ceil(S::TILE_ROWS);
                     for p in 0..parts {
-                        let r = part(work.rows.len(), parts, p);
+                        let r = part(n_rows, parts, p);
+                        let (rows, at) = work.places.of(r.clone());
+                        let (rows, at) = (&rows[..r.len()], &at[..r.len()]);
                         let mut t = Tile {
                             list: list.as_ptr(),
                             blocks: list.len() * in_chunk / per_chunk,
                             a: a.wrapping_add(first * block_stride + r.start * BLOCK),
                             b,
                             c: target.base.wrapping_add(j * full - target.c0),
-                            rows: work.rows[r.clone()].as_ptr(),
+                            rows: rows.as_ptr(),
                             accumulate: add || chunk > 0,
                             cols: self.panels.cols(j),
                             cold: true,
                         };
-                        let partial = (chunk > 0).then_some((t.c.cast_const(), &work.rows[r.clone()]));
+                        let partial = (chunk > 0).then_some((t.c.cast_const(), rows));
                         let last = tile.filter(|_| chunk + 1 == chunks);
                         if let Some(tile) = last {
                             (t.c, t.rows, t.accumulate, t.cols) = (tile, identity.as_ptr(), false, width);
@@ -277,7 +313,7 @@ impl Pass<'_> {
                             let tile = TileVisitor::<S> {
                                 pass: self,
                                 values: t.c,
-                                at: &work.at[r],
+                                at,
                                 partial,
                                 panel: j,
                                 task: share.task,

@@ -51,6 +51,9 @@ impl Region<'_> {
     }
 }
 
+/// Pixels ahead that are asked for.
+const AHEAD: usize = 2;
+
 struct FillJob<'a, L> {
     load: &'a L,
     region: Region<'a>,
@@ -69,11 +72,14 @@ impl<L: Load> Job for FillJob<'_, L> {
         let image_len = h * w * c;
         // SAFETY: `fill`'s caller promises that the region lies in the source and `dst` holds it.
         unsafe {
-            for (position, image) in (r.images.0..r.images.1).step_by(step).enumerate() {
-                for y in r.rows.0..r.rows.1 {
-                    for x in 0..w {
+            for y in r.rows.0..r.rows.1 {
+                for x in 0..w {
+                    let column = (y - r.rows.0) * r.geometry.columns() + r.geometry.column(x);
+                    for (position, image) in (r.images.0..r.images.1).step_by(step).enumerate() {
                         let at = ((image * h + y) * w + x) * c;
-                        let column = (y - r.rows.0) * r.geometry.columns() + r.geometry.column(x);
+                        for line in 0..r.blocks.1 - r.blocks.0 {
+                            self.load.prefetch::<S>(at + AHEAD * c + (r.blocks.0 + line) * BLOCK);
+                        }
                         let mut dst = r.dst.add((column * n + position) * BLOCK);
                         for block in r.blocks.0..r.blocks.1 {
                             let ch = block * r.words.block();
@@ -145,28 +151,27 @@ impl<L: Load> Job for ColumnsJob<'_, L> {
         // SAFETY: `fill_columns`'s caller promises that the pixels exist and `dst` holds their columns.
         unsafe {
             if k == 1 && spec.padding == 0 {
-                let at = |pixel: usize| {
-                    let (x, y) = (pixel % ow * spec.stride, pixel / ow % oh * spec.stride);
-                    ((pixel / ow / oh * h + y) * w + x) * c
-                };
                 let step = if words == Words::Images { 2 } else { 1 };
-                for (position, pixel) in (pixels.0..pixels.1).step_by(step).enumerate() {
-                    let from = at(pixel);
-                    let mut dst = dst.add(position * BLOCK);
+                let mut sources = Sources::new(spec, shape, pixels.0);
+                let mut dst = dst;
+                for pixel in (pixels.0..pixels.1).step_by(step) {
+                    let from = sources.next_element();
+                    let other = (step == 2 && pixel + 1 < pixels.1).then(|| sources.next_element());
+                    let mut block_dst = dst;
                     for block in blocks.0..blocks.1 {
                         let ch = block * words.block();
+                        let (at, dst) = (from + ch, block_dst);
                         match words {
-                            Words::Single => copy_block::<S, L>(self.load, from + ch, ch, c - ch, dst),
-                            Words::Channels => {
-                                copy_block_pairs::<S, L>(self.load, from + ch, ch, c - ch, dst)
-                            }
+                            Words::Single => copy_block::<S, L>(self.load, at, ch, c - ch, dst),
+                            Words::Channels => copy_block_pairs::<S, L>(self.load, at, ch, c - ch, dst),
                             Words::Images => {
-                                let other = (pixel + 1 < pixels.1).then(|| at(pixel + 1) + ch);
-                                copy_two_pixels::<S, L>(self.load, (from + ch, other), ch, c - ch, dst);
+                                let other = other.map(|other| other + ch);
+                                copy_two_pixels::<S, L>(self.load, (at, other), ch, c - ch, dst);
                             }
                         }
-                        dst = dst.add(n * BLOCK);
+                        block_dst = block_dst.add(n * BLOCK);
                     }
+                    dst = dst.add(BLOCK);
                 }
                 return;
             }
@@ -218,6 +223,51 @@ impl<L: Load> Job for ColumnsJob<'_, L> {
                 }
             }
         }
+    }
+}
+
+/// The source elements that successive output pixels of a 1×1 convolution read.
+struct Sources {
+    /// Elements from one output column, row and image to the next.
+    column: usize,
+    row: usize,
+    image: usize,
+    width: usize,
+    height: usize,
+    /// The next output pixel.
+    x: usize,
+    y: usize,
+    n: usize,
+}
+
+impl Sources {
+    fn new(spec: &ConvSpec, shape: [usize; 4], pixel: usize) -> Self {
+        let [_, h, w, c] = shape;
+        let [_, height, width, _] = spec.output_shape(shape);
+        Self {
+            column: spec.stride * c,
+            row: spec.stride * w * c,
+            image: h * w * c,
+            width,
+            height,
+            x: pixel % width,
+            y: pixel / width % height,
+            n: pixel / width / height,
+        }
+    }
+
+    /// The element of a pixel's first channel; turns to the pixel after it.
+    #[inline(always)]
+    fn next_element(&mut self) -> usize {
+        let at = self.n * self.image + self.y * self.row + self.x * self.column;
+        self.x += 1;
+        if self.x == self.width {
+            (self.x, self.y) = (0, self.y + 1);
+            if self.y == self.height {
+                (self.y, self.n) = (0, self.n + 1);
+            }
+        }
+        at
     }
 }
 

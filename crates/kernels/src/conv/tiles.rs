@@ -104,8 +104,8 @@ impl<L: Load> Job for TransformTiles<'_, L> {
                             n if n == S::LANES => self.fill::<S, false>(at, tiles, (c, n), strip),
                             n => self.fill::<S, true>(at, tiles, (c, n), strip),
                         }
-                        // The next strip's new pixels, while this one is computed with.
-                        let next = self.tiles.0 + done + tiles;
+                        // New pixels of the strip after the next, while this one is computed with.
+                        let next = self.tiles.0 + done + 2 * tiles;
                         for tile in 0..tiles {
                             if next + tile < self.tiles.1 {
                                 let (image, y0, x0) = t.locate(next + tile);

@@ -267,7 +267,7 @@ impl<S: Simd> FinishVisitor for OutputVisitor<'_, S> {
 }
 
 /// Tiles ahead whose outputs are asked for.
-const AHEAD: usize = 2;
+const AHEAD: usize = 6;
 
 struct OutputJob<'a, F, S> {
     finish: F,

@@ -206,7 +206,7 @@ impl<L: Load> Job for GradTiles<'_, L> {
         for i in 0..count {
             let at = t.locate(self.tiles.0 + i);
             let inside = at.1 + SIDE <= t.h && at.2 + SIDE <= t.w;
-            let next = t.locate(self.tiles.0 + i + 2);
+            let next = t.locate(self.tiles.0 + i + 8);
             for c in (self.blocks.0 * BLOCK..self.blocks.1 * BLOCK).step_by(S::LANES) {
                 let n = self.pass.c_out.saturating_sub(c).min(S::LANES);
                 for p in 0..SIDE * SIDE {

@@ -101,7 +101,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn keep_positive(v: Self::V, by: Self::V) -> Self::V;
     /// `v` where `a == b`, else 0.
     unsafe fn keep_equal(v: Self::V, a: Self::V, b: Self::V) -> Self::V;
-    /// Asks for the cache line at `p`; never faults.
+    /// Asks for the cache line at `p`, into the second-level cache: the first has no room beside scratch memory. Never
+    /// faults.
     #[inline(always)]
     unsafe fn prefetch(p: *const f32) {
         let _ = p;

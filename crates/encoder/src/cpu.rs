@@ -332,7 +332,7 @@ impl UnitBackward {
             if sum.len() != parameter.values.len() {
                 // The first batch of this step: nothing has been added yet.
                 sum = self.context.pool().take(parameter.values.len());
-                sum.fill(0.0);
+                sum.par_chunks_mut(1 << 16).for_each(|chunk| chunk.fill(0.0));
             }
             sums.push(sum);
         }

@@ -180,6 +180,15 @@ pub(crate) struct GradTile {
 /// The instruction set must be available, and every pointer valid for what the formula touches.
 pub(crate) type GradTileFn = unsafe fn(&GradTile);
 
+/// The gradient tiles of a number of rows.
+#[derive(Clone, Copy)]
+pub(crate) struct GradTiles {
+    /// Their rows.
+    pub rows: usize,
+    /// Kernels: [`BLOCK`] columns wide, and [`Simd::GRAD_COLS`].
+    pub kernels: [GradTileFn; 2],
+}
+
 struct GradJob<'a, const MR: usize, const NV: usize, const PAIRS: bool>(&'a GradTile);
 
 impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for GradJob<'_, MR, NV, PAIRS> {
@@ -188,8 +197,16 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for GradJob<'_, MR
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
         let t = self.0;
-        // SAFETY: the caller of `grad_tile` promises that all that the formula touches is valid.
+        // SAFETY: the caller of `grad_tile` promises that all that the formula touches is valid; prefetching is for any
+        // address.
         unsafe {
+            if t.accumulate {
+                for i in 0..MR {
+                    for j in 0..NV {
+                        S::prefetch(t.c.wrapping_add(i * t.row + j * S::LANES));
+                    }
+                }
+            }
             let mut acc = [[S::zero(); NV]; MR];
             for run in 0..t.n_runs {
                 let (a, b) = *t.runs.add(run);

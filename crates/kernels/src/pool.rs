@@ -87,19 +87,21 @@ struct MaxBackward<T> {
 }
 
 impl<T: Elem> MaxBackward<T> {
+    /// One row of windows: everything around it stays in cache.
     #[inline(always)]
-    unsafe fn columns<S: Simd, const PART: bool>(&self, c: usize, n: usize) {
+    unsafe fn row<S: Simd, const PART: bool>(&self, oy: usize, c: usize, n: usize) {
         let [h, w, ch] = self.shape;
         let (oh, ow) = (h.div_ceil(2), w.div_ceil(2));
         // SAFETY: windows lie in the input, output pixels in the output, and the channels exist.
         unsafe {
             let base = self.image * h * w * ch + c;
-            for pixel in 0..h * w {
+            // The rows that no window before reached.
+            for pixel in 2 * oy * w..(2 * oy + 2).min(h) * w {
                 T::store_part::<S>(self.grad.add(base + pixel * ch), n, S::zero());
             }
-            let mut sums = [S::zero(); 2];
-            for o in 0..oh * ow {
-                let (oy, ox) = (o / ow, o % ow);
+            let of_sums = [self.sums.add(c), self.sums.add(ch + c)];
+            let mut sums = of_sums.map(|p| S::load_part(p, n));
+            for ox in 0..ow {
                 let mut values = [S::zero(); 9];
                 let mut best = S::splat(f32::NEG_INFINITY);
                 let mut i = 0;
@@ -110,7 +112,7 @@ impl<T: Elem> MaxBackward<T> {
                         i += 1;
                     }
                 }
-                let pooled = self.pooled.add((self.image * oh * ow + o) * ch + c);
+                let pooled = self.pooled.add(((self.image * oh + oy) * ow + ox) * ch + c);
                 let g = if PART { T::load_part::<S>(pooled, n) } else { T::load::<S>(pooled) };
                 // What no maximum has taken yet.
                 let mut rest = S::keep_positive(g, best);
@@ -136,8 +138,8 @@ impl<T: Elem> MaxBackward<T> {
                     }
                 }
             }
-            S::store_part(self.sums.add(c), n, sums[0]);
-            S::store_part(self.sums.add(ch + c), n, sums[1]);
+            S::store_part(of_sums[0], n, sums[0]);
+            S::store_part(of_sums[1], n, sums[1]);
         }
     }
 }
@@ -146,12 +148,13 @@ impl<T: Elem> Job for MaxBackward<T> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let channels = self.shape[2];
-        for c in (0..channels).step_by(S::LANES) {
+        let [h, _, channels] = self.shape;
+        for (oy, c) in (0..h.div_ceil(2)).flat_map(|oy| (0..channels).step_by(S::LANES).map(move |c| (oy, c)))
+        {
             let n = (channels - c).min(S::LANES);
             // SAFETY: the caller's promise.
             unsafe {
-                if n == S::LANES { self.columns::<S, false>(c, n) } else { self.columns::<S, true>(c, n) }
+                if n == S::LANES { self.row::<S, false>(oy, c, n) } else { self.row::<S, true>(oy, c, n) }
             }
         }
     }

@@ -24,9 +24,6 @@ pub(super) enum Reader<'a> {
     Columns(Source<'a>, &'a ConvSpec),
 }
 
-/// No instruction set's tile has more rows.
-const MOST_ROWS: usize = 32;
-
 /// Reduction blocks (of 16) that a pass over the outputs takes at once.
 const CHUNK: usize = 30;
 
@@ -56,7 +53,7 @@ pub(super) fn run<S: Simd>(
     finisher: Finisher<'_>,
 ) -> (Partials, Vec<usize>) {
     let panels = Panels::new::<S>(weights.channels());
-    let packed = pack(ctx, weights, panels);
+    let packed = pack::<S>(ctx, weights, panels);
     let split = Split::new(&geometry, S::TILE_ROWS, 0);
     let mut partials = Partials::new(split.count(), weights.channels(), finisher.sums());
     let pass = Pass {
@@ -103,42 +100,15 @@ struct Target {
     c0: usize,
 }
 
-/// The tiles of one run of columns in one row.
+/// The tiles of one run of columns in one row, the same for all panels and chunks.
 struct Work {
     /// Offsets of taps, for full and for narrow panels.
     lists: Vec<Vec<(i32, i32)>>,
-    /// Columns of the run, each of which has a row of the product for each image.
-    columns: usize,
-    places: Places,
-}
-
-/// Where the rows of a product go: offsets in the target, and elements of the output.
-#[derive(Clone, Copy)]
-struct Places {
-    images: usize,
-    /// Of the first column of the first image.
-    target: usize,
-    output: usize,
-    /// From one column, and from one image, to the next.
-    target_steps: [usize; 2],
-    output_steps: [usize; 2],
-}
-
-impl Places {
-    /// The places of some rows of the product.
-    fn of(&self, rows: std::ops::Range<usize>) -> ([usize; MOST_ROWS], [usize; MOST_ROWS]) {
-        let (mut targets, mut outputs) = ([0; MOST_ROWS], [0; MOST_ROWS]);
-        let (mut column, mut image) = (rows.start / self.images, rows.start % self.images);
-        for i in 0..rows.len() {
-            targets[i] = self.target + column * self.target_steps[0] + image * self.target_steps[1];
-            outputs[i] = self.output + column * self.output_steps[0] + image * self.output_steps[1];
-            image += 1;
-            if image == self.images {
-                (column, image) = (column + 1, 0);
-            }
-        }
-        (targets, outputs)
-    }
+    /// Rows of the product that each tile takes: those of a column are its images.
+    tiles: Vec<std::ops::Range<usize>>,
+    /// Where each row of the product goes: offsets in the target, and elements of the output.
+    targets: Vec<usize>,
+    outputs: Vec<usize>,
 }
 
 impl Pass<'_> {
@@ -211,7 +181,7 @@ impl Pass<'_> {
     }
 
     /// The tap lists of a chunk and the places of its outputs, for each row and run.
-    fn works(&self, share: &Share, target: &Target, skip_empty: bool) -> Vec<Work> {
+    fn works<S: Simd>(&self, share: &Share, target: &Target, skip_empty: bool) -> Vec<Work> {
         let g = &self.geometry;
         let [dh, dw, dc] = g.dst;
         let (n, taps) = (share.images.len(), g.kernel * g.kernel);
@@ -240,14 +210,16 @@ impl Pass<'_> {
                 if skip_empty && lists[0].is_empty() {
                     continue;
                 }
-                let places = Places {
-                    images: n,
-                    target: (y - share.rows.start) * target.row + run.x0 * target.pixel,
-                    output: ((share.images.start * dh + y) * dw + run.x0) * dc,
-                    target_steps: [run.step * target.pixel, target.image],
-                    output_steps: [run.step * dc, dh * dw * dc],
-                };
-                works.push(Work { lists, columns: run.count, places });
+                let rows = run.count * n;
+                let parts = rows.div_ceil(S::TILE_ROWS);
+                let tiles = (0..parts).map(|p| part(rows, parts, p)).collect();
+                let pixels = || (0..run.count).flat_map(|i| (0..n).map(move |image| (i * run.step, image)));
+                let to = (y - share.rows.start) * target.row + run.x0 * target.pixel;
+                let targets =
+                    pixels().map(|(x, image)| to + x * target.pixel + image * target.image).collect();
+                let to = ((share.images.start * dh + y) * dw + run.x0) * dc;
+                let outputs = pixels().map(|(x, image)| to + (x + image * dh * dw) * dc).collect();
+                works.push(Work { lists, tiles, targets, outputs });
             }
         }
         works
@@ -266,8 +238,8 @@ impl Pass<'_> {
         let (full, per_chunk) = (self.panels.full(), self.per_chunk());
         let block_stride = share.source_rows.len() * self.geometry.columns() * share.images.len() * BLOCK;
         let add = tile.is_none() && self.finisher.accumulates();
-        let works = self.works(share, target, self.finisher.accumulates());
-        let identity: [usize; MOST_ROWS] = std::array::from_fn(|i| i * full);
+        let works = self.works::<S>(share, target, self.finisher.accumulates());
+        let in_tile: Vec<usize> = (0..S::TILE_ROWS).map(|i| i * full).collect();
         let chunks = self.blocks.div_ceil(per_chunk);
         let tables = match S::PAIR_TILES {
             Some(pairs) if self.words == Words::Channels => pairs,
@@ -283,12 +255,8 @@ impl Pass<'_> {
                 let b = self.packed[at..].as_ptr();
                 for (i, work) in works.iter().enumerate() {
                     let list = &work.lists[usize::from(width != full)];
-                    let n_rows = work.columns * work.places.images;
-                    let parts = n_rows.div_ceil(S::TILE_ROWS);
-                    for p in 0..parts {
-                        let r = part(n_rows, parts, p);
-                        let (rows, at) = work.places.of(r.clone());
-                        let (rows, at) = (&rows[..r.len()], &at[..r.len()]);
+                    for (p, r) in work.tiles.iter().enumerate() {
+                        let rows = &work.targets[r.clone()];
                         let mut t = Tile {
                             list: list.as_ptr(),
                             blocks: list.len() * in_chunk / per_chunk,
@@ -303,7 +271,7 @@ impl Pass<'_> {
                         let partial = (chunk > 0).then_some((t.c.cast_const(), rows));
                         let last = tile.filter(|_| chunk + 1 == chunks);
                         if let Some(tile) = last {
-                            (t.c, t.rows, t.accumulate, t.cols) = (tile, identity.as_ptr(), false, width);
+                            (t.c, t.rows, t.accumulate, t.cols) = (tile, in_tile.as_ptr(), false, width);
                             t.cold = false;
                         }
                         // SAFETY: lists and rows stay inside scratch memory, weights and target by construction.
@@ -313,7 +281,7 @@ impl Pass<'_> {
                             let tile = TileVisitor::<S> {
                                 pass: self,
                                 values: t.c,
-                                at,
+                                at: &work.outputs[r.clone()],
                                 partial,
                                 panel: j,
                                 task: share.task,

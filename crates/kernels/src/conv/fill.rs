@@ -277,7 +277,11 @@ impl Sources {
 /// # Safety
 /// As for [`Load::vec`]; `dst` must be valid for a vector more than `length`.
 #[inline(always)]
-unsafe fn copy_line<S: Simd, L: Load>(from: Option<(&L, usize, usize)>, length: usize, dst: *mut f32) {
+pub(super) unsafe fn copy_line<S: Simd, L: Load>(
+    from: Option<(&L, usize, usize)>,
+    length: usize,
+    dst: *mut f32,
+) {
     for i in (0..length).step_by(S::LANES) {
         // SAFETY: the caller's promise.
         unsafe {

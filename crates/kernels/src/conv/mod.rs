@@ -9,6 +9,7 @@ mod direct;
 mod fill;
 mod finish;
 mod geometry;
+mod narrow;
 mod pack;
 #[cfg(test)]
 mod tests;
@@ -205,6 +206,10 @@ fn forward_with<S: Simd>(
         let (partials, counts) = winograd::run::<S>(ctx, src, weights, false, out, finisher);
         return stats.then(|| partials.batch_stats(&counts));
     }
+    if narrow::applies(spec) {
+        let (partials, counts) = narrow::forward::<S>(ctx, spec, src, weights, out, finisher);
+        return stats.then(|| partials.batch_stats(&counts));
+    }
     let (reader, geometry, taps, c_in) = spec.reader(src);
     let pairs = spec.multiplies_bf16(ctx, &[src]);
     let direction = Direction::Forward;
@@ -242,6 +247,9 @@ fn backward_weights_with<S: Simd>(
 ) {
     if spec.winograd_pays(ctx, x.shape()) {
         return winograd_weights::run::<S>(ctx, x, dy, grad);
+    }
+    if narrow::applies(spec) {
+        return narrow::backward_weights::<S>(ctx, spec, x, dy, grad);
     }
     let (reader, geometry, ..) = spec.reader(x);
     weights::run::<S>(ctx, reader, dy, geometry, spec.multiplies_bf16(ctx, &[x, dy]), grad);

@@ -1,7 +1,7 @@
 //! Weights, packed into panels as wide as the product tile.
 
 use crate::Context;
-use crate::simd::{BLOCK, Simd};
+use crate::simd::{BLOCK, SQUARE, Simd};
 use crate::work::{Shared, tasks};
 
 /// How output channels are cut into panels: all two vectors wide, but for a last one of a single vector where
@@ -96,7 +96,7 @@ impl Weights<'_> {
     }
 
     /// Writes one block of one tap as words of two bf16, for two successive rows each.
-    fn block_of_pairs(&self, tap: usize, k0: usize, n0: usize, width: usize, dst: &mut [f32]) {
+    fn block_of_pairs<S: Simd>(&self, tap: usize, k0: usize, n0: usize, width: usize, dst: &mut [f32]) {
         let half = BLOCK * width;
         // At most two registers of 16 lanes wide.
         let mut rows = [0.0f32; 2 * BLOCK * 2 * BLOCK];
@@ -104,7 +104,7 @@ impl Weights<'_> {
         for i in 0..2 {
             let rows = &mut rows[i * half..][..half];
             if k0 + i * BLOCK < self.depth() {
-                single.block(tap, k0 + i * BLOCK, n0, width, rows);
+                single.block::<S>(tap, k0 + i * BLOCK, n0, width, rows);
             } else {
                 rows.fill(0.0);
             }
@@ -118,17 +118,25 @@ impl Weights<'_> {
         }
     }
 
-    /// Writes one block of one tap: 16 rows of `width` columns, zero where there are no weights.
-    pub fn block(&self, tap: usize, k0: usize, n0: usize, width: usize, dst: &mut [f32]) {
+    /// Writes one block of one tap: 16 rows of `width` columns, zero where there are no weights. The instruction set must
+    /// be available.
+    pub fn block<S: Simd>(&self, tap: usize, k0: usize, n0: usize, width: usize, dst: &mut [f32]) {
         let (depth, cols) = (BLOCK.min(self.depth() - k0), width.min(self.channels() - n0));
         if depth < BLOCK || cols < width {
             dst.fill(0.0);
         }
         match self.direction {
             Direction::Forward => {
-                for n in 0..cols {
-                    let row = &self.values[((n0 + n) * self.taps + tap) * self.c_in + k0..][..depth];
-                    for (k, &w) in row.iter().enumerate() {
+                let row = |n: usize| &self.values[((n0 + n) * self.taps + tap) * self.c_in + k0..][..depth];
+                let whole = if depth == BLOCK { cols / SQUARE * SQUARE } else { 0 };
+                for (n, k) in (0..whole).step_by(SQUARE).flat_map(|n| [(n, 0), (n, SQUARE)]) {
+                    let (from, to) = (row(n)[k..].as_ptr(), dst[k * width + n..].as_mut_ptr());
+                    // SAFETY: the rows that `row` gives for the square's columns lie `taps * c_in` apart, and the square
+                    // lies in the block.
+                    unsafe { S::transpose(from, self.taps * self.c_in, to, width) };
+                }
+                for n in whole..cols {
+                    for (k, &w) in row(n).iter().enumerate() {
                         dst[k * width + n] = w;
                     }
                 }
@@ -136,7 +144,11 @@ impl Weights<'_> {
             Direction::Backward => {
                 for k in 0..depth {
                     let row = &self.values[((k0 + k) * self.taps + tap) * self.c_in + n0..][..cols];
-                    dst[k * width..][..cols].copy_from_slice(row);
+                    let dst = &mut dst[k * width..][..cols];
+                    // Constant lengths, so that the copy is no call.
+                    let ((dst, dst_rest), (row, row_rest)) = (dst.as_chunks_mut::<8>(), row.as_chunks::<8>());
+                    dst.iter_mut().zip(row).for_each(|(dst, row)| *dst = *row);
+                    dst_rest.copy_from_slice(row_rest);
                 }
             }
         }
@@ -144,7 +156,7 @@ impl Weights<'_> {
 }
 
 /// Packed weights: `[panel][block][tap][16][width]`, in a buffer of the pool.
-pub(super) fn pack(ctx: &Context, weights: Weights<'_>, panels: Panels) -> Vec<f32> {
+pub(super) fn pack<S: Simd>(ctx: &Context, weights: Weights<'_>, panels: Panels) -> Vec<f32> {
     let (blocks, taps) = (weights.blocks(), weights.taps);
     let mut packed = ctx.pool().take(blocks * taps * BLOCK * panels.total_width());
     let out = Shared::new(&mut packed);
@@ -161,9 +173,9 @@ pub(super) fn pack(ctx: &Context, weights: Weights<'_>, panels: Panels) -> Vec<f
                 let dst = unsafe { std::slice::from_raw_parts_mut(out.get().add(at), size) };
                 let (k0, n0) = (block * weights.block_depth(), j * panels.full());
                 if weights.pairs {
-                    weights.block_of_pairs(tap, k0, n0, width, dst);
+                    weights.block_of_pairs::<S>(tap, k0, n0, width, dst);
                 } else {
-                    weights.block(tap, k0, n0, width, dst);
+                    weights.block::<S>(tap, k0, n0, width, dst);
                 }
             }
         }

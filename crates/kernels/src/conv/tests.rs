@@ -41,7 +41,7 @@ fn activations(shape: [usize; 4], seed: u64) -> Activations {
 }
 
 /// Channels in, channels out, kernel, stride, padding, images, height, width.
-const CONVOLUTIONS: [[usize; 8]; 14] = [
+const CONVOLUTIONS: [[usize; 8]; 18] = [
     [16, 16, 3, 1, 1, 2, 6, 7],
     [48, 80, 3, 1, 1, 3, 4, 4],
     [33, 17, 3, 1, 1, 20, 2, 3],
@@ -56,6 +56,10 @@ const CONVOLUTIONS: [[usize; 8]; 14] = [
     [64, 64, 3, 1, 1, 2, 40, 41],
     [18, 34, 4, 1, 0, 2, 9, 6],
     [16, 8, 3, 3, 1, 1, 10, 1],
+    [3, 37, 5, 1, 0, 2, 9, 8],
+    [3, 9, 2, 2, 1, 2, 5, 4],
+    [3, 64, 3, 2, 1, 3, 1, 1],
+    [3, 33, 7, 2, 3, 2, 2, 3],
 ];
 
 #[test]

@@ -7,7 +7,7 @@
 use std::mem::MaybeUninit;
 
 use super::transforms::{POINTS, input, two_sided};
-use super::winograd::{SIDE, Tiling};
+use super::winograd::{Place, SIDE, Tiling};
 use crate::load::Load;
 use crate::simd::{BLOCK, Job, Simd};
 
@@ -39,7 +39,7 @@ impl<L: Load> TransformTiles<'_, L> {
     #[inline(always)]
     unsafe fn fill<S: Simd, const PART: bool>(
         &self,
-        (image, y0, x0): (usize, usize, usize),
+        Place { image, y0, x0, .. }: Place,
         tiles: usize,
         (c, n): (usize, usize),
         strip: *mut f32,
@@ -83,7 +83,10 @@ impl<L: Load> Job for TransformTiles<'_, L> {
         let mut done = 0;
         while done < count {
             let at = t.locate(self.tiles.0 + done);
-            let tiles = (t.columns - at.2 / SIDE).min(count - done).min(TILES);
+            let tiles = (t.columns - at.x0 / SIDE).min(count - done).min(TILES);
+            // The strip after the next.
+            let ahead = t.locate(self.tiles.0 + done + 2 * tiles);
+            let n_ahead = tiles.min(count.saturating_sub(done + 2 * tiles));
             for block in self.blocks.0..self.blocks.1 {
                 for lane in (0..BLOCK).step_by(S::LANES) {
                     let c = block * BLOCK + lane;
@@ -104,16 +107,17 @@ impl<L: Load> Job for TransformTiles<'_, L> {
                             n if n == S::LANES => self.fill::<S, false>(at, tiles, (c, n), strip),
                             n => self.fill::<S, true>(at, tiles, (c, n), strip),
                         }
-                        // New pixels of the strip after the next, while this one is computed with.
-                        let next = self.tiles.0 + done + 2 * tiles;
+                        let mut ahead = ahead;
                         for tile in 0..tiles {
-                            if next + tile < self.tiles.1 {
-                                let (image, y0, x0) = t.locate(next + tile);
-                                for i in 0..ROWS * SIDE {
-                                    let (r, q) = (i / SIDE, i % SIDE);
-                                    let pixel = ((image * t.h + y0 + r) * t.w + x0 + q).saturating_sub(t.w);
-                                    self.load.prefetch::<S>(pixel * self.channels + c);
+                            // New pixels, while these are computed with. A cache line holds two vectors of some
+                            // instruction sets.
+                            if lane == 0 && tile < n_ahead {
+                                let mut at = ahead.pixel.saturating_sub(t.w) * self.channels + c;
+                                for _ in 0..ROWS {
+                                    (0..SIDE).for_each(|q| self.load.prefetch::<S>(at + q * self.channels));
+                                    at += t.w * self.channels;
                                 }
+                                ahead.advance(t);
                             }
                             let (strip, out) = (strip.add(tile * SIDE * BLOCK), out.add(tile * BLOCK));
                             let get = |r: usize, q: usize| S::load(strip.add((r * WIDTH + q) * BLOCK));

@@ -141,15 +141,15 @@ pub(super) fn add_sets<S: Simd>(sets: &[f32], grad: &mut [f32]) {
     });
 }
 
-/// Positions that a tile sums over at once.
-const PIECE: usize = 112;
+/// The f32 of the right operand that a tile sums over at once.
+const PIECE: usize = 3584;
 
-/// Cuts runs of `len` positions into lists of runs of equal length, of about [`PIECE`] positions in all.
-fn pieces(runs: &[(i32, i32)], len: usize) -> Vec<(Vec<(i32, i32)>, usize)> {
-    if len <= PIECE {
-        return runs.chunks((PIECE / len).max(1)).map(|runs| (runs.to_vec(), len)).collect();
+/// Cuts runs of `len` positions into lists of runs of equal length, of about `most` positions in all.
+fn pieces(runs: &[(i32, i32)], len: usize, most: usize) -> Vec<(Vec<(i32, i32)>, usize)> {
+    if len <= most {
+        return runs.chunks((most / len).max(1)).map(|runs| (runs.to_vec(), len)).collect();
     }
-    let parts = len.div_ceil(PIECE);
+    let parts = len.div_ceil(most);
     let cut = |&(a, b): &(i32, i32)| {
         (0..parts).map(move |i| {
             let range = part(len, parts, i);
@@ -184,7 +184,7 @@ impl Pass<'_> {
                 }
             }
         }
-        let tables = match S::PAIR_GRAD_TILES {
+        let tiles = match S::PAIR_GRAD_TILES {
             Some(pairs) if self.words == Words::Images => pairs,
             _ => S::GRAD_TILES,
         };
@@ -235,15 +235,17 @@ impl Pass<'_> {
                             .collect();
                         // Pieces short enough for the right operand to stay in the first-level cache while all
                         // rows pass by.
-                        for (runs, len) in pieces(&runs, count * n) {
+                        for (runs, len) in pieces(&runs, count * n, PIECE / S::GRAD_COLS) {
                             let mut c = c_range.start;
                             while c < c_range.end {
                                 let cols = (c_range.end - c).min(S::GRAD_COLS);
-                                let kernel = tables[usize::from(cols > BLOCK)];
                                 let mut o = o_range.start;
-                                while o < o_range.end {
+                                for tile in tiles.iter().cycle() {
+                                    if o >= o_range.end {
+                                        break;
+                                    }
                                     let local = o - o_range.start;
-                                    kernel(&GradTile {
+                                    tile.kernels[usize::from(cols > BLOCK)](&GradTile {
                                         runs: runs.as_ptr(),
                                         n_runs: runs.len(),
                                         len,
@@ -252,11 +254,11 @@ impl Pass<'_> {
                                         b_block: x_stride,
                                         c: out.add(o * row + tap * ci + c),
                                         row,
-                                        rows: (o_range.end - o).min(S::GRAD_ROWS),
+                                        rows: (o_range.end - o).min(tile.rows),
                                         cols,
                                         accumulate: true,
                                     });
-                                    o += S::GRAD_ROWS;
+                                    o += tile.rows;
                                 }
                                 c += S::GRAD_COLS;
                             }

@@ -37,11 +37,40 @@ impl Tiling {
         Self { h, w, rows, columns, count: n * rows * columns }
     }
 
-    /// Image, top row and left column of a tile.
+    /// Where a tile lies.
     #[inline(always)]
-    pub fn locate(&self, tile: usize) -> (usize, usize, usize) {
+    pub fn locate(&self, tile: usize) -> Place {
         let (column, rest) = (tile % self.columns, tile / self.columns);
-        (rest / self.rows, rest % self.rows * SIDE, column * SIDE)
+        let (image, y0, x0) = (rest / self.rows, rest % self.rows * SIDE, column * SIDE);
+        Place { image, y0, x0, pixel: (image * self.h + y0) * self.w + x0 }
+    }
+}
+
+/// Where a tile lies. To go from tile to tile is cheaper than to divide for each: with few channels, transforms take no
+/// longer than some divisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub image: usize,
+    /// Top row and left column.
+    pub y0: usize,
+    pub x0: usize,
+    /// The top left pixel, counted through all images.
+    pub pixel: usize,
+}
+
+impl Place {
+    /// Moves on to the next tile; past the last one it goes to an image that is not there.
+    #[inline(always)]
+    pub fn advance(&mut self, t: &Tiling) {
+        self.x0 += SIDE;
+        self.pixel += SIDE;
+        if self.x0 >= t.w {
+            (self.x0, self.y0) = (0, self.y0 + SIDE);
+            if self.y0 >= t.h {
+                (self.y0, self.image) = (0, self.image + 1);
+            }
+            self.pixel = (self.image * t.h + self.y0) * t.w;
+        }
     }
 }
 
@@ -84,7 +113,7 @@ fn transform_weights<S: Simd>(ctx: &Context, weights: Weights<'_>, panels: Panel
                 for (t, dst) in taps.chunks_exact_mut(size).enumerate() {
                     // The data pass correlates with the filter turned by 180 degrees.
                     let tap = if flip { 8 - t } else { t };
-                    weights.block(tap, block * BLOCK, j * panels.full(), width, dst);
+                    weights.block::<S>(tap, block * BLOCK, j * panels.full(), width, dst);
                 }
                 let out = shared.get().add(j * panels.full() * POINTS * blocks * BLOCK + block * size);
                 S::run(Block { taps, width, out, point_stride: blocks * size });
@@ -151,8 +180,8 @@ pub(super) fn run<S: Simd>(
             let tiles = part(tiling.count, sets, set);
             tiles
                 .map(|tile| {
-                    let (_, y0, x0) = tiling.locate(tile);
-                    SIDE.min(tiling.h - y0) * SIDE.min(tiling.w - x0)
+                    let place = tiling.locate(tile);
+                    SIDE.min(tiling.h - place.y0) * SIDE.min(tiling.w - place.x0)
                 })
                 .sum()
         })
@@ -283,16 +312,15 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
         // SAFETY: the caller's promise; outputs outside the map are not written.
         unsafe {
             let mut sums = pass.partials.load::<S>(v.set, c, n);
-            for (i, tile) in v.tiles.clone().enumerate() {
-                let (image, y0, x0) = t.locate(tile);
-                if AHEAD + tile < v.tiles.end {
-                    let (image, y0, x0) = t.locate(tile + AHEAD);
-                    let rows = SIDE.min(t.h - y0);
-                    for r in 0..rows {
-                        let at = ((image * t.h + y0 + r) * t.w + x0) * pass.channels + c;
-                        for q in 0..SIDE {
-                            self.finish.prefetch::<S>(at + q * pass.channels);
-                        }
+            let (step, row_step) = (pass.channels, t.w * pass.channels);
+            let (mut place, mut ahead) = (t.locate(v.tiles.start), t.locate(v.tiles.start + AHEAD));
+            for i in 0..v.tiles.len() {
+                // A cache line holds two vectors of some instruction sets.
+                if lane.is_multiple_of(BLOCK) && i + AHEAD < v.tiles.len() {
+                    let mut at = ahead.pixel * step + c;
+                    for _ in 0..SIDE {
+                        (0..SIDE).for_each(|q| self.finish.prefetch::<S>(at + q * step));
+                        at += row_step;
                     }
                 }
                 let products = v.products.add(i * v.width + lane);
@@ -302,17 +330,28 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                 if i == 0 {
                     sums.shift = done[0][0];
                 }
-                // Constant bounds, so that outputs stay in registers.
-                let (rows, columns) = (SIDE.min(t.h - y0), SIDE.min(t.w - x0));
-                let whole = rows == SIDE && columns == SIDE;
-                for (r, row) in done.iter().enumerate() {
-                    let at = ((image * t.h + y0 + r) * t.w + x0) * pass.channels + c;
-                    for (q, &value) in row.iter().enumerate() {
-                        if whole || (r < rows && q < columns) {
-                            self.finish.vec::<S, PART>(value, at + q * pass.channels, c, n, &mut sums);
+                let mut at = place.pixel * step + c;
+                if place.y0 + SIDE <= t.h && place.x0 + SIDE <= t.w {
+                    // Constant bounds, so that outputs stay in registers.
+                    for row in &done {
+                        for (q, &value) in row.iter().enumerate() {
+                            self.finish.vec::<S, PART>(value, at + q * step, c, n, &mut sums);
                         }
+                        at += row_step;
+                    }
+                } else {
+                    let (rows, columns) = (t.h - place.y0, t.w - place.x0);
+                    for (r, row) in done.iter().enumerate() {
+                        for (q, &value) in row.iter().enumerate() {
+                            if r < rows && q < columns {
+                                self.finish.vec::<S, PART>(value, at + q * step, c, n, &mut sums);
+                            }
+                        }
+                        at += row_step;
                     }
                 }
+                place.advance(t);
+                ahead.advance(t);
             }
             pass.partials.store::<S>(v.set, c, n, &sums);
         }

@@ -8,7 +8,7 @@ use super::Source;
 use super::tiles::TransformTiles;
 use super::transforms::{POINTS, filter_adjoint, output_adjoint, two_sided};
 use super::weights::add_sets;
-use super::winograd::{SIDE, Tiling};
+use super::winograd::{Place, SIDE, Tiling};
 use crate::Context;
 use crate::load::{Load, LoadVisitor};
 use crate::micro::GradTile;
@@ -90,11 +90,11 @@ impl Pass<'_> {
                 for point in 0..POINTS {
                     for c in (0..columns).step_by(S::GRAD_COLS) {
                         let cols = (columns - c).min(S::GRAD_COLS);
-                        let kernel = S::GRAD_TILES[usize::from(cols > BLOCK)];
-                        for o in (0..rows).step_by(S::GRAD_ROWS) {
+                        let mut o = 0;
+                        for tile in S::GRAD_TILES.iter().cycle().take(rows / BLOCK * S::GRAD_TILES.len()) {
                             // SAFETY: the instruction set is available, and all offsets are inside the buffers.
                             unsafe {
-                                kernel(&GradTile {
+                                tile.kernels[usize::from(cols > BLOCK)](&GradTile {
                                     runs: &(0, 0),
                                     n_runs: 1,
                                     len: count,
@@ -103,11 +103,12 @@ impl Pass<'_> {
                                     b_block: count * BLOCK,
                                     c: sums.add(point * sum_stride + o * columns + c),
                                     row: columns,
-                                    rows: S::GRAD_ROWS,
+                                    rows: tile.rows,
                                     cols,
                                     accumulate: i > 0,
                                 });
                             }
+                            o += tile.rows;
                         }
                     }
                 }
@@ -162,6 +163,9 @@ impl<S: Simd> LoadVisitor for GradVisitor<'_, S> {
     }
 }
 
+/// Tiles ahead that are asked for.
+const AHEAD: usize = 8;
+
 /// Transforms tiles of the output's gradient: `[point][block][tile][16]`.
 struct GradTiles<'a, L> {
     load: &'a L,
@@ -176,7 +180,7 @@ impl<L: Load> GradTiles<'_, L> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const PART: bool, const EDGE: bool>(
         &self,
-        (image, y0, x0): (usize, usize, usize),
+        place: Place,
         c: usize,
         n: usize,
         out: *mut f32,
@@ -184,12 +188,12 @@ impl<L: Load> GradTiles<'_, L> {
         let t = &self.pass.tiling;
         // SAFETY: the caller's promise; pixels outside the map are not read.
         unsafe {
+            let (at, step) = (place.pixel * self.pass.c_out + c, self.pass.c_out);
             let get = |r: usize, q: usize| {
-                let (y, x) = (y0 + r, x0 + q);
-                if EDGE && (y >= t.h || x >= t.w) {
+                if EDGE && (place.y0 + r >= t.h || place.x0 + q >= t.w) {
                     return S::zero();
                 }
-                self.load.vec::<S, PART>(((image * t.h + y) * t.w + x) * self.pass.c_out + c, c, n)
+                self.load.vec::<S, PART>(at + (r * t.w + q) * step, c, n)
             };
             let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * self.point_stride), v);
             two_sided!(S, 4 -> 6, output_adjoint::<S>, get, put);
@@ -203,16 +207,21 @@ impl<L: Load> Job for GradTiles<'_, L> {
     unsafe fn call<S: Simd>(self) {
         let t = &self.pass.tiling;
         let count = self.tiles.1 - self.tiles.0;
+        let (mut at, mut ahead) = (t.locate(self.tiles.0), t.locate(self.tiles.0 + AHEAD));
         for i in 0..count {
-            let at = t.locate(self.tiles.0 + i);
-            let inside = at.1 + SIDE <= t.h && at.2 + SIDE <= t.w;
-            let next = t.locate(self.tiles.0 + i + 8);
+            let inside = at.y0 + SIDE <= t.h && at.x0 + SIDE <= t.w;
             for c in (self.blocks.0 * BLOCK..self.blocks.1 * BLOCK).step_by(S::LANES) {
                 let n = self.pass.c_out.saturating_sub(c).min(S::LANES);
-                for p in 0..SIDE * SIDE {
-                    let pixel = (next.0 * t.h + next.1 + p / SIDE) * t.w + next.2 + p % SIDE;
-                    // SAFETY: the instruction set is available.
-                    unsafe { self.load.prefetch::<S>(pixel * self.pass.c_out + c) };
+                // A cache line holds two vectors of some instruction sets.
+                if c.is_multiple_of(BLOCK) {
+                    let mut first = ahead.pixel * self.pass.c_out + c;
+                    for _ in 0..SIDE {
+                        for q in 0..SIDE {
+                            // SAFETY: the instruction set is available.
+                            unsafe { self.load.prefetch::<S>(first + q * self.pass.c_out) };
+                        }
+                        first += t.w * self.pass.c_out;
+                    }
                 }
                 // SAFETY: the maker of the job promises that the tiles exist and `out` has room.
                 unsafe {
@@ -225,6 +234,8 @@ impl<L: Load> Job for GradTiles<'_, L> {
                     }
                 }
             }
+            at.advance(t);
+            ahead.advance(t);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Job, Simd};
-use crate::micro::{GradTileFn, TileFn, grad_tile, tile_table};
+use crate::micro::{GradTiles, TileFn, grad_tile, tile_table};
 
 /// AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -16,6 +16,40 @@ unsafe fn mask(n: usize) -> __m256i {
     unsafe { _mm256_loadu_si256(BITS.as_ptr().add(8 - n).cast()) }
 }
 
+/// [`Simd::transpose`], for all instruction sets that have AVX2.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+    // SAFETY: the caller's promise: there are eight rows of eight values at both ends.
+    unsafe {
+        let row = |i: usize| _mm256_loadu_ps(from.add(i * from_stride));
+        // Pairs of rows i and i + 2, then i and i + 1, of each half of four, then the halves.
+        let half = |first: usize| {
+            let (low02, high02) = (
+                _mm256_unpacklo_ps(row(first), row(first + 2)),
+                _mm256_unpackhi_ps(row(first), row(first + 2)),
+            );
+            let (low13, high13) = (
+                _mm256_unpacklo_ps(row(first + 1), row(first + 3)),
+                _mm256_unpackhi_ps(row(first + 1), row(first + 3)),
+            );
+            [
+                _mm256_unpacklo_ps(low02, low13),
+                _mm256_unpackhi_ps(low02, low13),
+                _mm256_unpacklo_ps(high02, high13),
+                _mm256_unpackhi_ps(high02, high13),
+            ]
+        };
+        let (top, bottom) = (half(0), half(4));
+        for i in 0..4 {
+            _mm256_storeu_ps(to.add(i * to_stride), _mm256_permute2f128_ps::<0x20>(top[i], bottom[i]));
+            _mm256_storeu_ps(to.add((i + 4) * to_stride), _mm256_permute2f128_ps::<0x31>(top[i], bottom[i]));
+        }
+    }
+}
+
 // SAFETY of all blocks below: the trait's contract, which the caller keeps, is that of the intrinsics: the
 // features are there and the pointers are valid for the lanes that are touched.
 impl Simd for Avx2 {
@@ -23,8 +57,11 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const TILES: [&'static [TileFn]; 2] =
         [&tile_table!(Avx2, 1; 1 2 3 4 5 6), &tile_table!(Avx2, 2; 1 2 3 4 5 6)];
-    const GRAD_TILES: [GradTileFn; 2] = [grad_tile::<Avx2, 4, 2>, grad_tile::<Avx2, 4, 2>];
-    const GRAD_ROWS: usize = 4;
+    const GRAD_TILES: &'static [GradTiles] = {
+        const SIX: GradTiles = GradTiles { rows: 6, kernels: [grad_tile::<Avx2, 6, 2>; 2] };
+        const FIVE: GradTiles = GradTiles { rows: 5, kernels: [grad_tile::<Avx2, 5, 2>; 2] };
+        &[SIX, FIVE, FIVE]
+    };
     const GRAD_COLS: usize = 16;
 
     #[inline]
@@ -45,6 +82,11 @@ impl Simd for Avx2 {
             }
             Self::load(words.as_ptr())
         }
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { transpose(from, from_stride, to, to_stride) }
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -68,8 +110,14 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_part(p: *mut f32, n: usize, v: __m256) {
-        // SAFETY: see above; masked lanes are not touched.
-        unsafe { _mm256_maskstore_ps(p, mask(n), v) }
+        // SAFETY: see above; masked lanes are not touched. Masked stores are slow on AMD's chips: 12 cycles and more.
+        unsafe {
+            if n == Self::LANES {
+                Self::store(p, v);
+            } else {
+                _mm256_maskstore_ps(p, mask(n), v);
+            }
+        }
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> __m256 {

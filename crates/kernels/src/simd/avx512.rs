@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Job, Simd};
-use crate::micro::{GradTileFn, TileFn, grad_tile, pair_grad_tile, pair_tile_table, tile_table};
+use crate::micro::{GradTiles, TileFn, grad_tile, pair_grad_tile, pair_tile_table, tile_table};
 
 /// AVX-512 F, BW, DQ and VL, with the instructions for bf16 or without. They round as the plain ones do, except that
 /// numbers below the normal f32 become 0.
@@ -73,13 +73,22 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     } else {
         None
     };
-    const PAIR_GRAD_TILES: Option<[GradTileFn; 2]> = if BF16 {
-        Some([pair_grad_tile::<Avx512<true>, 8, 1>, pair_grad_tile::<Avx512<true>, 8, 2>])
+    const PAIR_GRAD_TILES: Option<&'static [GradTiles]> = if BF16 {
+        const TILES: GradTiles = GradTiles {
+            rows: 8,
+            kernels: [pair_grad_tile::<Avx512<true>, 8, 1>, pair_grad_tile::<Avx512<true>, 8, 2>],
+        };
+        Some(&[TILES, TILES])
     } else {
         None
     };
-    const GRAD_TILES: [GradTileFn; 2] = [grad_tile::<Avx512<false>, 8, 1>, grad_tile::<Avx512<false>, 8, 2>];
-    const GRAD_ROWS: usize = 8;
+    const GRAD_TILES: &'static [GradTiles] = {
+        const TILES: GradTiles = GradTiles {
+            rows: 8,
+            kernels: [grad_tile::<Avx512<false>, 8, 1>, grad_tile::<Avx512<false>, 8, 2>],
+        };
+        &[TILES, TILES]
+    };
     const GRAD_COLS: usize = 32;
 
     #[inline(always)]
@@ -111,6 +120,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let high = _mm512_and_si512(round(high), _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
             _mm512_castsi512_ps(_mm512_or_si512(low, high))
         }
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { super::avx2::transpose(from, from_stride, to, to_stride) }
     }
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {

@@ -24,10 +24,14 @@ pub(crate) use avx512::{Avx512, has_bf16};
 pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 
-use crate::micro::{GradTileFn, TileFn};
+use crate::micro::{GradTiles, TileFn};
 
 /// Channels in a block of scratch memory, for every instruction set.
 pub(crate) const BLOCK: usize = 16;
+
+/// Side of the squares that [`Simd::transpose`] takes.
+pub(crate) const SQUARE: usize = 8;
+const _: () = assert!(BLOCK == 2 * SQUARE);
 
 /// Code to run with an instruction set's features enabled.
 pub(crate) trait Job {
@@ -59,11 +63,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Product tiles whose operands are pairs of bf16, where there is an instruction for their product.
     const PAIR_TILES: Option<[&'static [TileFn]; 2]> = None;
     /// Gradient tiles whose operands are pairs of bf16.
-    const PAIR_GRAD_TILES: Option<[GradTileFn; 2]> = None;
-    /// Kernels of the gradient tile: [`BLOCK`] columns wide, and `GRAD_COLS`.
-    const GRAD_TILES: [GradTileFn; 2];
-    /// Rows of a gradient tile; divides [`BLOCK`].
-    const GRAD_ROWS: usize;
+    const PAIR_GRAD_TILES: Option<&'static [GradTiles]> = None;
+    /// The gradient tiles that a block of rows is cut into: [`BLOCK`] rows in all.
+    const GRAD_TILES: &'static [GradTiles];
     /// Columns of the wide gradient tile; a multiple of [`BLOCK`].
     const GRAD_COLS: usize;
 
@@ -106,6 +108,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     unsafe fn prefetch(p: *const f32) {
         let _ = p;
+    }
+    /// Transposes a square of [`SQUARE`] rows and columns; strides are from row to row. The pointers must be valid for it.
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        for i in 0..SQUARE * SQUARE {
+            let (row, column) = (i / SQUARE, i % SQUARE);
+            // SAFETY: the caller's promise.
+            unsafe { *to.add(column * to_stride + row) = *from.add(row * from_stride + column) };
+        }
     }
     #[inline(always)]
     unsafe fn zero() -> Self::V {
@@ -158,6 +169,9 @@ impl Elem for u16 {
         let mut buffer = [0u16; BLOCK];
         // SAFETY: `p` is valid for n <= LANES <= BLOCK elements, the buffer for LANES.
         unsafe {
+            if n == S::LANES {
+                return S::load_bf16(p);
+            }
             std::ptr::copy_nonoverlapping(p, buffer.as_mut_ptr(), n);
             S::load_bf16(buffer.as_ptr())
         }
@@ -172,6 +186,9 @@ impl Elem for u16 {
         let mut buffer = [0u16; BLOCK];
         // SAFETY: as in `load_part`.
         unsafe {
+            if n == S::LANES {
+                return S::store_bf16(p, v);
+            }
             S::store_bf16(buffer.as_mut_ptr(), v);
             std::ptr::copy_nonoverlapping(buffer.as_ptr(), p, n);
         }
@@ -254,6 +271,14 @@ mod tests {
                     assert!(got == expected || (got.is_nan() && expected.is_nan()), "{x} {got} {expected}");
                     S::store(out.as_mut_ptr(), S::load_bf16(bits.as_ptr()));
                     assert!(out[0] == expected.to_f32() || x.is_nan() && out[0].is_nan());
+                }
+
+                let (from, mut to) = ((0..200).map(|i| i as f32).collect::<Vec<_>>(), vec![-1.0f32; 200]);
+                S::transpose(from.as_ptr(), 19, to.as_mut_ptr(), 11);
+                for (i, &x) in to.iter().enumerate() {
+                    let (row, column) = (i / 11, i % 11);
+                    let inside = row < SQUARE && column < SQUARE;
+                    assert_eq!(x, if inside { (column * 19 + row) as f32 } else { -1.0 });
                 }
 
                 let mut words = [0.0f32; 32];

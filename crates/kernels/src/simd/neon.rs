@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::{Job, Simd};
-use crate::micro::{GradTileFn, TileFn, grad_tile, tile_table};
+use crate::micro::{GradTiles, TileFn, grad_tile, tile_table};
 
 /// NEON, which every 64-bit ARM machine has.
 #[derive(Clone, Copy)]
@@ -18,8 +18,8 @@ impl Simd for Neon {
         &tile_table!(Neon, 1; 1 2 3 4 5 6 7 8 9 10 11 12),
         &tile_table!(Neon, 2; 1 2 3 4 5 6 7 8 9 10 11 12),
     ];
-    const GRAD_TILES: [GradTileFn; 2] = [grad_tile::<Neon, 4, 4>, grad_tile::<Neon, 4, 4>];
-    const GRAD_ROWS: usize = 4;
+    const GRAD_TILES: &'static [GradTiles] =
+        &[GradTiles { rows: 4, kernels: [grad_tile::<Neon, 4, 4>; 2] }; 4];
     const GRAD_COLS: usize = 16;
 
     #[inline]

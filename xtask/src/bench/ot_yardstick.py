@@ -1,4 +1,8 @@
-"""Yardsticks of `cargo xtask bench ot`: SwAV's Sinkhorn routine in PyTorch, and POT. One JSON line a case."""
+"""Yardsticks of `cargo xtask bench ot`: SwAV's Sinkhorn routine in PyTorch, and POT.
+
+Reads cases from standard input, a line of JSON each (`case` is "swav" or POT's method), runs each for a while and answers
+with a line of JSON.
+"""
 import json
 import statistics
 import sys
@@ -9,15 +13,14 @@ import ot
 import torch
 import torch.nn.functional as F
 
-repeats = int(sys.argv[1])
 torch.manual_seed(0)
 
 
-def median_ms(function, n):
+def median_ms(function):
     function()
     times = []
     begin = time.perf_counter()
-    while len(times) < n or time.perf_counter() - begin < 0.5:
+    while len(times) < 3 or time.perf_counter() - begin < 0.3:
         start = time.perf_counter()
         function()
         times.append(time.perf_counter() - start)
@@ -41,26 +44,26 @@ def unit(n):
     return F.normalize(torch.randn(n, 128), dim=1)
 
 
-for batch in (64, 256, 4096):
-    scores = unit(batch) @ unit(3000).t()
-    print(json.dumps({"case": "swav", "batch": batch, "torch_ms": median_ms(lambda: codes(scores), repeats)}), flush=True)
-
-rng = np.random.default_rng(0)
-for n, reg in ((1000, 0.05), (1000, 0.01), (5000, 0.05)):
-    cost = ot.dist(rng.normal(size=(n, 3)), rng.normal(size=(n, 3)) + 0.3)
+def answer(case):
+    if case["case"] == "swav":
+        scores = unit(case["batch"]) @ unit(case["prototypes"]).t()
+        return {"ms": median_ms(lambda: codes(scores))}
+    cost = ot.dist(np.array(case["x"]), np.array(case["y"]))
     cost /= cost.max()
+    n = len(cost)
     weights = np.ones(n) / n
-    line = {"case": "general", "n": n, "epsilon": reg}
-    for method in ("sinkhorn", "sinkhorn_log"):
-        if method == "sinkhorn_log" and n > 2000:
-            continue
 
-        def solve():
-            return ot.sinkhorn(weights, weights, cost, reg, method=method, numItermax=5000, stopThr=1e-6, log=True)
+    def solve():
+        return ot.sinkhorn(
+            weights, weights, cost, case["epsilon"], method=case["case"], numItermax=5000, stopThr=1e-6, log=True
+        )
 
-        line[method + "_ms"] = median_ms(solve, min(repeats, 5))
-        plan, log = solve()
-        # POT numbers its iterations from 0.
-        line[method + "_iters"] = int(log["niter"]) + 1
-        line[method + "_residual"] = float(max(np.linalg.norm(plan.sum(axis) - weights) for axis in (0, 1)))
-    print(json.dumps(line), flush=True)
+    ms = median_ms(solve)
+    plan, log = solve()
+    # POT numbers its iterations from 0.
+    residual = max(np.linalg.norm(plan.sum(axis) - weights) for axis in (0, 1))
+    return {"ms": ms, "iters": int(log["niter"]) + 1, "residual": float(residual)}
+
+
+for line in sys.stdin:
+    print(json.dumps(answer(json.loads(line))), flush=True)

@@ -4,8 +4,11 @@
 use super::{LANES, Lane, ROWS, Range};
 
 /// Adds the partial sums pairwise: lane l with lane l + half, halving until one is left.
-#[inline(always)]
-pub(super) fn fold<T: Lane>(mut lanes: [T; LANES]) -> T {
+///
+/// Not inlined: compilers would carry its order of pairs into the loops before it, and fill a quarter of each vector.
+#[inline(never)]
+pub(super) fn fold<T: Lane>(lanes: &[T; LANES]) -> T {
+    let mut lanes = *lanes;
     let mut half = LANES / 2;
     while half > 0 {
         for l in 0..half {
@@ -15,6 +18,10 @@ pub(super) fn fold<T: Lane>(mut lanes: [T; LANES]) -> T {
     }
     lanes[0]
 }
+
+/// Elements that the end of a row is taken by, as long as there are so many: single ones would take longer than all before
+/// them in rows of some thousands.
+const PART: usize = 8;
 
 /// Combines all elements into [`LANES`] partial results. One such loop at a time keeps its lanes in registers;
 /// several interleaved ones do not become vector instructions. A macro, because a closure would not be compiled for
@@ -29,9 +36,17 @@ macro_rules! gather {
                 lanes[l] = $combined;
             }
         }
-        for (l, &$x) in tail.iter().enumerate() {
-            let $lane = lanes[l];
-            lanes[l] = $combined;
+        let (parts, rest) = tail.as_chunks::<PART>();
+        for (p, part) in parts.iter().enumerate() {
+            let lanes = &mut lanes[p * PART..][..PART];
+            for l in 0..PART {
+                let ($x, $lane) = (part[l], lanes[l]);
+                lanes[l] = $combined;
+            }
+        }
+        for (&$x, lane) in rest.iter().zip(&mut lanes[parts.len() * PART..]) {
+            let $lane = *lane;
+            *lane = $combined;
         }
         lanes
     }};
@@ -62,7 +77,7 @@ pub(super) fn range<T: Lane, const FMA: bool>(row: &[T]) -> Range<T> {
         let tell = gather!(block, T::ZERO, |x, tell| tell + x * T::ZERO);
         all.min = extreme!(low, smaller).smaller(all.min);
         all.max = extreme!(high, larger).larger(all.max);
-        all.finite = all.finite && fold(tell) == T::ZERO;
+        all.finite = all.finite && fold(&tell) == T::ZERO;
     }
     all
 }
@@ -106,7 +121,7 @@ pub(super) fn add_rows<T: Lane, const FMA: bool>(rows: &[T], sums: &mut [T]) {
 pub(super) fn dot<T: Lane, const FMA: bool>(row: &[T], weights: &[T]) -> T {
     let mut sums = [T::ZERO; LANES];
     dot_part::<T, FMA>(row, weights, &mut sums);
-    fold(sums)
+    fold(&sums)
 }
 
 #[inline(always)]
@@ -119,8 +134,16 @@ pub(super) fn dot_part<T: Lane, const FMA: bool>(row: &[T], weights: &[T], parti
             sums[l] = chunk[l].madd::<FMA>(w[l], sums[l]);
         }
     }
-    for (l, (&x, &w)) in tail.iter().zip(weight_tail).enumerate() {
-        sums[l] = x.madd::<FMA>(w, sums[l]);
+    let ((parts, rest), (weight_parts, weight_rest)) =
+        (tail.as_chunks::<PART>(), weight_tail.as_chunks::<PART>());
+    for (p, (part, w)) in parts.iter().zip(weight_parts).enumerate() {
+        let sums = &mut sums[p * PART..][..PART];
+        for l in 0..PART {
+            sums[l] = part[l].madd::<FMA>(w[l], sums[l]);
+        }
+    }
+    for ((&x, &w), sum) in rest.iter().zip(weight_rest).zip(&mut sums[parts.len() * PART..]) {
+        *sum = x.madd::<FMA>(w, *sum);
     }
     *partial = sums;
 }
@@ -219,5 +242,5 @@ pub(super) fn exp_sum<T: Lane, const FMA: bool>(values: &mut [T], shift: T) -> T
     for value in values.iter_mut() {
         *value = (*value - shift).exp::<FMA>();
     }
-    fold(gather!(values, T::ZERO, |x, sum| sum + x))
+    fold(&gather!(values, T::ZERO, |x, sum| sum + x))
 }

@@ -193,7 +193,7 @@ pub(crate) fn dot_then_axpy<T: Lane>(
             prefetch(soon, width, &part);
         }
         let mut group_factors = [T::ZERO; ROWS];
-        factors(first, &partial.map(body::fold), &mut group_factors);
+        factors(first, &partial.each_ref().map(body::fold), &mut group_factors);
         for part in parts(width, stride) {
             let group = group.map(|row| &row[part.clone()]);
             axpy4(isa, group, group_factors, &mut sums[part.clone()]);

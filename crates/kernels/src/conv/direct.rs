@@ -5,7 +5,7 @@
 //! padding are left out rather than multiplied by zero.
 
 use super::fill::{Columns, Region, Words, fill, fill_columns};
-use super::finish::{Finish, FinishTile, FinishVisitor, Finisher, Output, Partials, PartialsPtr};
+use super::finish::{Finisher, Output, Partials, PartialsPtr, ReadyTile};
 use super::geometry::{Geometry, Run, Split};
 use super::pack::{Panels, Weights, pack};
 use super::{ConvSpec, Source};
@@ -277,55 +277,24 @@ impl Pass<'_> {
                         // SAFETY: lists and rows stay inside scratch memory, weights and target by construction.
                         unsafe { kernels[r.len() - 1](&t) };
                         if last.is_some() {
-                            let begins = i == 0 && p == 0;
-                            let tile = TileVisitor::<S> {
-                                pass: self,
+                            let tile = ReadyTile {
                                 values: t.c,
+                                stride: full,
                                 at: &work.outputs[r.clone()],
                                 partial,
-                                panel: j,
+                                c0: j * full,
+                                cols: self.panels.cols(j),
+                                partials: self.partials,
                                 task: share.task,
-                                begins,
-                                simd: std::marker::PhantomData,
+                                begins: i == 0 && p == 0,
                             };
-                            self.finisher.visit(self.output, tile);
+                            // SAFETY: the instruction set is available; the tile is complete, and its pixels' channels
+                            // belong to this task alone.
+                            unsafe { self.finisher.tile::<S>(self.output, tile) };
                         }
                     }
                 }
             }
-        }
-    }
-}
-
-struct TileVisitor<'a, S> {
-    pass: &'a Pass<'a>,
-    values: *const f32,
-    at: &'a [usize],
-    partial: Option<(*const f32, &'a [usize])>,
-    panel: usize,
-    task: usize,
-    begins: bool,
-    simd: std::marker::PhantomData<S>,
-}
-
-impl<S: Simd> FinishVisitor for TileVisitor<'_, S> {
-    fn visit<F: Finish>(self, finish: F) {
-        let panels = &self.pass.panels;
-        // SAFETY: the instruction set is available; the tile is complete, and its pixels' channels belong to this
-        // task alone.
-        unsafe {
-            S::run(FinishTile {
-                finish,
-                values: self.values,
-                stride: panels.full(),
-                at: self.at,
-                partial: self.partial,
-                c0: self.panel * panels.full(),
-                cols: panels.cols(self.panel),
-                partials: self.pass.partials,
-                task: self.task,
-                begins: self.begins,
-            });
         }
     }
 }

@@ -366,9 +366,9 @@ impl PartialsPtr {
     }
 }
 
-/// Finishes the rows of a product tile, from f32 values in the first-level cache.
-pub(super) struct FinishTile<'a, F> {
-    pub finish: F,
+/// A product tile in the first-level cache, to be finished.
+#[derive(Clone, Copy)]
+pub(super) struct ReadyTile<'a> {
     /// The tile: one row after the other.
     pub values: *const f32,
     /// From one row to the next.
@@ -386,24 +386,48 @@ pub(super) struct FinishTile<'a, F> {
     pub begins: bool,
 }
 
+impl Finisher<'_> {
+    /// Finishes the rows of a product tile.
+    ///
+    /// # Safety
+    /// The instruction set must be available, the tile complete, and its rows and channels inside the output; no other task
+    /// may touch them, or the task's sums.
+    pub unsafe fn tile<S: Simd>(&self, output: Output, tile: ReadyTile<'_>) {
+        struct Visitor<'a, S>(ReadyTile<'a>, std::marker::PhantomData<S>);
+        impl<S: Simd> FinishVisitor for Visitor<'_, S> {
+            fn visit<F: Finish>(self, finish: F) {
+                // SAFETY: the promise of `tile`'s caller.
+                unsafe { S::run(FinishTile { finish, tile: self.0 }) }
+            }
+        }
+        self.visit(output, Visitor::<S>(tile, std::marker::PhantomData));
+    }
+}
+
+struct FinishTile<'a, F> {
+    finish: F,
+    tile: ReadyTile<'a>,
+}
+
 impl<F: Finish> FinishTile<'_, F> {
     #[inline(always)]
     unsafe fn column<S: Simd, const PART: bool>(&self, lane: usize, n: usize) {
-        let c = self.c0 + lane;
-        // SAFETY: whoever makes the job promises that rows and channels are inside output and values.
+        let t = &self.tile;
+        let c = t.c0 + lane;
+        // SAFETY: the promise of `Finisher::tile`'s caller.
         unsafe {
-            let mut sums = self.partials.load::<S>(self.task, c, n);
-            for (i, &at) in self.at.iter().enumerate() {
-                let mut v = S::load(self.values.add(i * self.stride + lane));
-                if let Some((partial, rows)) = self.partial {
+            let mut sums = t.partials.load::<S>(t.task, c, n);
+            for (i, &at) in t.at.iter().enumerate() {
+                let mut v = S::load(t.values.add(i * t.stride + lane));
+                if let Some((partial, rows)) = t.partial {
                     v = S::add(v, get::<S, f32, PART>(partial.add(rows[i] + lane), n));
                 }
-                if self.begins && i == 0 {
+                if t.begins && i == 0 {
                     sums.shift = v;
                 }
                 self.finish.vec::<S, PART>(v, at + c, c, n, &mut sums);
             }
-            self.partials.store::<S>(self.task, c, n, &sums);
+            t.partials.store::<S>(t.task, c, n, &sums);
         }
     }
 }
@@ -413,8 +437,8 @@ impl<F: Finish> Job for FinishTile<'_, F> {
 
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        for lane in (0..self.cols).step_by(S::LANES) {
-            let n = (self.cols - lane).min(S::LANES);
+        for lane in (0..self.tile.cols).step_by(S::LANES) {
+            let n = (self.tile.cols - lane).min(S::LANES);
             // SAFETY: as for `column`.
             unsafe {
                 if n == S::LANES { self.column::<S, false>(lane, n) } else { self.column::<S, true>(lane, n) }

@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use super::fill::copy_line;
-use super::finish::{Finish, FinishTile, FinishVisitor, Finisher, Output, Partials, PartialsPtr};
+use super::finish::{Finisher, Output, Partials, PartialsPtr, ReadyTile};
 use super::pack::{Direction, Panels, Weights, pack};
 use super::{ConvSpec, Source};
 use crate::Context;
@@ -288,55 +288,24 @@ impl Forward<'_> {
                     };
                     // SAFETY: the instruction set is available; what tiles read past a row's end is slack.
                     unsafe { run(columns.len(), tile) };
-                    let begins = row == range.start && p == 0;
-                    self.finish::<S>(values, row * width + columns.start, columns.len(), j, task, begins);
+                    let at: [usize; MOST_ROWS] =
+                        std::array::from_fn(|i| (row * width + columns.start + i) * self.channels);
+                    let tile = ReadyTile {
+                        values,
+                        stride: self.panels.width(j),
+                        at: &at[..columns.len()],
+                        partial: None,
+                        c0: j * self.panels.full(),
+                        cols: self.panels.cols(j),
+                        partials: self.partials,
+                        task,
+                        begins: row == range.start && p == 0,
+                    };
+                    // SAFETY: the instruction set is available; the tile is complete, and its pixels belong to this task.
+                    unsafe { self.finisher.tile::<S>(self.output, tile) };
                 }
             }
         });
-    }
-
-    /// Finishes the outputs of some pixels.
-    fn finish<S: Simd>(
-        &self,
-        values: *const f32,
-        pixel: usize,
-        n_pixels: usize,
-        panel: usize,
-        task: usize,
-        begins: bool,
-    ) {
-        struct Visitor<'a, S> {
-            pass: &'a Forward<'a>,
-            values: *const f32,
-            at: &'a [usize],
-            panel: usize,
-            task: usize,
-            begins: bool,
-            simd: std::marker::PhantomData<S>,
-        }
-        impl<S: Simd> FinishVisitor for Visitor<'_, S> {
-            fn visit<F: Finish>(self, finish: F) {
-                let panels = &self.pass.panels;
-                // SAFETY: the instruction set is available; the tile is complete, and its pixels belong to this task.
-                unsafe {
-                    S::run(FinishTile {
-                        finish,
-                        values: self.values,
-                        stride: panels.width(self.panel),
-                        at: self.at,
-                        partial: None,
-                        c0: self.panel * panels.full(),
-                        cols: panels.cols(self.panel),
-                        partials: self.pass.partials,
-                        task: self.task,
-                        begins: self.begins,
-                    });
-                }
-            }
-        }
-        let at: [usize; MOST_ROWS] = std::array::from_fn(|i| (pixel + i) * self.channels);
-        let (at, simd) = (&at[..n_pixels], std::marker::PhantomData);
-        self.finisher.visit(self.output, Visitor::<S> { pass: self, values, at, panel, task, begins, simd });
     }
 }
 

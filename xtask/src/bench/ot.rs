@@ -107,12 +107,11 @@ struct Turns {
 impl Turns {
     fn take(
         rounds: usize,
-        yardstick: Option<&mut Yardstick>,
+        mut yardstick: Option<&mut Yardstick>,
         case: &Value,
         mut work: impl FnMut() -> Result<()>,
     ) -> Result<Self> {
         let mut turns = Self { ours: Vec::new(), theirs: Vec::new(), answer: Value::Null };
-        let mut yardstick = yardstick;
         for _ in 0..rounds {
             if let Some(yardstick) = &mut yardstick {
                 turns.answer = yardstick.ask(case)?;

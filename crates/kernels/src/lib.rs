@@ -34,6 +34,7 @@ mod activations;
 mod alloc;
 mod context;
 mod conv;
+mod crew;
 mod error;
 mod load;
 mod micro;

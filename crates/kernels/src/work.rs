@@ -2,16 +2,10 @@
 
 use std::cell::RefCell;
 
-use rayon::prelude::*;
-
 /// Runs `task(0..n)` in parallel. What a task does must depend on its number only, so that results are the
 /// same for any number of threads.
 pub(crate) fn tasks(n: usize, task: impl Fn(usize) + Send + Sync) {
-    if n == 1 {
-        task(0);
-    } else {
-        (0..n).into_par_iter().with_max_len(1).for_each(task);
-    }
+    crate::crew::run(n, task);
 }
 
 /// The `i`-th of `parts` nearly equal parts of `0..n`.

@@ -281,13 +281,14 @@ impl ConvSpec {
         if ctx.exact() || !applies {
             return false;
         }
+        let points =
+            (shape[0] * transforms::side_points(shape[1]) * transforms::side_points(shape[2])) as f64;
         let [n, h, w, _] = shape.map(|s| s as f64);
         let (ci, co) = (self.c_in as f64, self.c_out as f64);
-        let tiles = n * (h / 4.0).ceil() * (w / 4.0).ceil();
-        // In multiply-adds: the direct path leaves padding out; the other pays for incomplete tiles, for its
-        // transforms, and for reading transformed weights from memory.
+        // In multiply-adds: the direct path leaves padding out; the other pays for its transforms and for reading
+        // transformed weights from memory.
         let direct = n * (3.0 * h - 2.0) * (3.0 * w - 2.0) * ci * co;
-        let winograd = 36.0 * tiles * (ci * co + 12.0 * (ci + co)) + 36.0 * ci * co * 24.0;
+        let winograd = points * (ci * co + 12.0 * (ci + co)) + 36.0 * ci * co * 24.0;
         winograd < direct
     }
 

@@ -3,13 +3,18 @@
 //!
 //! A task transforms some tiles of the source into scratch memory, multiplies them with the transformed weights,
 //! point by point and panel by panel, and transforms each panel's products into outputs, which are finished in
-//! registers. Its errors are about 15 to 45 times those of a direct sum.
+//! registers. Its errors are about 15 to 45 times those of a direct sum. Tiles at the lower and right edges compute no
+//! more outputs than the map has, at fewer points.
+
+use std::marker::PhantomData;
 
 use super::Source;
 use super::finish::{Finish, FinishVisitor, Finisher, Output, Partials, PartialsPtr};
 use super::pack::{Panels, Weights};
 use super::tiles::TransformTiles;
-use super::transforms::{POINTS, filter, output, two_sided};
+use super::transforms::{
+    EdgeTile, Output as OutputSide, Outputs, POINTS, filter, has_point, last_outputs, output, two_sided,
+};
 use crate::Context;
 use crate::activations::Activations;
 use crate::load::{Load, LoadVisitor};
@@ -35,6 +40,13 @@ impl Tiling {
     pub fn new([n, h, w, _]: [usize; 4]) -> Self {
         let (rows, columns) = (h.div_ceil(SIDE), w.div_ceil(SIDE));
         Self { h, w, rows, columns, count: n * rows * columns }
+    }
+
+    /// Outputs that a tile computes: rows and columns.
+    #[inline(always)]
+    pub fn outputs(&self, place: Place) -> (usize, usize) {
+        let outputs = |from: usize, side: usize| if from + SIDE <= side { SIDE } else { last_outputs(side) };
+        (outputs(place.y0, self.h), outputs(place.x0, self.w))
     }
 
     /// Where a tile lies.
@@ -71,6 +83,68 @@ impl Place {
             }
             self.pixel = (self.image * t.h + self.y0) * t.w;
         }
+    }
+}
+
+/// In which order a task keeps its tiles: such that the tiles of each point are neighbours.
+///
+/// First the tiles that are short of columns, then whole ones, those short of rows, and those short of both.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Order {
+    /// Outputs along the sides of the last tiles.
+    last: (usize, usize),
+    /// Where each kind begins, by [`Order::kind`], and how many tiles there are.
+    starts: [usize; 4],
+    count: usize,
+}
+
+impl Order {
+    pub fn new(tiling: &Tiling, tiles: std::ops::Range<usize>) -> Self {
+        let last = (last_outputs(tiling.h), last_outputs(tiling.w));
+        let (mut kinds, count) = ([0; 4], tiles.len());
+        let mut place = tiling.locate(tiles.start);
+        for _ in tiles {
+            kinds[Self::kind(tiling.outputs(place))] += 1;
+            place.advance(tiling);
+        }
+        let [whole, narrow, low, _] = kinds;
+        Self { last, starts: [narrow, 0, narrow + whole, narrow + whole + low], count }
+    }
+
+    #[inline(always)]
+    fn kind((rows, columns): (usize, usize)) -> usize {
+        usize::from(columns < SIDE) + 2 * usize::from(rows < SIDE)
+    }
+
+    /// Positions for tiles that come in the map's order.
+    pub fn positions(&self) -> Positions {
+        Positions { next: self.starts }
+    }
+
+    /// The positions of the tiles that have a point.
+    pub fn with_point(&self, point: usize) -> std::ops::Range<usize> {
+        let [whole, _, low, lowest] = self.starts;
+        match (has_point(self.last.0, point / 6), has_point(self.last.1, point % 6)) {
+            (true, true) => 0..self.count,
+            (true, false) => whole..lowest,
+            (false, true) => 0..low,
+            (false, false) => whole..low,
+        }
+    }
+}
+
+/// Gives tiles their positions in an [`Order`].
+pub(super) struct Positions {
+    next: [usize; 4],
+}
+
+impl Positions {
+    /// The position of the next tile, which computes these outputs.
+    #[inline(always)]
+    pub fn next(&mut self, outputs: (usize, usize)) -> usize {
+        let next = &mut self.next[Order::kind(outputs)];
+        *next += 1;
+        *next - 1
     }
 }
 
@@ -196,17 +270,18 @@ impl Pass<'_> {
         let tiles = part(self.tiling.count, self.sets, set);
         let panels = part(self.panels.count(), self.panel_parts, panel_part);
         let (count, blocks) = (tiles.len(), self.depth.div_ceil(BLOCK));
+        let order = Order::new(&self.tiling, tiles.clone());
         // A line more than needed between points, so that they do not fall on the same cache sets.
         let (in_stride, out_stride) = (count * blocks * BLOCK + BLOCK, count * self.panels.full() + BLOCK);
         with_scratch([POINTS * in_stride, POINTS * out_stride, 0], |[v, m, _]| {
             self.source.visit(TransformVisitor::<S> {
                 pass: self,
                 tiles: (tiles.start, tiles.end),
+                order,
                 out: v,
                 point_stride: in_stride,
-                simd: std::marker::PhantomData,
+                simd: PhantomData,
             });
-            let parts = count.div_ceil(S::TILE_ROWS);
             for j in panels {
                 let width = self.panels.width(j);
                 let size = BLOCK * width;
@@ -216,16 +291,19 @@ impl Pass<'_> {
                 let rows: [usize; 32] = std::array::from_fn(|i| i * width);
                 let weights = self.weights[j * self.panels.full() * POINTS * blocks * BLOCK..].as_ptr();
                 for point in 0..POINTS {
+                    let tiles = order.with_point(point);
+                    let parts = tiles.len().div_ceil(S::TILE_ROWS);
                     for p in 0..parts {
-                        let r = part(count, parts, p);
+                        let r = part(tiles.len(), parts, p);
+                        let first = tiles.start + r.start;
                         // SAFETY: the instruction set is available, and all offsets are inside the buffers.
                         unsafe {
                             kernels[r.len() - 1](&Tile {
                                 list: list.as_ptr(),
                                 blocks,
-                                a: v.add(point * in_stride + r.start * BLOCK),
+                                a: v.add(point * in_stride + first * BLOCK),
                                 b: weights.add(point * blocks * size),
-                                c: m.add(point * out_stride + r.start * width),
+                                c: m.add(point * out_stride + first * width),
                                 rows: rows.as_ptr(),
                                 accumulate: false,
                                 cols: width,
@@ -239,12 +317,13 @@ impl Pass<'_> {
                     OutputVisitor::<S> {
                         pass: self,
                         tiles: tiles.clone(),
+                        order,
                         products: m,
                         point_stride: out_stride,
                         width,
                         c0: j * self.panels.full(),
                         set,
-                        simd: std::marker::PhantomData,
+                        simd: PhantomData,
                     },
                 );
             }
@@ -255,9 +334,10 @@ impl Pass<'_> {
 struct TransformVisitor<'a, S> {
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
+    order: Order,
     out: *mut f32,
     point_stride: usize,
-    simd: std::marker::PhantomData<S>,
+    simd: PhantomData<S>,
 }
 
 impl<S: Simd> LoadVisitor for TransformVisitor<'_, S> {
@@ -268,6 +348,7 @@ impl<S: Simd> LoadVisitor for TransformVisitor<'_, S> {
             channels: self.pass.depth,
             blocks: (0, self.pass.depth.div_ceil(BLOCK)),
             tiles: self.tiles,
+            order: self.order,
             out: self.out,
             point_stride: self.point_stride,
         };
@@ -279,12 +360,13 @@ impl<S: Simd> LoadVisitor for TransformVisitor<'_, S> {
 struct OutputVisitor<'a, S> {
     pass: &'a Pass<'a>,
     tiles: std::ops::Range<usize>,
+    order: Order,
     products: *const f32,
     point_stride: usize,
     width: usize,
     c0: usize,
     set: usize,
-    simd: std::marker::PhantomData<S>,
+    simd: PhantomData<S>,
 }
 
 impl<S: Simd> FinishVisitor for OutputVisitor<'_, S> {
@@ -314,6 +396,7 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
             let mut sums = pass.partials.load::<S>(v.set, c, n);
             let (step, row_step) = (pass.channels, t.w * pass.channels);
             let (mut place, mut ahead) = (t.locate(v.tiles.start), t.locate(v.tiles.start + AHEAD));
+            let mut positions = v.order.positions();
             for i in 0..v.tiles.len() {
                 // A cache line holds two vectors of some instruction sets.
                 if lane.is_multiple_of(BLOCK) && i + AHEAD < v.tiles.len() {
@@ -323,15 +406,16 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                         at += row_step;
                     }
                 }
-                let products = v.products.add(i * v.width + lane);
+                let outputs = t.outputs(place);
+                let products = v.products.add(positions.next(outputs) * v.width + lane);
                 let get = |r: usize, q: usize| S::load(products.add((r * 6 + q) * v.point_stride));
-                let mut done = [[S::zero(); SIDE]; SIDE];
-                two_sided_output::<S>(get, &mut done);
-                if i == 0 {
-                    sums.shift = done[0][0];
-                }
                 let mut at = place.pixel * step + c;
-                if place.y0 + SIDE <= t.h && place.x0 + SIDE <= t.w {
+                if outputs == (SIDE, SIDE) {
+                    let mut done = [[S::zero(); SIDE]; SIDE];
+                    two_sided_output::<S>(get, &mut done);
+                    if i == 0 {
+                        sums.shift = done[0][0];
+                    }
                     // Constant bounds, so that outputs stay in registers.
                     for row in &done {
                         for (q, &value) in row.iter().enumerate() {
@@ -340,12 +424,23 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                         at += row_step;
                     }
                 } else {
-                    let (rows, columns) = (t.h - place.y0, t.w - place.x0);
-                    for (r, row) in done.iter().enumerate() {
-                        for (q, &value) in row.iter().enumerate() {
-                            if r < rows && q < columns {
-                                self.finish.vec::<S, PART>(value, at + q * step, c, n, &mut sums);
-                            }
+                    let mut done = Outputs::uninit();
+                    let done = done.as_mut_ptr().cast::<f32>();
+                    S::run(EdgeTile {
+                        outputs,
+                        from: products,
+                        from_steps: (6 * v.point_stride, v.point_stride),
+                        to: done,
+                        to_steps: (SIDE * BLOCK, BLOCK),
+                        side: PhantomData::<OutputSide>,
+                    });
+                    let done = |r: usize, q: usize| S::load(done.add((r * SIDE + q) * BLOCK));
+                    if i == 0 {
+                        sums.shift = done(0, 0);
+                    }
+                    for r in 0..outputs.0.min(t.h - place.y0) {
+                        for q in 0..outputs.1.min(t.w - place.x0) {
+                            self.finish.vec::<S, PART>(done(r, q), at + q * step, c, n, &mut sums);
                         }
                         at += row_step;
                     }

@@ -4,11 +4,15 @@
 //! time and adds their products, point by point, to sums that stay in its cache, and transforms those back at the
 //! end. Where weights are few, tasks take different tiles; their results are added in order.
 
+use std::marker::PhantomData;
+
 use super::Source;
 use super::tiles::TransformTiles;
-use super::transforms::{POINTS, filter_adjoint, output_adjoint, two_sided};
+use super::transforms::{
+    EdgeTile, OutputAdjoint, Outputs, POINTS, filter_adjoint, output_adjoint, two_sided,
+};
 use super::weights::add_sets;
-use super::winograd::{Place, SIDE, Tiling};
+use super::winograd::{Order, Place, SIDE, Tiling};
 use crate::Context;
 use crate::load::{Load, LoadVisitor};
 use crate::micro::GradTile;
@@ -80,14 +84,17 @@ impl Pass<'_> {
                 let range = (tiles.start + range.start, tiles.start + range.end);
                 let count = range.1 - range.0;
                 let (y_stride, x_stride) = (count * rows + BLOCK, count * columns + BLOCK);
-                let simd = std::marker::PhantomData;
+                let simd = PhantomData;
+                let order = Order::new(&self.tiling, range.0..range.1);
                 let blocks = (o0 / BLOCK, (o0 + rows) / BLOCK);
                 let (tiles, out, point_stride) = (range, y, y_stride);
-                self.dy.visit(GradVisitor::<S> { pass: self, tiles, blocks, out, point_stride, simd });
+                self.dy.visit(GradVisitor::<S> { pass: self, tiles, order, blocks, out, point_stride, simd });
                 let blocks = (c0 / BLOCK, (c0 + columns) / BLOCK);
                 let (out, point_stride) = (x, x_stride);
-                self.x.visit(InputVisitor::<S> { pass: self, tiles, blocks, out, point_stride, simd });
+                self.x.visit(InputVisitor::<S> { pass: self, tiles, order, blocks, out, point_stride, simd });
                 for point in 0..POINTS {
+                    let with_point = order.with_point(point);
+                    let first = with_point.start * BLOCK;
                     for c in (0..columns).step_by(S::GRAD_COLS) {
                         let cols = (columns - c).min(S::GRAD_COLS);
                         let mut o = 0;
@@ -97,9 +104,11 @@ impl Pass<'_> {
                                 tile.kernels[usize::from(cols > BLOCK)](&GradTile {
                                     runs: &(0, 0),
                                     n_runs: 1,
-                                    len: count,
-                                    a: y.add(point * y_stride + o / BLOCK * count * BLOCK + o % BLOCK),
-                                    b: x.add(point * x_stride + c * count),
+                                    len: with_point.len(),
+                                    a: y.add(
+                                        point * y_stride + first + o / BLOCK * count * BLOCK + o % BLOCK,
+                                    ),
+                                    b: x.add(point * x_stride + first + c * count),
                                     b_block: count * BLOCK,
                                     c: sums.add(point * sum_stride + o * columns + c),
                                     row: columns,
@@ -124,10 +133,11 @@ impl Pass<'_> {
 struct InputVisitor<'a, S> {
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
+    order: Order,
     blocks: (usize, usize),
     out: *mut f32,
     point_stride: usize,
-    simd: std::marker::PhantomData<S>,
+    simd: PhantomData<S>,
 }
 
 impl<S: Simd> LoadVisitor for InputVisitor<'_, S> {
@@ -138,6 +148,7 @@ impl<S: Simd> LoadVisitor for InputVisitor<'_, S> {
             channels: self.pass.c_in,
             blocks: self.blocks,
             tiles: self.tiles,
+            order: self.order,
             out: self.out,
             point_stride: self.point_stride,
         };
@@ -149,54 +160,73 @@ impl<S: Simd> LoadVisitor for InputVisitor<'_, S> {
 struct GradVisitor<'a, S> {
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
+    order: Order,
     blocks: (usize, usize),
     out: *mut f32,
     point_stride: usize,
-    simd: std::marker::PhantomData<S>,
+    simd: PhantomData<S>,
 }
 
 impl<S: Simd> LoadVisitor for GradVisitor<'_, S> {
     fn visit<L: Load>(self, load: L) {
-        let Self { pass, tiles, blocks, out, point_stride, .. } = self;
+        let Self { pass, tiles, order, blocks, out, point_stride, .. } = self;
         // SAFETY: the instruction set is available; scratch memory has room for these tiles.
-        unsafe { S::run(GradTiles { load: &load, pass, tiles, blocks, out, point_stride }) }
+        unsafe { S::run(GradTiles { load: &load, pass, tiles, order, blocks, out, point_stride }) }
     }
 }
 
 /// Tiles ahead that are asked for.
 const AHEAD: usize = 8;
 
-/// Transforms tiles of the output's gradient: `[point][block][tile][16]`.
+/// Transforms tiles of the output's gradient: `[point][block][tile][16]`, tiles in a given order. Points that a tile does
+/// not have are not written.
 struct GradTiles<'a, L> {
     load: &'a L,
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
+    order: Order,
     blocks: (usize, usize),
     out: *mut f32,
     point_stride: usize,
 }
 
 impl<L: Load> GradTiles<'_, L> {
+    /// Transforms one vector of a tile, which computes `outputs`.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const PART: bool, const EDGE: bool>(
+    unsafe fn tile<S: Simd, const PART: bool>(
         &self,
         place: Place,
-        c: usize,
-        n: usize,
+        outputs: (usize, usize),
+        (c, n): (usize, usize),
         out: *mut f32,
     ) {
         let t = &self.pass.tiling;
         // SAFETY: the caller's promise; pixels outside the map are not read.
         unsafe {
             let (at, step) = (place.pixel * self.pass.c_out + c, self.pass.c_out);
-            let get = |r: usize, q: usize| {
-                if EDGE && (place.y0 + r >= t.h || place.x0 + q >= t.w) {
-                    return S::zero();
+            let load = |r: usize, q: usize| self.load.vec::<S, PART>(at + (r * t.w + q) * step, c, n);
+            if !PART && outputs == (SIDE, SIDE) {
+                let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * self.point_stride), v);
+                two_sided!(S, 4 -> 6, output_adjoint::<S>, load, put);
+                return;
+            }
+            let mut gradients = Outputs::uninit();
+            let gradients = gradients.as_mut_ptr().cast::<f32>();
+            for r in 0..outputs.0 {
+                for q in 0..outputs.1 {
+                    let inside = place.y0 + r < t.h && place.x0 + q < t.w;
+                    let gradient = if inside { load(r, q) } else { S::zero() };
+                    S::store(gradients.add((r * SIDE + q) * BLOCK), gradient);
                 }
-                self.load.vec::<S, PART>(at + (r * t.w + q) * step, c, n)
-            };
-            let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * self.point_stride), v);
-            two_sided!(S, 4 -> 6, output_adjoint::<S>, get, put);
+            }
+            S::run(EdgeTile {
+                outputs,
+                from: gradients,
+                from_steps: (SIDE * BLOCK, BLOCK),
+                to: out,
+                to_steps: (6 * self.point_stride, self.point_stride),
+                side: PhantomData::<OutputAdjoint>,
+            });
         }
     }
 }
@@ -208,8 +238,10 @@ impl<L: Load> Job for GradTiles<'_, L> {
         let t = &self.pass.tiling;
         let count = self.tiles.1 - self.tiles.0;
         let (mut at, mut ahead) = (t.locate(self.tiles.0), t.locate(self.tiles.0 + AHEAD));
-        for i in 0..count {
-            let inside = at.y0 + SIDE <= t.h && at.x0 + SIDE <= t.w;
+        let mut positions = self.order.positions();
+        for _ in 0..count {
+            let outputs = t.outputs(at);
+            let position = positions.next(outputs);
             for c in (self.blocks.0 * BLOCK..self.blocks.1 * BLOCK).step_by(S::LANES) {
                 let n = self.pass.c_out.saturating_sub(c).min(S::LANES);
                 // A cache line holds two vectors of some instruction sets.
@@ -225,12 +257,12 @@ impl<L: Load> Job for GradTiles<'_, L> {
                 }
                 // SAFETY: the maker of the job promises that the tiles exist and `out` has room.
                 unsafe {
-                    let out = self.out.add(((c / BLOCK - self.blocks.0) * count + i) * BLOCK + c % BLOCK);
-                    match (n == S::LANES, inside) {
-                        (true, true) => self.tile::<S, false, false>(at, c, n, out),
-                        (true, false) => self.tile::<S, false, true>(at, c, n, out),
-                        (false, _) if n > 0 => self.tile::<S, true, true>(at, c, n, out),
-                        _ => (0..POINTS).for_each(|p| S::store(out.add(p * self.point_stride), S::zero())),
+                    let out =
+                        self.out.add(((c / BLOCK - self.blocks.0) * count + position) * BLOCK + c % BLOCK);
+                    match n {
+                        0 => (0..POINTS).for_each(|p| S::store(out.add(p * self.point_stride), S::zero())),
+                        n if n == S::LANES => self.tile::<S, false>(at, outputs, (c, n), out),
+                        n => self.tile::<S, true>(at, outputs, (c, n), out),
                     }
                 }
             }

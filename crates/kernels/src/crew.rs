@@ -26,29 +26,60 @@ const LOOKS: usize = 64;
 const PARTS: usize = 32;
 
 /// Runs `task(0..n)` on the threads of the current rayon pool, this one among them. Each thread takes neighbouring tasks
-/// in order, and then what others have left: neighbours use the same memory, and threads far apart do not share lines
+/// in the given order, and then what others have left: neighbours use the same memory, and threads far apart do not share lines
 /// that they write.
 ///
 /// # Panics
 /// With the panic of a task, if there is one, after all threads have left.
-pub(crate) fn run(n: usize, task: impl Fn(usize) + Sync) {
+pub(crate) fn run(n: usize, order: Order, task: impl Fn(usize) + Sync) {
     thread_local! {
         static CREW: Arc<Crew> = Arc::new(Crew::new());
     }
     let threads = rayon::current_num_threads().min(n);
     CREW.with(|crew| {
         // A task that starts tasks runs them itself.
-        if threads < 2 || crew.is_open() { (0..n).for_each(task) } else { crew.run(n, threads - 1, &task) }
+        if threads < 2 || crew.is_open() {
+            match order {
+                Order::Up => (0..n).for_each(task),
+                Order::Down => (0..n).rev().for_each(task),
+            }
+        } else {
+            crew.run(n, order, threads - 1, &task);
+        }
     });
+}
+
+/// In which order a thread takes its tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// From the first on.
+    Up,
+    /// From the last on.
+    Down,
 }
 
 /// A region's tasks; valid while the region is open.
 #[derive(Clone, Copy)]
 struct Tasks {
     n: usize,
+    order: Order,
+    /// The owner's number in the pool, if it is in it.
+    owner: Option<usize>,
     parts: usize,
     task: *const (),
     call: unsafe fn(*const (), usize),
+}
+
+impl Tasks {
+    /// Where this thread, a helper, begins. Its own place in every region: what it wrote in one is in its caches when it
+    /// reads it in the next.
+    fn first_part(&self) -> usize {
+        let (threads, this) = (rayon::current_num_threads(), rayon::current_thread_index().unwrap_or(0));
+        match self.owner {
+            Some(owner) => (this + threads - owner) % threads % self.parts,
+            None => (this + 1) % self.parts,
+        }
+    }
 }
 
 /// A counter that has a cache line for itself.
@@ -64,8 +95,6 @@ struct Crew {
     /// Helpers that may be looking at the tasks.
     inside: AtomicUsize,
     tasks: UnsafeCell<Option<Tasks>>,
-    /// Threads that have come to work in the region.
-    workers: AtomicUsize,
     /// In each part of the tasks, those that have been taken.
     taken: [Line; PARTS],
     /// Helpers that rayon was asked for and that have not gone yet.
@@ -87,7 +116,6 @@ impl Crew {
             region: AtomicUsize::new(0),
             inside: AtomicUsize::new(0),
             tasks: UnsafeCell::new(None),
-            workers: AtomicUsize::new(0),
             taken: Default::default(),
             helpers: AtomicUsize::new(0),
             panic: Mutex::new(None),
@@ -99,7 +127,7 @@ impl Crew {
     }
 
     /// Called by the owner, while no region is open.
-    fn run<F: Fn(usize) + Sync>(self: &Arc<Self>, n: usize, helpers: usize, task: &F) {
+    fn run<F: Fn(usize) + Sync>(self: &Arc<Self>, n: usize, order: Order, helpers: usize, task: &F) {
         /// Closes the region, also when a task of the owner panics.
         struct Close<'a>(&'a Crew);
         impl Drop for Close<'_> {
@@ -116,10 +144,16 @@ impl Crew {
             unsafe { (*task.cast::<F>())(i) }
         }
         let parts = PARTS.min(helpers + 1);
-        let tasks = Tasks { n, parts, task: std::ptr::from_ref(task).cast(), call: call::<F> };
+        let tasks = Tasks {
+            n,
+            order,
+            owner: rayon::current_thread_index(),
+            parts,
+            task: std::ptr::from_ref(task).cast(),
+            call: call::<F>,
+        };
         // SAFETY: no region is open, and the last one was closed after all helpers had left.
         unsafe { *self.tasks.get() = Some(tasks) };
-        self.workers.store(0, Ordering::Relaxed);
         self.taken[..parts].iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
         self.region.fetch_add(1, Ordering::SeqCst);
         let close = Close(self);
@@ -128,7 +162,7 @@ impl Crew {
             let crew = Arc::clone(self);
             rayon::spawn(move || crew.help());
         }
-        self.work(tasks);
+        self.work(tasks, 0);
         drop(close);
         let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
@@ -136,13 +170,15 @@ impl Crew {
         }
     }
 
-    /// Takes tasks until there are none left.
-    fn work(&self, tasks: Tasks) {
-        let Tasks { n, parts, task, call } = tasks;
-        let first = self.workers.fetch_add(1, Ordering::Relaxed);
+    /// Takes tasks until there are none left, from a part on.
+    fn work(&self, tasks: Tasks, first: usize) {
+        let Tasks { n, order, parts, task, call, .. } = tasks;
         for p in (0..parts).map(|p| (first + p) % parts) {
-            let range = part(n, parts, p);
-            while let Some(i) = range.clone().nth(self.taken[p].0.fetch_add(1, Ordering::Relaxed)) {
+            let left = || {
+                let (mut range, taken) = (part(n, parts, p), self.taken[p].0.fetch_add(1, Ordering::Relaxed));
+                if order == Order::Up { range.nth(taken) } else { range.nth_back(taken) }
+            };
+            while let Some(i) = left() {
                 // SAFETY: the region cannot end before this returns: its owner is here itself or waits for this helper.
                 unsafe { call(task, i) };
             }
@@ -182,7 +218,9 @@ impl Crew {
         if self.region.load(Ordering::SeqCst) % 2 == 1 {
             // SAFETY: the region is open and stays so while this helper is inside.
             let tasks = unsafe { *self.tasks.get() };
-            if let Some(Err(panic)) = tasks.map(|tasks| catch_unwind(AssertUnwindSafe(|| self.work(tasks)))) {
+            if let Some(Err(panic)) =
+                tasks.map(|tasks| catch_unwind(AssertUnwindSafe(|| self.work(tasks, tasks.first_part()))))
+            {
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
         }
@@ -213,7 +251,7 @@ mod tests {
 
     fn count_all(n: usize) {
         let counts: Vec<AtomicU32> = (0..n).map(|_| AtomicU32::new(0)).collect();
-        run(n, |i| {
+        run(n, if n.is_multiple_of(2) { Order::Up } else { Order::Down }, |i| {
             counts[i].fetch_add(1, Ordering::Relaxed);
         });
         assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
@@ -262,7 +300,7 @@ mod tests {
 
     #[test]
     fn tasks_that_start_tasks_run_them() {
-        pool(2).install(|| run(6, |_| count_all(6)));
+        pool(2).install(|| run(6, Order::Up, |_| count_all(6)));
     }
 
     #[test]
@@ -270,7 +308,7 @@ mod tests {
         pool(2).install(|| {
             for bad in 0..8 {
                 let result = catch_unwind(|| {
-                    run(8, |i| {
+                    run(8, Order::Up, |i| {
                         std::thread::sleep(Duration::from_micros(100));
                         assert_ne!(i, bad, "the bad task");
                     });

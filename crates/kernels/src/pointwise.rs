@@ -11,7 +11,7 @@ use crate::activations::{Activations, Data, DataMut};
 use crate::load::{Load, Norm, Plain, Zero};
 use crate::norm::{Affine, BatchStats, GradAffine, GradSums};
 use crate::simd::{Elem, Job, Simd, dispatch};
-use crate::work::{Shared, part, tasks};
+use crate::work::{Shared, part, sweep};
 
 /// What a residual block adds to its last convolution.
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +99,7 @@ fn points<P: Point>(ctx: &Context, point: P, pixels: usize, channels: usize) -> 
             let parts = (pixels * channels).div_ceil(32 << 10).clamp(1, pixels.max(1));
             let mut partial = vec![0.0f32; parts * SUMS * channels];
             let shared = Shared::new(&mut partial);
-            tasks(parts, |task| {
+            sweep(parts, |task| {
                 // Pieces that stay in the first-level cache, so that all columns of a pixel are read while it is there.
                 let range = part(pixels, parts, task);
                 // SAFETY: each task has its own sums; the instruction set is available (a `Context` has it).

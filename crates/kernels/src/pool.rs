@@ -5,7 +5,7 @@ use crate::activations::{Activations, Data, DataMut};
 use crate::load::{Load, Norm, Plain};
 use crate::norm::{Affine, GradSums};
 use crate::simd::{Elem, Job, Simd, dispatch};
-use crate::work::{Shared, tasks};
+use crate::work::{Shared, sweep};
 
 /// The input rows or columns of a window: 3 wide, stride 2, padding 1.
 #[inline(always)]
@@ -59,7 +59,7 @@ pub(crate) fn norm_relu_max_pool(ctx: &Context, raw: &Activations, affine: &Affi
     fn go<T: Elem>(ctx: &Context, load: Norm<T>, out: &mut [T], [n, h, w, c]: [usize; 4]) {
         let out = Shared::new(out);
         let oh = h.div_ceil(2);
-        tasks(n * oh, |row| {
+        sweep(n * oh, |row| {
             let (image, oy) = (row / oh, row % oh);
             let job = MaxRow { load, out: out.get(), image, oy, shape: [h, w, c] };
             // SAFETY: the instruction set is available; each task writes its own row.
@@ -178,7 +178,7 @@ pub(crate) fn norm_relu_max_pool_backward(
     match (grad.data_mut(), raw.data(), pooled.data()) {
         (DataMut::F32(grad), Data::F32(x), Data::F32(pooled)) => {
             let (load, raw, grad) = (Norm::new(x, affine), Plain::new(x), Shared::new(grad));
-            tasks(n, |image| {
+            sweep(n, |image| {
                 // SAFETY: the instruction set is available; each task has its own image and sums.
                 let sums = unsafe { sums.get().add(image * 2 * c) };
                 let pooled = pooled.as_ptr();
@@ -189,7 +189,7 @@ pub(crate) fn norm_relu_max_pool_backward(
         }
         (DataMut::Bf16(grad), Data::Bf16(x), Data::Bf16(pooled)) => {
             let (load, raw, grad) = (Norm::new(x, affine), Plain::new(x), Shared::new(grad));
-            tasks(n, |image| {
+            sweep(n, |image| {
                 // SAFETY: the instruction set is available; each task has its own image and sums.
                 let sums = unsafe { sums.get().add(image * 2 * c) };
                 let pooled = pooled.as_ptr();
@@ -253,7 +253,7 @@ fn means<T: Elem>(
     [n, h, w, c]: [usize; 4],
     backward: bool,
 ) {
-    tasks(n, |image| {
+    sweep(n, |image| {
         // SAFETY: each task has its own image; the forward pass only reads the map.
         unsafe {
             let map = map.get().add(image * h * w * c);

@@ -1,11 +1,24 @@
 //! Tasks, scratch memory, and pointers that tasks share.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+
+use crate::crew::{self, Order};
 
 /// Runs `task(0..n)` in parallel. What a task does must depend on its number only, so that results are the
 /// same for any number of threads.
 pub(crate) fn tasks(n: usize, task: impl Fn(usize) + Send + Sync) {
-    crate::crew::run(n, task);
+    crew::run(n, Order::Up, task);
+}
+
+/// The same for tasks that read or write feature maps, in the order of their images. Each call goes the other way than the
+/// one before it: it begins with what that one touched last and is still in cache, where maps do not fit as a whole.
+pub(crate) fn sweep(n: usize, task: impl Fn(usize) + Send + Sync) {
+    thread_local! {
+        static DOWN: Cell<bool> = const { Cell::new(false) };
+    }
+    let down = DOWN.get();
+    DOWN.set(!down);
+    crew::run(n, if down { Order::Down } else { Order::Up }, task);
 }
 
 /// The `i`-th of `parts` nearly equal parts of `0..n`.

@@ -13,7 +13,7 @@ use crate::Context;
 use crate::activations::Activations;
 use crate::micro::Tile;
 use crate::simd::{BLOCK, Simd};
-use crate::work::{part, tasks, with_scratch};
+use crate::work::{part, sweep, with_scratch};
 
 /// How the source gets into scratch memory.
 #[derive(Clone, Copy)]
@@ -70,7 +70,7 @@ pub(super) fn run<S: Simd>(
         finisher,
         partials: partials.share(),
     };
-    tasks(split.count() * pass.panel_parts, |task| pass.task::<S>(task));
+    sweep(split.count() * pass.panel_parts, |task| pass.task::<S>(task));
     let counts = (0..split.count())
         .map(|s| {
             let images = part(geometry.n, split.groups, s / split.strips).len();

@@ -20,7 +20,7 @@ use crate::Context;
 use crate::activations::Activations;
 use crate::load::{Load, LoadVisitor};
 use crate::simd::{BLOCK, Job, Simd};
-use crate::work::{Shared, part, tasks, with_scratch};
+use crate::work::{Shared, part, sweep, with_scratch};
 
 /// Input channels.
 const CHANNELS: usize = 3;
@@ -240,7 +240,7 @@ pub(super) fn forward<S: Simd>(
         partials: partials.share(),
         tasks: n_tasks,
     };
-    tasks(n_tasks, |task| pass.task::<S>(task));
+    sweep(n_tasks, |task| pass.task::<S>(task));
     let counts = (0..n_tasks).map(|t| part(rows.count(), n_tasks, t).len() * rows.output[1]).collect();
     ctx.pool().give(packed);
     (partials, counts)
@@ -398,7 +398,7 @@ pub(super) fn backward_weights<S: Simd>(
     let sets = TASKS.min(rows.count()).max(1);
     let mut partial = ctx.pool().take(sets * depth * width);
     let out = Shared::new(&mut partial);
-    tasks(sets, |set| {
+    sweep(sets, |set| {
         let lens = [spec.kernel * rows.stride(), rows.output[1] * width, 0];
         with_scratch(lens, |[lines, gradients, _]| {
             // SAFETY: each set has its own sums, `depth` rows of them.

@@ -11,7 +11,7 @@ use super::{ConvSpec, Source};
 use crate::Context;
 use crate::micro::GradTile;
 use crate::simd::{BLOCK, Job, Simd};
-use crate::work::{Shared, part, tasks, with_scratch};
+use crate::work::{Shared, part, sweep, tasks, with_scratch};
 
 /// Tasks to aim for.
 const TASKS: usize = 16;
@@ -69,7 +69,7 @@ pub(super) fn run<S: Simd>(
     };
     let mut partial = if sets > 1 { ctx.pool().take(sets * per_set) } else { Vec::new() };
     let out = if sets > 1 { Shared::new(&mut partial) } else { Shared::new(grad) };
-    tasks(sets * column_parts * row_parts, |task| pass.task::<S>(task, out));
+    sweep(sets * column_parts * row_parts, |task| pass.task::<S>(task, out));
     if sets > 1 {
         add_sets::<S>(&partial, grad);
         ctx.pool().give(partial);

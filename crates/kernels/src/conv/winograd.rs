@@ -20,7 +20,7 @@ use crate::activations::Activations;
 use crate::load::{Load, LoadVisitor};
 use crate::micro::Tile;
 use crate::simd::{BLOCK, Job, Simd};
-use crate::work::{Shared, part, tasks, with_scratch};
+use crate::work::{Shared, part, sweep, tasks, with_scratch};
 
 /// Outputs along a tile's side.
 pub(super) const SIDE: usize = 4;
@@ -248,7 +248,7 @@ pub(super) fn run<S: Simd>(
         sets,
         panel_parts: 12usize.div_ceil(sets).min(panels.count()),
     };
-    tasks(sets * pass.panel_parts, |task| pass.task::<S>(task));
+    sweep(sets * pass.panel_parts, |task| pass.task::<S>(task));
     let counts = (0..sets)
         .map(|set| {
             let tiles = part(tiling.count, sets, set);

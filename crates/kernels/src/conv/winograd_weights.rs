@@ -17,7 +17,7 @@ use crate::Context;
 use crate::load::{Load, LoadVisitor};
 use crate::micro::GradTile;
 use crate::simd::{BLOCK, Job, Simd};
-use crate::work::{Shared, part, tasks, with_scratch};
+use crate::work::{Shared, part, sweep, with_scratch};
 
 /// Tasks to aim for.
 const TASKS: usize = 12;
@@ -52,11 +52,11 @@ pub(super) fn run<S: Simd>(ctx: &Context, x: Source<'_>, dy: Source<'_>, grad: &
     let len = grad.len();
     if sets == 1 {
         let out = Shared::new(grad);
-        tasks(parts, |task| pass.task::<S>(0, task, out, true));
+        sweep(parts, |task| pass.task::<S>(0, task, out, true));
     } else {
         let mut partial = ctx.pool().take(sets * len);
         let out = Shared::new(&mut partial);
-        tasks(sets * parts, |task| {
+        sweep(sets * parts, |task| {
             let set = task / parts;
             pass.task::<S>(set, task % parts, out.offset(set * len), false);
         });

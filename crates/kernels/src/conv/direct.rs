@@ -4,6 +4,8 @@
 //! neighbouring columns and images, so small maps fill tiles as well as large ones do, and taps that would read
 //! padding are left out rather than multiplied by zero.
 
+use std::ops::Range;
+
 use super::fill::{Columns, Region, Words, fill, fill_columns};
 use super::finish::{Finisher, Output, Partials, PartialsPtr, ReadyTile};
 use super::geometry::{Geometry, Run, Split};
@@ -84,10 +86,10 @@ pub(super) fn run<S: Simd>(
 /// A task's share of the work.
 struct Share {
     task: usize,
-    images: std::ops::Range<usize>,
-    rows: std::ops::Range<usize>,
-    source_rows: std::ops::Range<usize>,
-    panels: std::ops::Range<usize>,
+    images: Range<usize>,
+    rows: Range<usize>,
+    source_rows: Range<usize>,
+    panels: Range<usize>,
 }
 
 /// Where a task's tiles are stored until their sums are complete: in the output itself, or in scratch memory.
@@ -100,13 +102,22 @@ struct Target {
     c0: usize,
 }
 
-/// The tiles of one run of columns in one row, the same for all panels and chunks.
+/// The tiles of one run of columns in one row, the same for all panels and chunks: ranges of what [`Works`] holds.
 struct Work {
     /// Offsets of taps, for full and for narrow panels.
-    lists: Vec<Vec<(i32, i32)>>,
-    /// Rows of the product that each tile takes: those of a column are its images.
-    tiles: Vec<std::ops::Range<usize>>,
-    /// Where each row of the product goes: offsets in the target, and elements of the output.
+    lists: [Range<usize>; 2],
+    tiles: Range<usize>,
+}
+
+/// All of a task's work. A few long lists, for with few channels it takes longer to allocate lists than to multiply.
+#[derive(Default)]
+struct Works {
+    works: Vec<Work>,
+    lists: Vec<(i32, i32)>,
+    /// Where a tile's rows begin among those of its run, and which of the targets and outputs are theirs.
+    tiles: Vec<(usize, Range<usize>)>,
+    /// Where each row of the product goes: offsets in the target, and elements of the output. Rows of a column are its
+    /// images.
     targets: Vec<usize>,
     outputs: Vec<usize>,
 }
@@ -181,48 +192,56 @@ impl Pass<'_> {
     }
 
     /// The tap lists of a chunk and the places of its outputs, for each row and run.
-    fn works<S: Simd>(&self, share: &Share, target: &Target, skip_empty: bool) -> Vec<Work> {
+    fn works<S: Simd>(&self, share: &Share, target: &Target, skip_empty: bool) -> Works {
         let g = &self.geometry;
         let [dh, dw, dc] = g.dst;
         let (n, taps) = (share.images.len(), g.kernel * g.kernel);
         let columns = g.columns();
         let block_stride = share.source_rows.len() * columns * n * BLOCK;
-        let list = |width: usize, y: usize, run: &Run| {
-            let mut list = Vec::with_capacity(self.per_chunk() * taps);
-            for c in 0..self.per_chunk() {
-                for (ty, sy) in g.row_taps(y) {
-                    for &(tx, column) in &run.taps {
-                        let a = c * block_stride
-                            + ((sy - share.source_rows.start) * columns + column) * n * BLOCK;
-                        let b = (c * taps + ty * g.kernel + tx) * BLOCK * width;
-                        list.push((a as i32, b as i32));
-                    }
-                }
-            }
-            list
-        };
         let (full, last) = (self.panels.full(), self.panels.width(self.panels.count() - 1));
-        let widths = if last == full { vec![full] } else { vec![full, last] };
-        let mut works = Vec::with_capacity(share.rows.len() * self.runs.len());
+        let mut all = Works::default();
+        let pixels = share.rows.len() * dw * n;
+        all.targets.reserve(pixels);
+        all.outputs.reserve(pixels);
         for y in share.rows.clone() {
+            let row_taps: Vec<_> = g.row_taps(y).collect();
             for run in &self.runs {
-                let lists: Vec<_> = widths.iter().map(|&width| list(width, y, run)).collect();
-                if skip_empty && lists[0].is_empty() {
+                let mut list = |width: usize| {
+                    let first = all.lists.len();
+                    for c in 0..self.per_chunk() {
+                        for &(ty, sy) in &row_taps {
+                            for &(tx, column) in &run.taps {
+                                let a = c * block_stride
+                                    + ((sy - share.source_rows.start) * columns + column) * n * BLOCK;
+                                let b = (c * taps + ty * g.kernel + tx) * BLOCK * width;
+                                all.lists.push((a as i32, b as i32));
+                            }
+                        }
+                    }
+                    first..all.lists.len()
+                };
+                let wide = list(full);
+                let narrow = if last == full { wide.clone() } else { list(last) };
+                if skip_empty && wide.is_empty() {
                     continue;
                 }
                 let rows = run.count * n;
-                let parts = rows.div_ceil(S::TILE_ROWS);
-                let tiles = (0..parts).map(|p| part(rows, parts, p)).collect();
-                let pixels = || (0..run.count).flat_map(|i| (0..n).map(move |image| (i * run.step, image)));
-                let to = (y - share.rows.start) * target.row + run.x0 * target.pixel;
-                let targets =
-                    pixels().map(|(x, image)| to + x * target.pixel + image * target.image).collect();
-                let to = ((share.images.start * dh + y) * dw + run.x0) * dc;
-                let outputs = pixels().map(|(x, image)| to + (x + image * dh * dw) * dc).collect();
-                works.push(Work { lists, tiles, targets, outputs });
+                let (parts, first_tile, first_row) =
+                    (rows.div_ceil(S::TILE_ROWS), all.tiles.len(), all.targets.len());
+                for p in 0..parts {
+                    let rows = part(rows, parts, p);
+                    all.tiles.push((rows.start, first_row + rows.start..first_row + rows.end));
+                }
+                for x in (0..run.count).map(|i| run.x0 + i * run.step) {
+                    let to = (y - share.rows.start) * target.row + x * target.pixel;
+                    let element = ((share.images.start * dh + y) * dw + x) * dc;
+                    all.targets.extend((0..n).map(|image| to + image * target.image));
+                    all.outputs.extend((0..n).map(|image| element + image * dh * dw * dc));
+                }
+                all.works.push(Work { lists: [wide, narrow], tiles: first_tile..all.tiles.len() });
             }
         }
-        works
+        all
     }
 
     /// Runs all tiles. Without `tile`, outputs are stored or added where they belong; with it, complete sums
@@ -238,7 +257,7 @@ impl Pass<'_> {
         let (full, per_chunk) = (self.panels.full(), self.per_chunk());
         let block_stride = share.source_rows.len() * self.geometry.columns() * share.images.len() * BLOCK;
         let add = tile.is_none() && self.finisher.accumulates();
-        let works = self.works::<S>(share, target, self.finisher.accumulates());
+        let all = self.works::<S>(share, target, self.finisher.accumulates());
         let in_tile: Vec<usize> = (0..S::TILE_ROWS).map(|i| i * full).collect();
         let chunks = self.blocks.div_ceil(per_chunk);
         let tables = match S::PAIR_TILES {
@@ -253,14 +272,14 @@ impl Pass<'_> {
                 let kernels = tables[self.panels.vectors(j) - 1];
                 let at = j * full * self.blocks * taps * BLOCK + first * taps * BLOCK * width;
                 let b = self.packed[at..].as_ptr();
-                for (i, work) in works.iter().enumerate() {
-                    let list = &work.lists[usize::from(width != full)];
-                    for (p, r) in work.tiles.iter().enumerate() {
-                        let rows = &work.targets[r.clone()];
+                for (i, work) in all.works.iter().enumerate() {
+                    let list = &all.lists[work.lists[usize::from(width != full)].clone()];
+                    for (p, (first_row, r)) in all.tiles[work.tiles.clone()].iter().enumerate() {
+                        let rows = &all.targets[r.clone()];
                         let mut t = Tile {
                             list: list.as_ptr(),
                             blocks: list.len() * in_chunk / per_chunk,
-                            a: a.wrapping_add(first * block_stride + r.start * BLOCK),
+                            a: a.wrapping_add(first * block_stride + first_row * BLOCK),
                             b,
                             c: target.base.wrapping_add(j * full - target.c0),
                             rows: rows.as_ptr(),
@@ -280,7 +299,7 @@ impl Pass<'_> {
                             let tile = ReadyTile {
                                 values: t.c,
                                 stride: full,
-                                at: &work.outputs[r.clone()],
+                                at: &all.outputs[r.clone()],
                                 partial,
                                 c0: j * full,
                                 cols: self.panels.cols(j),

@@ -3,7 +3,7 @@
 //! A training step is some hundred parallel regions, many shorter than a millisecond, with short serial pieces between
 //! them. Rayon's threads fall asleep during those pieces, and the thread that started a region falls asleep at its end
 //! while others finish. To wake one takes 20 µs, and up to a millisecond where a hypervisor has taken the idle core away:
-//! together 6% to 10% of a step on two virtual cores. So a thread that starts a region asks rayon for helpers only once;
+//! together 3% to 8% of a step on two virtual cores. So a thread that starts a region asks rayon for helpers only once;
 //! they wait for its next regions in a loop, for [`AWAKE`] at most. In that time they also do whatever else rayon has.
 
 use std::any::Any;
@@ -26,8 +26,8 @@ const LOOKS: usize = 64;
 const PARTS: usize = 32;
 
 /// Runs `task(0..n)` on the threads of the current rayon pool, this one among them. Each thread takes neighbouring tasks
-/// in the given order, and then what others have left: neighbours use the same memory, and threads far apart do not share lines
-/// that they write.
+/// in the given order, and then what others have left: neighbours use the same memory, and threads that are far apart
+/// share no cache lines that they write.
 ///
 /// # Panics
 /// With the panic of a task, if there is one, after all threads have left.
@@ -128,17 +128,6 @@ impl Crew {
 
     /// Called by the owner, while no region is open.
     fn run<F: Fn(usize) + Sync>(self: &Arc<Self>, n: usize, order: Order, helpers: usize, task: &F) {
-        /// Closes the region, also when a task of the owner panics.
-        struct Close<'a>(&'a Crew);
-        impl Drop for Close<'_> {
-            fn drop(&mut self) {
-                self.0.region.fetch_add(1, Ordering::SeqCst);
-                let mut looks = 0;
-                while self.0.inside.load(Ordering::SeqCst) > 0 {
-                    wait(&mut looks);
-                }
-            }
-        }
         unsafe fn call<F: Fn(usize)>(task: *const (), i: usize) {
             // SAFETY: `task` comes from a reference to an `F` that outlives the region.
             unsafe { (*task.cast::<F>())(i) }
@@ -156,16 +145,24 @@ impl Crew {
         unsafe { *self.tasks.get() = Some(tasks) };
         self.taken[..parts].iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
         self.region.fetch_add(1, Ordering::SeqCst);
-        let close = Close(self);
-        for _ in self.helpers.load(Ordering::Relaxed)..helpers {
-            self.helpers.fetch_add(1, Ordering::Relaxed);
-            let crew = Arc::clone(self);
-            rayon::spawn(move || crew.help());
+        // Whatever panics, the region must end before this returns.
+        let mut result = catch_unwind(AssertUnwindSafe(|| {
+            for _ in self.helpers.load(Ordering::Relaxed)..helpers {
+                self.helpers.fetch_add(1, Ordering::Relaxed);
+                let crew = Arc::clone(self);
+                rayon::spawn(move || crew.help());
+            }
+            self.work(tasks, 0);
+        }));
+        self.region.fetch_add(1, Ordering::SeqCst);
+        let mut looks = 0;
+        while self.inside.load(Ordering::SeqCst) > 0 {
+            wait(&mut looks);
         }
-        self.work(tasks, 0);
-        drop(close);
-        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(panic) = panic {
+        if let Some(panic) = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            result = Err(panic);
+        }
+        if let Err(panic) = result {
             resume_unwind(panic);
         }
     }
@@ -316,6 +313,9 @@ mod tests {
                 assert!(result.is_err(), "task {bad}");
                 count_all(8);
             }
+            let all = catch_unwind(|| run(8, Order::Up, |i| panic!("task {i}")));
+            assert!(all.is_err());
+            count_all(8);
         });
     }
 }

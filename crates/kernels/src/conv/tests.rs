@@ -104,7 +104,7 @@ fn direct_passes_match_f64() {
 }
 
 /// Channels in, channels out, images, height, width.
-const WINOGRAD: [[usize; 5]; 8] = [
+const WINOGRAD: [[usize; 5]; 13] = [
     [16, 16, 2, 8, 8],
     [64, 64, 3, 14, 14],
     [33, 50, 2, 7, 9],
@@ -113,6 +113,11 @@ const WINOGRAD: [[usize; 5]; 8] = [
     [20, 17, 2, 1, 30],
     [24, 32, 9, 6, 5],
     [96, 128, 2, 16, 13],
+    [32, 16, 2, 6, 8],
+    [16, 32, 3, 11, 12],
+    [16, 18, 2, 8, 3],
+    [40, 24, 3, 2, 7],
+    [17, 16, 2, 3, 10],
 ];
 
 fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5]) {

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::transforms::{EdgeTile, Input, POINTS, input, two_sided};
-use super::winograd::{Order, Place, SIDE, Tiling};
+use super::winograd::{Place, SIDE, TileOrder, Tiling};
 use crate::load::Load;
 use crate::simd::{BLOCK, Job, Simd};
 
@@ -31,7 +31,7 @@ pub(super) struct TransformTiles<'a, L> {
     pub channels: usize,
     pub blocks: (usize, usize),
     pub tiles: (usize, usize),
-    pub order: Order,
+    pub order: TileOrder,
     pub out: *mut f32,
     /// f32 from one point to the next.
     pub point_stride: usize,

@@ -90,15 +90,15 @@ impl Place {
 ///
 /// First the tiles that are short of columns, then whole ones, those short of rows, and those short of both.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Order {
+pub(super) struct TileOrder {
     /// Outputs along the sides of the last tiles.
     last: (usize, usize),
-    /// Where each kind begins, by [`Order::kind`], and how many tiles there are.
+    /// Where each kind begins, by [`TileOrder::kind`], and how many tiles there are.
     starts: [usize; 4],
     count: usize,
 }
 
-impl Order {
+impl TileOrder {
     pub fn new(tiling: &Tiling, tiles: std::ops::Range<usize>) -> Self {
         let last = (last_outputs(tiling.h), last_outputs(tiling.w));
         let (mut kinds, count) = ([0; 4], tiles.len());
@@ -133,7 +133,7 @@ impl Order {
     }
 }
 
-/// Gives tiles their positions in an [`Order`].
+/// Gives tiles their positions in an [`TileOrder`].
 pub(super) struct Positions {
     next: [usize; 4],
 }
@@ -142,7 +142,7 @@ impl Positions {
     /// The position of the next tile, which computes these outputs.
     #[inline(always)]
     pub fn next(&mut self, outputs: (usize, usize)) -> usize {
-        let next = &mut self.next[Order::kind(outputs)];
+        let next = &mut self.next[TileOrder::kind(outputs)];
         *next += 1;
         *next - 1
     }
@@ -249,17 +249,16 @@ pub(super) fn run<S: Simd>(
         panel_parts: 12usize.div_ceil(sets).min(panels.count()),
     };
     sweep(sets * pass.panel_parts, |task| pass.task::<S>(task));
-    let counts = (0..sets)
-        .map(|set| {
-            let tiles = part(tiling.count, sets, set);
-            tiles
-                .map(|tile| {
-                    let place = tiling.locate(tile);
-                    SIDE.min(tiling.h - place.y0) * SIDE.min(tiling.w - place.x0)
-                })
-                .sum()
-        })
-        .collect();
+    let mut place = tiling.locate(0);
+    let mut count = |tiles: std::ops::Range<usize>| {
+        let mut values = 0;
+        for _ in tiles {
+            values += SIDE.min(tiling.h - place.y0) * SIDE.min(tiling.w - place.x0);
+            place.advance(&tiling);
+        }
+        values
+    };
+    let counts = (0..sets).map(|set| count(part(tiling.count, sets, set))).collect();
     ctx.pool().give(transformed);
     (partials, counts)
 }
@@ -270,7 +269,7 @@ impl Pass<'_> {
         let tiles = part(self.tiling.count, self.sets, set);
         let panels = part(self.panels.count(), self.panel_parts, panel_part);
         let (count, blocks) = (tiles.len(), self.depth.div_ceil(BLOCK));
-        let order = Order::new(&self.tiling, tiles.clone());
+        let order = TileOrder::new(&self.tiling, tiles.clone());
         // A line more than needed between points, so that they do not fall on the same cache sets.
         let (in_stride, out_stride) = (count * blocks * BLOCK + BLOCK, count * self.panels.full() + BLOCK);
         with_scratch([POINTS * in_stride, POINTS * out_stride, 0], |[v, m, _]| {
@@ -334,7 +333,7 @@ impl Pass<'_> {
 struct TransformVisitor<'a, S> {
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
-    order: Order,
+    order: TileOrder,
     out: *mut f32,
     point_stride: usize,
     simd: PhantomData<S>,
@@ -360,7 +359,7 @@ impl<S: Simd> LoadVisitor for TransformVisitor<'_, S> {
 struct OutputVisitor<'a, S> {
     pass: &'a Pass<'a>,
     tiles: std::ops::Range<usize>,
-    order: Order,
+    order: TileOrder,
     products: *const f32,
     point_stride: usize,
     width: usize,

@@ -12,7 +12,7 @@ use super::transforms::{
     EdgeTile, OutputAdjoint, Outputs, POINTS, filter_adjoint, output_adjoint, two_sided,
 };
 use super::weights::add_sets;
-use super::winograd::{Order, Place, SIDE, Tiling};
+use super::winograd::{Place, SIDE, TileOrder, Tiling};
 use crate::Context;
 use crate::load::{Load, LoadVisitor};
 use crate::micro::GradTile;
@@ -85,7 +85,7 @@ impl Pass<'_> {
                 let count = range.1 - range.0;
                 let (y_stride, x_stride) = (count * rows + BLOCK, count * columns + BLOCK);
                 let simd = PhantomData;
-                let order = Order::new(&self.tiling, range.0..range.1);
+                let order = TileOrder::new(&self.tiling, range.0..range.1);
                 let blocks = (o0 / BLOCK, (o0 + rows) / BLOCK);
                 let (tiles, out, point_stride) = (range, y, y_stride);
                 self.dy.visit(GradVisitor::<S> { pass: self, tiles, order, blocks, out, point_stride, simd });
@@ -133,7 +133,7 @@ impl Pass<'_> {
 struct InputVisitor<'a, S> {
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
-    order: Order,
+    order: TileOrder,
     blocks: (usize, usize),
     out: *mut f32,
     point_stride: usize,
@@ -160,7 +160,7 @@ impl<S: Simd> LoadVisitor for InputVisitor<'_, S> {
 struct GradVisitor<'a, S> {
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
-    order: Order,
+    order: TileOrder,
     blocks: (usize, usize),
     out: *mut f32,
     point_stride: usize,
@@ -184,7 +184,7 @@ struct GradTiles<'a, L> {
     load: &'a L,
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
-    order: Order,
+    order: TileOrder,
     blocks: (usize, usize),
     out: *mut f32,
     point_stride: usize,

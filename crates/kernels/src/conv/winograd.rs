@@ -133,7 +133,7 @@ impl TileOrder {
     }
 }
 
-/// Gives tiles their positions in an [`TileOrder`].
+/// Gives tiles their positions in a [`TileOrder`].
 pub(super) struct Positions {
     next: [usize; 4],
 }

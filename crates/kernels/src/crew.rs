@@ -76,7 +76,7 @@ impl Tasks {
     fn first_part(&self) -> usize {
         let (threads, this) = (rayon::current_num_threads(), rayon::current_thread_index().unwrap_or(0));
         match self.owner {
-            Some(owner) => (this + threads - owner) % threads % self.parts,
+            Some(owner) => (this + threads - owner % threads) % threads % self.parts,
             None => (this + 1) % self.parts,
         }
     }

@@ -5,7 +5,7 @@ use crate::TrainError;
 /// Makes the current thread, and what it asks of rayon, part of a pool of `n_threads` (0: one a core), for the rest of
 /// its life. A thread that is in a pool already stays there.
 ///
-/// A thread outside sleeps through each parallel region and is woken after it, some hundred times a step.
+/// A thread outside sleeps through each of rayon's parallel regions and is woken after it.
 /// `ThreadPool::install` would move the loop to another thread, which encoders need not allow.
 ///
 /// # Errors

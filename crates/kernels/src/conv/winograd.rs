@@ -49,6 +49,16 @@ impl Tiling {
         (outputs(place.y0, self.h), outputs(place.x0, self.w))
     }
 
+    /// Where successive tiles lie.
+    pub fn places(&self, tiles: std::ops::Range<usize>) -> impl Iterator<Item = Place> {
+        let mut next = self.locate(tiles.start);
+        tiles.map(move |_| {
+            let place = next;
+            next.advance(self);
+            place
+        })
+    }
+
     /// Where a tile lies.
     #[inline(always)]
     pub fn locate(&self, tile: usize) -> Place {
@@ -102,10 +112,8 @@ impl TileOrder {
     pub fn new(tiling: &Tiling, tiles: std::ops::Range<usize>) -> Self {
         let last = (last_outputs(tiling.h), last_outputs(tiling.w));
         let (mut kinds, count) = ([0; 4], tiles.len());
-        let mut place = tiling.locate(tiles.start);
-        for _ in tiles {
+        for place in tiling.places(tiles) {
             kinds[Self::kind(tiling.outputs(place))] += 1;
-            place.advance(tiling);
         }
         let [whole, narrow, low, _] = kinds;
         Self { last, starts: [narrow, 0, narrow + whole, narrow + whole + low], count }
@@ -249,16 +257,9 @@ pub(super) fn run<S: Simd>(
         panel_parts: 12usize.div_ceil(sets).min(panels.count()),
     };
     sweep(sets * pass.panel_parts, |task| pass.task::<S>(task));
-    let mut place = tiling.locate(0);
-    let mut count = |tiles: std::ops::Range<usize>| {
-        let mut values = 0;
-        for _ in tiles {
-            values += SIDE.min(tiling.h - place.y0) * SIDE.min(tiling.w - place.x0);
-            place.advance(&tiling);
-        }
-        values
-    };
-    let counts = (0..sets).map(|set| count(part(tiling.count, sets, set))).collect();
+    let values = |place: Place| SIDE.min(tiling.h - place.y0) * SIDE.min(tiling.w - place.x0);
+    let counts =
+        (0..sets).map(|set| tiling.places(part(tiling.count, sets, set)).map(values).sum()).collect();
     ctx.pool().give(transformed);
     (partials, counts)
 }

@@ -164,7 +164,8 @@ impl Split {
             return Self { groups: g.n.div_ceil(most), strips: 1 };
         }
         if map <= SCRATCH / 2 {
-            let images = (SCRATCH / map).min(16);
+            // The weight pass adds to all weights once a task and tap: the more images a task has, the fewer times.
+            let images = (SCRATCH / map).min(if extra > 0 { 48 } else { 16 });
             return Self { groups: g.n.div_ceil(images), strips: 1 };
         }
         // A few images together make long runs of the same taps; at least four rows, so that the halo is small.

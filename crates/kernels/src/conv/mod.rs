@@ -281,14 +281,15 @@ impl ConvSpec {
         if ctx.exact() || !applies {
             return false;
         }
-        let points =
-            (shape[0] * transforms::side_points(shape[1]) * transforms::side_points(shape[2])) as f64;
+        let map = [shape[1], shape[2]];
+        let points = (shape[0] * transforms::map_points(map)) as f64;
+        let weight_points = transforms::map_points(map).min(transforms::POINTS) as f64;
         let [n, h, w, _] = shape.map(|s| s as f64);
         let (ci, co) = (self.c_in as f64, self.c_out as f64);
         // In multiply-adds: the direct path leaves padding out; the other pays for its transforms and for reading
         // transformed weights from memory.
         let direct = n * (3.0 * h - 2.0) * (3.0 * w - 2.0) * ci * co;
-        let winograd = points * (ci * co + 12.0 * (ci + co)) + 36.0 * ci * co * 24.0;
+        let winograd = points * (ci * co + 12.0 * (ci + co)) + weight_points * ci * co * 24.0;
         winograd < direct
     }
 

@@ -7,9 +7,9 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::transforms::{EdgeTile, Input, POINTS, input, two_sided};
+use super::transforms::{AnyTile, Input, two_sided};
 use super::winograd::{Place, SIDE, TileOrder, Tiling};
-use crate::load::Load;
+use crate::load::{Load, LoadVisitor, copy_block};
 use crate::simd::{BLOCK, Job, Simd};
 
 /// Most tiles in a strip.
@@ -24,8 +24,10 @@ struct Strip([MaybeUninit<f32>; ROWS * WIDTH * BLOCK]);
 
 /// Transforms tiles of a source: `[point][block][tile][16]`, tiles in a given order. Points that a tile does not have are
 /// not written.
-pub(super) struct TransformTiles<'a, L> {
-    pub load: &'a L,
+///
+/// Whoever visits a source with it promises that the instruction set is available, and that the buffers have room.
+#[derive(Clone, Copy)]
+pub(super) struct TransformVisitor<'a, S> {
     pub tiling: &'a Tiling,
     /// Channels of the source, and blocks of them to take.
     pub channels: usize,
@@ -35,58 +37,85 @@ pub(super) struct TransformTiles<'a, L> {
     pub out: *mut f32,
     /// f32 from one point to the next.
     pub point_stride: usize,
+    pub simd: PhantomData<S>,
 }
 
-impl<L: Load> TransformTiles<'_, L> {
-    /// Copies the pixels that `rows` by `columns` outputs read, from the tile at row `y0` and column `x0` on.
+impl<S: Simd> LoadVisitor for TransformVisitor<'_, S> {
+    fn visit<L: Load>(self, load: L) {
+        // SAFETY: the promise of the visitor's maker.
+        unsafe { S::run(TransformTiles { load: &load, to: self }) }
+    }
+}
+
+struct TransformTiles<'a, L, S> {
+    load: &'a L,
+    to: TransformVisitor<'a, S>,
+}
+
+impl<L: Load, V> TransformTiles<'_, L, V> {
+    /// Copies a block of the pixels that `rows` by `columns` outputs read, from the tile at row `y0` and column `x0` on.
+    /// Asks for the pixels that lie `ahead` elements further on.
     #[inline(always)]
     unsafe fn fill<S: Simd, const PART: bool>(
         &self,
         Place { image, y0, x0, .. }: Place,
         (rows, columns): (usize, usize),
-        (c, n): (usize, usize),
+        block: usize,
+        ahead: usize,
         strip: *mut f32,
     ) {
-        let t = self.tiling;
+        let t = self.to.tiling;
         let width = columns + 2;
         // One pixel of padding above and to the left: pixel `p` of the strip is `x0 + p - 1` of the map.
         let first = usize::from(x0 == 0);
         let end = (t.w + 1 - x0).min(width);
+        let (channels, c) = (self.to.channels, block * BLOCK);
         // SAFETY: the caller's promise; pixels outside the map are not read.
         unsafe {
+            let clear = |pixel: *mut f32| {
+                for lane in (0..BLOCK).step_by(S::LANES) {
+                    S::store(pixel.add(lane), S::zero());
+                }
+            };
             for r in 0..rows + 2 {
                 let row = strip.add(r * WIDTH * BLOCK);
                 let y = (y0 + r).wrapping_sub(1);
                 if y >= t.h {
-                    (0..width).for_each(|p| S::store(row.add(p * BLOCK), S::zero()));
+                    (0..width).for_each(|p| clear(row.add(p * BLOCK)));
                     continue;
                 }
                 if first == 1 {
-                    S::store(row, S::zero());
+                    clear(row);
                 }
-                let at = ((image * t.h + y) * t.w + x0) * self.channels + c;
+                let mut at = ((image * t.h + y) * t.w + x0 + first - 1) * channels + c;
                 for p in first..end {
-                    let at = at + p * self.channels - self.channels;
-                    S::store(row.add(p * BLOCK), self.load.vec::<S, PART>(at, c, n));
+                    let pixel = row.add(p * BLOCK);
+                    self.load.prefetch::<S>(at + ahead);
+                    if PART {
+                        copy_block::<S, L>(self.load, at, c, channels - c, pixel);
+                    } else {
+                        copy_block::<S, L>(self.load, at, c, BLOCK, pixel);
+                    }
+                    at += channels;
                 }
-                (end..width).for_each(|p| S::store(row.add(p * BLOCK), S::zero()));
+                (end..width).for_each(|p| clear(row.add(p * BLOCK)));
             }
         }
     }
 }
 
-impl<L: Load> Job for TransformTiles<'_, L> {
+impl<L: Load, V> Job for TransformTiles<'_, L, V> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let t = self.tiling;
-        let count = self.tiles.1 - self.tiles.0;
+        let t = self.to.tiling;
+        let count = self.to.tiles.1 - self.to.tiles.0;
         let mut strip = Strip([const { MaybeUninit::uninit() }; ROWS * WIDTH * BLOCK]);
         let strip = strip.0.as_mut_ptr().cast::<f32>();
-        let mut positions = self.order.positions();
+        let mut positions = self.to.order.positions();
         let mut done = 0;
         while done < count {
-            let at = t.locate(self.tiles.0 + done);
+            let at = t.locate(self.to.tiles.0 + done);
             let tiles = (t.columns - at.x0 / SIDE).min(count - done).min(TILES);
             // All tiles of the strip are equally high, and all but the last are whole in width.
             let mut places = [0; TILES];
@@ -99,58 +128,37 @@ impl<L: Load> Job for TransformTiles<'_, L> {
             }
             let size = (outputs.0, (tiles - 1) * SIDE + outputs.1);
             // The strip after the next.
-            let ahead = t.locate(self.tiles.0 + done + 2 * tiles);
-            let n_ahead = tiles.min(count.saturating_sub(done + 2 * tiles));
-            for block in self.blocks.0..self.blocks.1 {
-                for lane in (0..BLOCK).step_by(S::LANES) {
-                    let c = block * BLOCK + lane;
-                    let n = self.channels.saturating_sub(c).min(S::LANES);
-                    // SAFETY: the maker of the job promises that the tiles exist and `out` has room; the strip has room
-                    // for the tiles, and what is read of it was written.
-                    unsafe {
-                        let strip = strip.add(lane);
-                        let out = self.out.add((block - self.blocks.0) * count * BLOCK + lane);
-                        match n {
-                            0 => {
-                                for i in 0..tiles * POINTS {
-                                    let (tile, point) = (i / POINTS, i % POINTS);
-                                    S::store(
-                                        out.add(places[tile] * BLOCK + point * self.point_stride),
-                                        S::zero(),
-                                    );
-                                }
-                                continue;
-                            }
-                            n if n == S::LANES => self.fill::<S, false>(at, size, (c, n), strip),
-                            n => self.fill::<S, true>(at, size, (c, n), strip),
-                        }
-                        let mut ahead = ahead;
-                        for (tile, &position) in places[..tiles].iter().enumerate() {
-                            // New pixels, while these are computed with. A cache line holds two vectors of some
-                            // instruction sets.
-                            if lane == 0 && tile < n_ahead {
-                                let mut at = ahead.pixel.saturating_sub(t.w) * self.channels + c;
-                                for _ in 0..ROWS {
-                                    (0..SIDE).for_each(|q| self.load.prefetch::<S>(at + q * self.channels));
-                                    at += t.w * self.channels;
-                                }
-                                ahead.advance(t);
-                            }
-                            let (strip, out) = (strip.add(tile * SIDE * BLOCK), out.add(position * BLOCK));
-                            let get = |r: usize, q: usize| S::load(strip.add((r * WIDTH + q) * BLOCK));
-                            let put = |r: usize, q: usize, v: S::V| {
-                                S::store(out.add((r * 6 + q) * self.point_stride), v);
-                            };
-                            let columns = if tile + 1 < tiles { SIDE } else { outputs.1 };
+            let next = t.locate(self.to.tiles.0 + (done + 2 * tiles).min(count));
+            let ahead = (next.pixel - at.pixel) * self.to.channels;
+            for block in self.to.blocks.0..self.to.blocks.1 {
+                // SAFETY: the maker of the job promises that the tiles exist and the buffers have room; the strip has room
+                // for the tiles, and what is read of it was written.
+                unsafe {
+                    if self.to.channels - block * BLOCK >= BLOCK {
+                        self.fill::<S, false>(at, size, block, ahead, strip);
+                    } else {
+                        self.fill::<S, true>(at, size, block, ahead, strip);
+                    }
+                    for (tile, &position) in places[..tiles].iter().enumerate() {
+                        let columns = if tile + 1 < tiles { SIDE } else { outputs.1 };
+                        let to = ((block - self.to.blocks.0) * count + position) * BLOCK;
+                        // All vectors of a tile, one after the other: they share the cache lines that are written.
+                        for lane in (0..BLOCK).step_by(S::LANES) {
+                            let from = strip.add(tile * SIDE * BLOCK + lane);
+                            let out = self.to.out.add(to + lane);
                             if (outputs.0, columns) == (SIDE, SIDE) {
-                                two_sided!(S, 6 -> 6, input::<S>, get, put);
+                                let get = |r: usize, q: usize| S::load(from.add((r * WIDTH + q) * BLOCK));
+                                let put = |r: usize, q: usize, v: S::V| {
+                                    S::store(out.add((r * 6 + q) * self.to.point_stride), v);
+                                };
+                                two_sided!(S, Input, SIDE, SIDE, get, put);
                             } else {
-                                S::run(EdgeTile {
+                                S::run(AnyTile {
                                     outputs: (outputs.0, columns),
-                                    from: strip,
+                                    from,
                                     from_steps: (WIDTH * BLOCK, BLOCK),
                                     to: out,
-                                    to_steps: (6 * self.point_stride, self.point_stride),
+                                    to_steps: (6 * self.to.point_stride, self.to.point_stride),
                                     side: PhantomData::<Input>,
                                 });
                             }

@@ -4,20 +4,20 @@
 //! A task transforms some tiles of the source into scratch memory, multiplies them with the transformed weights,
 //! point by point and panel by panel, and transforms each panel's products into outputs, which are finished in
 //! registers. Its errors are about 15 to 45 times those of a direct sum. Tiles at the lower and right edges compute no
-//! more outputs than the map has, at fewer points.
+//! more outputs than the map has, at fewer points; a map of 2×2 pixels is a tile of its own kind, of 9 points.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::Source;
-use super::finish::{Finish, FinishVisitor, Finisher, Output, Partials, PartialsPtr};
+use super::finish::{Finish, FinishVisitor, Finisher, Output, Partials, PartialsPtr, Sums};
 use super::pack::{Panels, Weights};
-use super::tiles::TransformTiles;
+use super::tiles::TransformVisitor;
 use super::transforms::{
-    EdgeTile, Output as OutputSide, Outputs, POINTS, filter, has_point, last_outputs, output, two_sided,
+    AnyTile, Filter, LONE, Output as OutputSide, Outputs, POINTS, columns, has_point, last_outputs, row,
 };
 use crate::Context;
 use crate::activations::Activations;
-use crate::load::{Load, LoadVisitor};
 use crate::micro::Tile;
 use crate::simd::{BLOCK, Job, Simd};
 use crate::work::{Shared, part, sweep, tasks, with_scratch};
@@ -34,23 +34,36 @@ pub(super) struct Tiling {
     pub columns: usize,
     /// All tiles of all images.
     pub count: usize,
+    /// [`last_outputs`].
+    last: (usize, usize),
 }
 
 impl Tiling {
     pub fn new([n, h, w, _]: [usize; 4]) -> Self {
         let (rows, columns) = (h.div_ceil(SIDE), w.div_ceil(SIDE));
-        Self { h, w, rows, columns, count: n * rows * columns }
+        Self { h, w, rows, columns, count: n * rows * columns, last: last_outputs([h, w]) }
     }
 
     /// Outputs that a tile computes: rows and columns.
     #[inline(always)]
     pub fn outputs(&self, place: Place) -> (usize, usize) {
-        let outputs = |from: usize, side: usize| if from + SIDE <= side { SIDE } else { last_outputs(side) };
-        (outputs(place.y0, self.h), outputs(place.x0, self.w))
+        let outputs = |from: usize, side: usize, last| if from + SIDE <= side { SIDE } else { last };
+        (outputs(place.y0, self.h, self.last.0), outputs(place.x0, self.w, self.last.1))
+    }
+
+    /// The tiles whose filter all tiles share.
+    pub fn filter(&self) -> (usize, usize) {
+        if self.last == (LONE, LONE) { self.last } else { (SIDE, SIDE) }
+    }
+
+    /// Whether any tile has a point.
+    pub fn has_point(&self, point: usize) -> bool {
+        let (rows, columns) = self.filter();
+        has_point(rows, point / 6) && has_point(columns, point % 6)
     }
 
     /// Where successive tiles lie.
-    pub fn places(&self, tiles: std::ops::Range<usize>) -> impl Iterator<Item = Place> {
+    pub fn places(&self, tiles: Range<usize>) -> impl Iterator<Item = Place> {
         let mut next = self.locate(tiles.start);
         tiles.map(move |_| {
             let place = next;
@@ -109,9 +122,8 @@ pub(super) struct TileOrder {
 }
 
 impl TileOrder {
-    pub fn new(tiling: &Tiling, tiles: std::ops::Range<usize>) -> Self {
-        let last = (last_outputs(tiling.h), last_outputs(tiling.w));
-        let (mut kinds, count) = ([0; 4], tiles.len());
+    pub fn new(tiling: &Tiling, tiles: Range<usize>) -> Self {
+        let (last, mut kinds, count) = (tiling.last, [0; 4], tiles.len());
         for place in tiling.places(tiles) {
             kinds[Self::kind(tiling.outputs(place))] += 1;
         }
@@ -130,7 +142,7 @@ impl TileOrder {
     }
 
     /// The positions of the tiles that have a point.
-    pub fn with_point(&self, point: usize) -> std::ops::Range<usize> {
+    pub fn with_point(&self, point: usize) -> Range<usize> {
         let [whole, _, low, lowest] = self.starts;
         match (has_point(self.last.0, point / 6), has_point(self.last.1, point % 6)) {
             (true, true) => 0..self.count,
@@ -156,32 +168,9 @@ impl Positions {
     }
 }
 
-/// Transforms the weights: `[panel][point][block][16][width]`, in a buffer of the pool.
-fn transform_weights<S: Simd>(ctx: &Context, weights: Weights<'_>, panels: Panels, flip: bool) -> Vec<f32> {
-    struct Block<'a> {
-        taps: &'a [f32],
-        width: usize,
-        out: *mut f32,
-        point_stride: usize,
-    }
-    impl Job for Block<'_> {
-        type Out = ();
-        #[inline(always)]
-        unsafe fn call<S: Simd>(self) {
-            let size = BLOCK * self.width;
-            for lane in (0..size).step_by(S::LANES) {
-                // SAFETY: `taps` has nine blocks and `out` room for one at each point.
-                unsafe {
-                    let get = |r: usize, q: usize| S::load(self.taps.as_ptr().add((r * 3 + q) * size + lane));
-                    let put = |r: usize, q: usize, v: S::V| {
-                        S::store(self.out.add((r * 6 + q) * self.point_stride + lane), v);
-                    };
-                    two_sided!(S, 3 -> 6, filter::<S>, get, put);
-                }
-            }
-        }
-    }
-    let blocks = weights.blocks();
+/// Transforms the weights: `[panel][point][block][16][width]`, in a buffer of the pool; only points that tiles have.
+fn transform_weights<S: Simd>(ctx: &Context, weights: Weights<'_>, tiling: &Tiling, flip: bool) -> Vec<f32> {
+    let (blocks, panels) = (weights.blocks(), Panels::new::<S>(weights.channels()));
     let mut out = ctx.pool().take(POINTS * blocks * BLOCK * panels.total_width());
     let shared = Shared::new(&mut out);
     tasks(panels.count() * blocks, |task| {
@@ -191,14 +180,24 @@ fn transform_weights<S: Simd>(ctx: &Context, weights: Weights<'_>, panels: Panel
         with_scratch([9 * size, 0, 0], |[taps, ..]| {
             // SAFETY: scratch memory holds nine blocks, and each task writes its own block of each point.
             unsafe {
-                let taps = std::slice::from_raw_parts_mut(taps, 9 * size);
-                for (t, dst) in taps.chunks_exact_mut(size).enumerate() {
+                for (t, dst) in
+                    std::slice::from_raw_parts_mut(taps, 9 * size).chunks_exact_mut(size).enumerate()
+                {
                     // The data pass correlates with the filter turned by 180 degrees.
                     let tap = if flip { 8 - t } else { t };
                     weights.block::<S>(tap, block * BLOCK, j * panels.full(), width, dst);
                 }
                 let out = shared.get().add(j * panels.full() * POINTS * blocks * BLOCK + block * size);
-                S::run(Block { taps, width, out, point_stride: blocks * size });
+                for lane in (0..size).step_by(S::LANES) {
+                    S::run(AnyTile {
+                        outputs: tiling.filter(),
+                        from: taps.add(lane),
+                        from_steps: (3 * size, size),
+                        to: out.add(lane),
+                        to_steps: (6 * blocks * size, blocks * size),
+                        side: PhantomData::<Filter>,
+                    });
+                }
             }
         });
     });
@@ -207,15 +206,7 @@ fn transform_weights<S: Simd>(ctx: &Context, weights: Weights<'_>, panels: Panel
 
 struct Pass<'a> {
     source: Source<'a>,
-    tiling: Tiling,
-    /// Channels read and written.
-    depth: usize,
-    channels: usize,
-    panels: Panels,
-    weights: &'a [f32],
-    output: Output,
-    finisher: Finisher<'a>,
-    partials: PartialsPtr,
+    products: Products<'a>,
     /// Sets of tiles, and parts of the panels.
     sets: usize,
     panel_parts: usize,
@@ -235,28 +226,27 @@ pub(super) fn run<S: Simd>(
     finisher: Finisher<'_>,
 ) -> (Partials, Vec<usize>) {
     let tiling = Tiling::new(out.shape);
-    let (depth, channels) = (weights.depth(), weights.channels());
-    let panels = Panels::new::<S>(channels);
-    let transformed = transform_weights::<S>(ctx, weights, panels, flip);
+    let transformed = transform_weights::<S>(ctx, weights, &tiling, flip);
     let rows = S::TILE_ROWS;
-    let most =
-        (SCRATCH / (POINTS * depth.next_multiple_of(BLOCK))).clamp(rows, 8 * rows).next_multiple_of(rows);
+    let points = (0..POINTS).filter(|&point| tiling.has_point(point)).count();
+    let most = (SCRATCH / (points * weights.depth().next_multiple_of(BLOCK)))
+        .clamp(rows, 8 * rows)
+        .next_multiple_of(rows);
     let sets = tiling.count.div_ceil(most);
-    let mut partials = Partials::new(sets, channels, finisher.sums());
-    let pass = Pass {
-        source,
+    let mut partials = Partials::new(sets, weights.channels(), finisher.sums());
+    let products = Products {
         tiling,
-        depth,
-        channels,
-        panels,
+        depth: weights.depth(),
+        channels: weights.channels(),
+        panels: Panels::new::<S>(weights.channels()),
         weights: &transformed,
         output: Output::new(out),
         finisher,
         partials: partials.share(),
-        sets,
-        panel_parts: 12usize.div_ceil(sets).min(panels.count()),
     };
-    sweep(sets * pass.panel_parts, |task| pass.task::<S>(task));
+    let panel_parts = 12usize.div_ceil(sets).min(products.panels.count());
+    let pass = Pass { source, products, sets, panel_parts };
+    sweep(sets * panel_parts, |task| pass.task::<S>(task));
     let values = |place: Place| SIDE.min(tiling.h - place.y0) * SIDE.min(tiling.w - place.x0);
     let counts =
         (0..sets).map(|set| tiling.places(part(tiling.count, sets, set)).map(values).sum()).collect();
@@ -267,101 +257,118 @@ pub(super) fn run<S: Simd>(
 impl Pass<'_> {
     fn task<S: Simd>(&self, task: usize) {
         let (set, panel_part) = (task / self.panel_parts, task % self.panel_parts);
-        let tiles = part(self.tiling.count, self.sets, set);
-        let panels = part(self.panels.count(), self.panel_parts, panel_part);
-        let (count, blocks) = (tiles.len(), self.depth.div_ceil(BLOCK));
-        let order = TileOrder::new(&self.tiling, tiles.clone());
-        // A line more than needed between points, so that they do not fall on the same cache sets.
-        let (in_stride, out_stride) = (count * blocks * BLOCK + BLOCK, count * self.panels.full() + BLOCK);
+        let products = &self.products;
+        let tiles = part(products.tiling.count, self.sets, set);
+        let panels = part(products.panels.count(), self.panel_parts, panel_part);
+        let order = TileOrder::new(&products.tiling, tiles.clone());
+        let (in_stride, out_stride) = products.strides(tiles.len());
         with_scratch([POINTS * in_stride, POINTS * out_stride, 0], |[v, m, _]| {
             self.source.visit(TransformVisitor::<S> {
-                pass: self,
+                tiling: &products.tiling,
+                channels: products.depth,
+                blocks: (0, products.depth.div_ceil(BLOCK)),
                 tiles: (tiles.start, tiles.end),
                 order,
                 out: v,
                 point_stride: in_stride,
                 simd: PhantomData,
             });
-            for j in panels {
-                let width = self.panels.width(j);
-                let size = BLOCK * width;
-                let kernels = S::TILES[self.panels.vectors(j) - 1];
-                let list: Vec<(i32, i32)> =
-                    (0..blocks).map(|b| ((b * count * BLOCK) as i32, (b * size) as i32)).collect();
-                let rows: [usize; 32] = std::array::from_fn(|i| i * width);
-                let weights = self.weights[j * self.panels.full() * POINTS * blocks * BLOCK..].as_ptr();
-                for point in 0..POINTS {
-                    let tiles = order.with_point(point);
-                    let parts = tiles.len().div_ceil(S::TILE_ROWS);
-                    for p in 0..parts {
-                        let r = part(tiles.len(), parts, p);
-                        let first = tiles.start + r.start;
-                        // SAFETY: the instruction set is available, and all offsets are inside the buffers.
-                        unsafe {
-                            kernels[r.len() - 1](&Tile {
-                                list: list.as_ptr(),
-                                blocks,
-                                a: v.add(point * in_stride + first * BLOCK),
-                                b: weights.add(point * blocks * size),
-                                c: m.add(point * out_stride + first * width),
-                                rows: rows.as_ptr(),
-                                accumulate: false,
-                                cols: width,
-                                cold: false,
-                            });
-                        }
-                    }
-                }
-                self.finisher.visit(
-                    self.output,
-                    OutputVisitor::<S> {
-                        pass: self,
-                        tiles: tiles.clone(),
-                        order,
-                        products: m,
-                        point_stride: out_stride,
-                        width,
-                        c0: j * self.panels.full(),
-                        set,
-                        simd: PhantomData,
-                    },
-                );
-            }
+            // SAFETY: scratch memory holds the transformed tiles and has room for their products.
+            unsafe { products.run::<S>(tiles, order, panels, set, (v, m)) };
         });
     }
 }
 
-struct TransformVisitor<'a, S> {
-    pass: &'a Pass<'a>,
-    tiles: (usize, usize),
-    order: TileOrder,
-    out: *mut f32,
-    point_stride: usize,
-    simd: PhantomData<S>,
+/// What transformed tiles are multiplied with, and where the outputs go.
+#[derive(Clone, Copy)]
+struct Products<'a> {
+    tiling: Tiling,
+    /// Channels read and written.
+    depth: usize,
+    channels: usize,
+    panels: Panels,
+    /// The transformed weights.
+    weights: &'a [f32],
+    output: Output,
+    finisher: Finisher<'a>,
+    partials: PartialsPtr,
 }
 
-impl<S: Simd> LoadVisitor for TransformVisitor<'_, S> {
-    fn visit<L: Load>(self, load: L) {
-        let job = TransformTiles {
-            load: &load,
-            tiling: &self.pass.tiling,
-            channels: self.pass.depth,
-            blocks: (0, self.pass.depth.div_ceil(BLOCK)),
-            tiles: self.tiles,
-            order: self.order,
-            out: self.out,
-            point_stride: self.point_stride,
-        };
-        // SAFETY: the instruction set is available; scratch memory has room for these tiles.
-        unsafe { S::run(job) }
+impl Products<'_> {
+    /// The f32 from one point to the next, in the transformed tiles and in a panel's products: a line more than needed,
+    /// so that points do not fall on the same cache sets.
+    fn strides(&self, tiles: usize) -> (usize, usize) {
+        let blocks = self.depth.div_ceil(BLOCK);
+        (tiles * blocks * BLOCK + BLOCK, tiles * self.panels.full() + BLOCK)
+    }
+
+    /// Computes the outputs of tiles in some panels' channels, from the transformed tiles `v`, over scratch memory `m`.
+    ///
+    /// # Safety
+    /// The instruction set must be available. `v` holds all points of the tiles and `m` has room for their products, with
+    /// the distances of [`strides`](Self::strides); no other task touches these outputs, or these channels of this set of
+    /// partial sums.
+    unsafe fn run<S: Simd>(
+        &self,
+        tiles: Range<usize>,
+        order: TileOrder,
+        panels: Range<usize>,
+        set: usize,
+        (v, m): (*const f32, *mut f32),
+    ) {
+        let (count, blocks) = (tiles.len(), self.depth.div_ceil(BLOCK));
+        let (in_stride, out_stride) = self.strides(count);
+        for j in panels {
+            let width = self.panels.width(j);
+            let size = BLOCK * width;
+            let kernels = S::TILES[self.panels.vectors(j) - 1];
+            let list: Vec<(i32, i32)> =
+                (0..blocks).map(|b| ((b * count * BLOCK) as i32, (b * size) as i32)).collect();
+            let rows: [usize; 32] = std::array::from_fn(|i| i * width);
+            let weights = self.weights[j * self.panels.full() * POINTS * blocks * BLOCK..].as_ptr();
+            for point in 0..POINTS {
+                let with_point = order.with_point(point);
+                let parts = with_point.len().div_ceil(S::TILE_ROWS);
+                for p in 0..parts {
+                    let r = part(with_point.len(), parts, p);
+                    let first = with_point.start + r.start;
+                    // SAFETY: the caller's promise; all offsets are inside the buffers.
+                    unsafe {
+                        kernels[r.len() - 1](&Tile {
+                            list: list.as_ptr(),
+                            blocks,
+                            a: v.add(point * in_stride + first * BLOCK),
+                            b: weights.add(point * blocks * size),
+                            c: m.add(point * out_stride + first * width),
+                            rows: rows.as_ptr(),
+                            accumulate: false,
+                            cols: width,
+                            cold: false,
+                        });
+                    }
+                }
+            }
+            let visitor = OutputVisitor::<S> {
+                products: self,
+                tiles: tiles.clone(),
+                order,
+                values: m,
+                point_stride: out_stride,
+                width,
+                c0: j * self.panels.full(),
+                set,
+                simd: PhantomData,
+            };
+            self.finisher.visit(self.output, visitor);
+        }
     }
 }
 
 struct OutputVisitor<'a, S> {
-    pass: &'a Pass<'a>,
-    tiles: std::ops::Range<usize>,
+    products: &'a Products<'a>,
+    tiles: Range<usize>,
     order: TileOrder,
-    products: *const f32,
+    values: *const f32,
     point_stride: usize,
     width: usize,
     c0: usize,
@@ -386,84 +393,84 @@ struct OutputJob<'a, F, S> {
 }
 
 impl<F: Finish, U> OutputJob<'_, F, U> {
+    /// Finishes all tiles, vector by vector: the vectors of a tile share cache lines.
     #[inline(always)]
-    unsafe fn column<S: Simd, const PART: bool>(&self, lane: usize, n: usize) {
+    unsafe fn tiles<S: Simd, const PART: bool>(&self) {
         let v = self.visitor;
-        let (pass, t) = (v.pass, &v.pass.tiling);
-        let c = v.c0 + lane;
+        let (pass, t) = (v.products, &v.products.tiling);
+        let lanes = || (0..v.width).step_by(S::LANES);
+        let counted = |lane: usize| (pass.channels - v.c0 - lane).min(S::LANES);
         // SAFETY: the caller's promise; outputs outside the map are not written.
         unsafe {
-            let mut sums = pass.partials.load::<S>(v.set, c, n);
+            let mut sums = [Sums { shift: S::zero(), first: S::zero(), second: S::zero() }; 2];
+            for (lane, sums) in lanes().zip(&mut sums) {
+                *sums = pass.partials.load::<S>(v.set, v.c0 + lane, counted(lane));
+            }
             let (step, row_step) = (pass.channels, t.w * pass.channels);
             let (mut place, mut ahead) = (t.locate(v.tiles.start), t.locate(v.tiles.start + AHEAD));
             let mut positions = v.order.positions();
             for i in 0..v.tiles.len() {
-                // A cache line holds two vectors of some instruction sets.
-                if lane.is_multiple_of(BLOCK) && i + AHEAD < v.tiles.len() {
-                    let mut at = ahead.pixel * step + c;
-                    for _ in 0..SIDE {
-                        (0..SIDE).for_each(|q| self.finish.prefetch::<S>(at + q * step));
-                        at += row_step;
+                if i + AHEAD < v.tiles.len() {
+                    for line in (0..v.width).step_by(BLOCK) {
+                        let mut at = ahead.pixel * step + v.c0 + line;
+                        for _ in 0..SIDE {
+                            (0..SIDE).for_each(|q| self.finish.prefetch::<S>(at + q * step));
+                            at += row_step;
+                        }
                     }
                 }
                 let outputs = t.outputs(place);
-                let products = v.products.add(positions.next(outputs) * v.width + lane);
-                let get = |r: usize, q: usize| S::load(products.add((r * 6 + q) * v.point_stride));
-                let mut at = place.pixel * step + c;
-                if outputs == (SIDE, SIDE) {
-                    let mut done = [[S::zero(); SIDE]; SIDE];
-                    two_sided_output::<S>(get, &mut done);
-                    if i == 0 {
-                        sums.shift = done[0][0];
-                    }
-                    // Constant bounds, so that outputs stay in registers.
-                    for row in &done {
-                        for (q, &value) in row.iter().enumerate() {
-                            self.finish.vec::<S, PART>(value, at + q * step, c, n, &mut sums);
+                let products = v.values.add(positions.next(outputs) * v.width);
+                for (lane, of_vector) in lanes().zip(&mut sums) {
+                    let (c, n) = (v.c0 + lane, counted(lane));
+                    let products = products.add(lane);
+                    // A copy, which can stay in registers.
+                    let mut sums = *of_vector;
+                    let mut at = place.pixel * step + c;
+                    if outputs == (SIDE, SIDE) {
+                        let get = |r: usize, q: usize| S::load(products.add((r * 6 + q) * v.point_stride));
+                        let half = columns::<S, OutputSide, SIDE, SIDE>(get);
+                        for r in 0..SIDE {
+                            let row = row::<S, OutputSide, SIDE>(&half, r);
+                            if i == 0 && r == 0 {
+                                sums.shift = row[0];
+                            }
+                            // Constant bounds, so that outputs stay in registers.
+                            for (q, &value) in row[..SIDE].iter().enumerate() {
+                                self.finish.vec::<S, PART>(value, at + q * step, c, n, &mut sums);
+                            }
+                            at += row_step;
                         }
-                        at += row_step;
-                    }
-                } else {
-                    let mut done = Outputs::uninit();
-                    let done = done.as_mut_ptr().cast::<f32>();
-                    S::run(EdgeTile {
-                        outputs,
-                        from: products,
-                        from_steps: (6 * v.point_stride, v.point_stride),
-                        to: done,
-                        to_steps: (SIDE * BLOCK, BLOCK),
-                        side: PhantomData::<OutputSide>,
-                    });
-                    let done = |r: usize, q: usize| S::load(done.add((r * SIDE + q) * BLOCK));
-                    if i == 0 {
-                        sums.shift = done(0, 0);
-                    }
-                    for r in 0..outputs.0.min(t.h - place.y0) {
-                        for q in 0..outputs.1.min(t.w - place.x0) {
-                            self.finish.vec::<S, PART>(done(r, q), at + q * step, c, n, &mut sums);
+                    } else {
+                        let mut done = Outputs::uninit();
+                        let done = done.as_mut_ptr().cast::<f32>();
+                        S::run(AnyTile {
+                            outputs,
+                            from: products,
+                            from_steps: (6 * v.point_stride, v.point_stride),
+                            to: done,
+                            to_steps: (SIDE * BLOCK, BLOCK),
+                            side: PhantomData::<OutputSide>,
+                        });
+                        let done = |r: usize, q: usize| S::load(done.add((r * SIDE + q) * BLOCK));
+                        if i == 0 {
+                            sums.shift = done(0, 0);
                         }
-                        at += row_step;
+                        for r in 0..SIDE.min(t.h - place.y0) {
+                            for q in 0..SIDE.min(t.w - place.x0) {
+                                self.finish.vec::<S, PART>(done(r, q), at + q * step, c, n, &mut sums);
+                            }
+                            at += row_step;
+                        }
                     }
+                    *of_vector = sums;
                 }
                 place.advance(t);
                 ahead.advance(t);
             }
-            pass.partials.store::<S>(v.set, c, n, &sums);
-        }
-    }
-}
-
-/// `Aᵀ m A`: 6×6 points to 4×4 outputs.
-#[inline(always)]
-unsafe fn two_sided_output<S: Simd>(get: impl Fn(usize, usize) -> S::V, done: &mut [[S::V; SIDE]; SIDE]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut half = [[S::zero(); SIDE]; 6];
-        for (q, half) in half.iter_mut().enumerate() {
-            *half = output::<S>([get(0, q), get(1, q), get(2, q), get(3, q), get(4, q), get(5, q)]);
-        }
-        for (r, done) in done.iter_mut().enumerate() {
-            *done = output::<S>([half[0][r], half[1][r], half[2][r], half[3][r], half[4][r], half[5][r]]);
+            for (lane, sums) in lanes().zip(&sums) {
+                pass.partials.store::<S>(v.set, v.c0 + lane, counted(lane), sums);
+            }
         }
     }
 }
@@ -473,15 +480,12 @@ impl<F: Finish, U> Job for OutputJob<'_, F, U> {
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
         let v = self.visitor;
-        for lane in (0..v.width).step_by(S::LANES) {
-            let n = v.pass.channels.saturating_sub(v.c0 + lane).min(S::LANES);
-            // SAFETY: the maker of the job promises it.
-            unsafe {
-                if n == S::LANES {
-                    self.column::<S, false>(lane, n);
-                } else if n > 0 {
-                    self.column::<S, true>(lane, n);
-                }
+        // SAFETY: the maker of the job promises it.
+        unsafe {
+            if v.products.channels - v.c0 >= v.width {
+                self.tiles::<S, false>()
+            } else {
+                self.tiles::<S, true>()
             }
         }
     }

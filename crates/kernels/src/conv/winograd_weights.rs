@@ -7,10 +7,8 @@
 use std::marker::PhantomData;
 
 use super::Source;
-use super::tiles::TransformTiles;
-use super::transforms::{
-    EdgeTile, OutputAdjoint, Outputs, POINTS, filter_adjoint, output_adjoint, two_sided,
-};
+use super::tiles::TransformVisitor;
+use super::transforms::{AnyTile, FilterAdjoint, LONE, OutputAdjoint, Outputs, POINTS, Side, two_sided};
 use super::weights::add_sets;
 use super::winograd::{Place, SIDE, TileOrder, Tiling};
 use crate::Context;
@@ -73,87 +71,108 @@ impl Pass<'_> {
         let o0 = share / across * self.rows;
         let columns = self.columns.min(self.c_in - c0).next_multiple_of(BLOCK);
         let rows = self.rows.min(self.c_out - o0).next_multiple_of(BLOCK);
-        // A line more than needed between points, so that they do not fall on the same cache sets.
-        let sum_stride = rows * columns + BLOCK;
         let chunks = tiles.len().div_ceil(self.chunk);
         let most = tiles.len().div_ceil(chunks);
-        let lens = [POINTS * (most * rows + BLOCK), POINTS * (most * columns + BLOCK), POINTS * sum_stride];
+        let lens =
+            [stride(most, rows), stride(most, columns), stride(rows, columns)].map(|stride| POINTS * stride);
         with_scratch(lens, |[y, x, sums]| {
             for i in 0..chunks {
                 let range = part(tiles.len(), chunks, i);
                 let range = (tiles.start + range.start, tiles.start + range.end);
                 let count = range.1 - range.0;
-                let (y_stride, x_stride) = (count * rows + BLOCK, count * columns + BLOCK);
                 let simd = PhantomData;
                 let order = TileOrder::new(&self.tiling, range.0..range.1);
                 let blocks = (o0 / BLOCK, (o0 + rows) / BLOCK);
-                let (tiles, out, point_stride) = (range, y, y_stride);
+                let (tiles, out, point_stride) = (range, y, stride(count, rows));
                 self.dy.visit(GradVisitor::<S> { pass: self, tiles, order, blocks, out, point_stride, simd });
                 let blocks = (c0 / BLOCK, (c0 + columns) / BLOCK);
-                let (out, point_stride) = (x, x_stride);
-                self.x.visit(InputVisitor::<S> { pass: self, tiles, order, blocks, out, point_stride, simd });
-                for point in 0..POINTS {
-                    let with_point = order.with_point(point);
-                    let first = with_point.start * BLOCK;
-                    for c in (0..columns).step_by(S::GRAD_COLS) {
-                        let cols = (columns - c).min(S::GRAD_COLS);
-                        let mut o = 0;
-                        for tile in S::GRAD_TILES.iter().cycle().take(rows / BLOCK * S::GRAD_TILES.len()) {
-                            // SAFETY: the instruction set is available, and all offsets are inside the buffers.
-                            unsafe {
-                                tile.kernels[usize::from(cols > BLOCK)](&GradTile {
-                                    runs: &(0, 0),
-                                    n_runs: 1,
-                                    len: with_point.len(),
-                                    a: y.add(
-                                        point * y_stride + first + o / BLOCK * count * BLOCK + o % BLOCK,
-                                    ),
-                                    b: x.add(point * x_stride + first + c * count),
-                                    b_block: count * BLOCK,
-                                    c: sums.add(point * sum_stride + o * columns + c),
-                                    row: columns,
-                                    rows: tile.rows,
-                                    cols,
-                                    accumulate: i > 0,
-                                });
-                            }
-                            o += tile.rows;
-                        }
-                    }
-                }
+                let (out, point_stride) = (x, stride(count, columns));
+                self.x.visit(TransformVisitor::<S> {
+                    tiling: &self.tiling,
+                    channels: self.c_in,
+                    blocks,
+                    tiles,
+                    order,
+                    out,
+                    point_stride,
+                    simd,
+                });
+                let operands = Operands { tiling: &self.tiling, order, count, y, rows, x, columns };
+                // SAFETY: the instruction set is available; all points of both operands were written.
+                unsafe { operands.add_products::<S>(sums, i > 0) };
             }
             let rows = (o0, (o0 + rows).min(self.c_out));
-            let back = Back { pass: self, sums, sum_stride, columns, rows, c0, out: out.get(), add };
+            let back = Back {
+                c_in: self.c_in,
+                filter: self.tiling.filter(),
+                sums,
+                columns,
+                rows,
+                c0,
+                out: out.get(),
+                add,
+            };
             // SAFETY: the instruction set is available; no other task writes these rows and columns.
             unsafe { S::run(back) }
         });
     }
 }
 
-struct InputVisitor<'a, S> {
-    pass: &'a Pass<'a>,
-    tiles: (usize, usize),
-    order: TileOrder,
-    blocks: (usize, usize),
-    out: *mut f32,
-    point_stride: usize,
-    simd: PhantomData<S>,
+/// The f32 from one point to the next where each has `rows` times `columns`: a line more than needed, so that points do
+/// not fall on the same cache sets.
+fn stride(rows: usize, columns: usize) -> usize {
+    rows * columns + BLOCK
 }
 
-impl<S: Simd> LoadVisitor for InputVisitor<'_, S> {
-    fn visit<L: Load>(self, load: L) {
-        let job = TransformTiles {
-            load: &load,
-            tiling: &self.pass.tiling,
-            channels: self.pass.c_in,
-            blocks: self.blocks,
-            tiles: self.tiles,
-            order: self.order,
-            out: self.out,
-            point_stride: self.point_stride,
-        };
-        // SAFETY: the instruction set is available; scratch memory has room for these tiles.
-        unsafe { S::run(job) }
+/// Transformed tiles of both operands, `[point][block][tile][16]`, with the distances of [`stride`].
+struct Operands<'a> {
+    tiling: &'a Tiling,
+    order: TileOrder,
+    /// Tiles.
+    count: usize,
+    /// The outputs' gradients, and their channels.
+    y: *const f32,
+    rows: usize,
+    /// The inputs, and their channels.
+    x: *const f32,
+    columns: usize,
+}
+
+impl Operands<'_> {
+    /// Sums products over the tiles, point by point: `[point][row][column]`.
+    ///
+    /// # Safety
+    /// The instruction set must be available, all points of all tiles be there, and `sums` have room.
+    unsafe fn add_products<S: Simd>(&self, sums: *mut f32, accumulate: bool) {
+        let &Self { tiling, order, count, y, rows, x, columns } = self;
+        for point in (0..POINTS).filter(|&point| tiling.has_point(point)) {
+            let with_point = order.with_point(point);
+            let first = with_point.start * BLOCK;
+            for c in (0..columns).step_by(S::GRAD_COLS) {
+                let cols = (columns - c).min(S::GRAD_COLS);
+                let mut o = 0;
+                for tile in S::GRAD_TILES.iter().cycle().take(rows / BLOCK * S::GRAD_TILES.len()) {
+                    let from = o / BLOCK * count * BLOCK + o % BLOCK;
+                    // SAFETY: the caller's promise; all offsets are inside the buffers.
+                    unsafe {
+                        tile.kernels[usize::from(cols > BLOCK)](&GradTile {
+                            runs: &(0, 0),
+                            n_runs: 1,
+                            len: with_point.len(),
+                            a: y.add(point * stride(count, rows) + first + from),
+                            b: x.add(point * stride(count, columns) + first + c * count),
+                            b_block: count * BLOCK,
+                            c: sums.add(point * stride(rows, columns) + o * columns + c),
+                            row: columns,
+                            rows: tile.rows,
+                            cols,
+                            accumulate,
+                        });
+                    }
+                    o += tile.rows;
+                }
+            }
+        }
     }
 }
 
@@ -207,19 +226,19 @@ impl<L: Load> GradTiles<'_, L> {
             let load = |r: usize, q: usize| self.load.vec::<S, PART>(at + (r * t.w + q) * step, c, n);
             if !PART && outputs == (SIDE, SIDE) {
                 let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * self.point_stride), v);
-                two_sided!(S, 4 -> 6, output_adjoint::<S>, load, put);
+                two_sided!(S, OutputAdjoint, SIDE, SIDE, load, put);
                 return;
             }
             let mut gradients = Outputs::uninit();
             let gradients = gradients.as_mut_ptr().cast::<f32>();
-            for r in 0..outputs.0 {
-                for q in 0..outputs.1 {
+            for r in (0..SIDE).filter(|&r| OutputAdjoint::reads(outputs.0, r)) {
+                for q in (0..SIDE).filter(|&q| OutputAdjoint::reads(outputs.1, q)) {
                     let inside = place.y0 + r < t.h && place.x0 + q < t.w;
                     let gradient = if inside { load(r, q) } else { S::zero() };
                     S::store(gradients.add((r * SIDE + q) * BLOCK), gradient);
                 }
             }
-            S::run(EdgeTile {
+            S::run(AnyTile {
                 outputs,
                 from: gradients,
                 from_steps: (SIDE * BLOCK, BLOCK),
@@ -273,10 +292,12 @@ impl<L: Load> Job for GradTiles<'_, L> {
 }
 
 /// Transforms sums back.
-struct Back<'a> {
-    pass: &'a Pass<'a>,
+struct Back {
+    /// Input channels of the convolution, and the tiles whose filter it is.
+    c_in: usize,
+    filter: (usize, usize),
+    /// What [`Operands::add_products`] summed, and its columns.
     sums: *const f32,
-    sum_stride: usize,
     columns: usize,
     /// Output channels, and the first input channel.
     rows: (usize, usize),
@@ -286,24 +307,29 @@ struct Back<'a> {
     add: bool,
 }
 
-impl Job for Back<'_> {
+impl Job for Back {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let c_in = self.pass.c_in;
+        let c_in = self.c_in;
+        let sum_stride = stride((self.rows.1 - self.rows.0).next_multiple_of(BLOCK), self.columns);
         for o in self.rows.0..self.rows.1 {
             for c in (0..self.columns.min(c_in - self.c0)).step_by(S::LANES) {
                 let n = (c_in - self.c0 - c).min(S::LANES);
                 // SAFETY: there are sums of all points for these channels, and the output has this row.
                 unsafe {
                     let sums = self.sums.add((o - self.rows.0) * self.columns + c);
-                    let get = |r: usize, q: usize| S::load(sums.add((r * 6 + q) * self.sum_stride));
+                    let get = |r: usize, q: usize| S::load(sums.add((r * 6 + q) * sum_stride));
                     let put = |r: usize, q: usize, v: S::V| {
                         let p = self.out.add((o * 9 + r * 3 + q) * c_in + self.c0 + c);
                         let old = if self.add { S::load_part(p, n) } else { S::zero() };
                         S::store_part(p, n, S::add(old, v));
                     };
-                    two_sided!(S, 6 -> 3, filter_adjoint::<S>, get, put);
+                    if self.filter == (LONE, LONE) {
+                        two_sided!(S, FilterAdjoint, LONE, LONE, get, put);
+                    } else {
+                        two_sided!(S, FilterAdjoint, SIDE, SIDE, get, put);
+                    }
                 }
             }
         }

@@ -14,6 +14,7 @@ mod pack;
 #[cfg(test)]
 mod tests;
 mod tiles;
+mod tiling;
 mod transforms;
 mod weights;
 mod winograd;

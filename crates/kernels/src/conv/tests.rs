@@ -104,7 +104,7 @@ fn direct_passes_match_f64() {
 }
 
 /// Channels in, channels out, images, height, width.
-const WINOGRAD: [[usize; 5]; 15] = [
+const WINOGRAD: [[usize; 5]; 16] = [
     [16, 16, 2, 8, 8],
     [64, 64, 3, 14, 14],
     [33, 50, 2, 7, 9],
@@ -120,6 +120,7 @@ const WINOGRAD: [[usize; 5]; 15] = [
     [17, 16, 2, 3, 10],
     [16, 34, 70, 2, 2],
     [40, 128, 9, 2, 2],
+    [16, 128, 120, 4, 4],
 ];
 
 fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5]) {

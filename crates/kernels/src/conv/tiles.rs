@@ -7,8 +7,8 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
+use super::tiling::{Place, SIDE, TileOrder, Tiling};
 use super::transforms::{AnyTile, Input, two_sided};
-use super::winograd::{Place, SIDE, TileOrder, Tiling};
 use crate::load::{Load, LoadVisitor, copy_block};
 use crate::simd::{BLOCK, Job, Simd};
 

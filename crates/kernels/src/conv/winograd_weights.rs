@@ -8,9 +8,9 @@ use std::marker::PhantomData;
 
 use super::Source;
 use super::tiles::TransformVisitor;
+use super::tiling::{Place, SIDE, TileOrder, Tiling};
 use super::transforms::{AnyTile, FilterAdjoint, LONE, OutputAdjoint, Outputs, POINTS, Side, two_sided};
 use super::weights::add_sets;
-use super::winograd::{Place, SIDE, TileOrder, Tiling};
 use crate::Context;
 use crate::load::{Load, LoadVisitor};
 use crate::micro::GradTile;

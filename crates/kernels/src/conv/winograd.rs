@@ -93,9 +93,9 @@ impl Pass<'_> {
     /// First all weights are transformed, and then each task transforms some tiles and computes their outputs.
     fn run_by_tiles<S: Simd>(&self, ctx: &Context) {
         let blocks = self.weights.blocks();
-        let mut weights = ctx.pool().take(POINTS * blocks * BLOCK * self.panels.total_width());
+        let mut weights = ctx.pool().take(self.panels.count() * self.weights_len());
         let shared = Shared::new(&mut weights);
-        let of_panel = |j: usize| shared.offset(j * self.panels.full() * POINTS * blocks * BLOCK).get();
+        let of_panel = |j: usize| shared.offset(j * self.weights_len()).get();
         tasks(self.panels.count() * blocks, |task| {
             let (j, block) = (task / blocks, task % blocks);
             with_scratch([9 * BLOCK * self.panels.full(), 0, 0], |[taps, ..]| {
@@ -108,7 +108,8 @@ impl Pass<'_> {
             let set = self.set(task / panel_parts);
             let (in_stride, out_stride) = self.strides(set.tiles.len());
             with_scratch([POINTS * in_stride, POINTS * out_stride, 0], |[v, m, _]| {
-                self.transform_tiles::<S>(&set, v);
+                // SAFETY: scratch memory has room for the tiles.
+                unsafe { self.transform_tiles::<S>(&set, v) };
                 for j in part(self.panels.count(), panel_parts, task % panel_parts) {
                     // SAFETY: the tiles and weights are there, scratch memory has room for their products, and no other
                     // task has this set and panel.
@@ -123,25 +124,28 @@ impl Pass<'_> {
     /// tiles are few, as in deep layers, the transformed weights would take more memory than the tiles, and more time to
     /// read for every set.
     fn run_by_panels<S: Simd>(&self, ctx: &Context) {
-        let longest = POINTS * self.strides(self.tiling.count.div_ceil(self.sets)).0;
+        let (longest, products_len) = {
+            let (tiles, products) = self.strides(self.tiling.count.div_ceil(self.sets));
+            (POINTS * tiles, POINTS * products)
+        };
         let mut tiles = ctx.pool().take(self.sets * longest);
         let shared = Shared::new(&mut tiles);
-        sweep(self.sets, |set| self.transform_tiles::<S>(&self.set(set), shared.offset(set * longest).get()));
+        let of_set = |set: usize| shared.offset(set * longest).get();
+        // SAFETY: each set has room for its tiles.
+        sweep(self.sets, |set| unsafe { self.transform_tiles::<S>(&self.set(set), of_set(set)) });
         let set_parts = TASKS.div_ceil(self.panels.count()).min(self.sets);
-        let weights_len = POINTS * self.weights.blocks() * BLOCK * self.panels.full();
-        let out_len = POINTS * self.strides(self.tiling.count.div_ceil(self.sets)).1;
+        let lens = [9 * BLOCK * self.panels.full(), self.weights_len(), products_len];
         tasks(self.panels.count() * set_parts, |task| {
             let (j, set_part) = (task / set_parts, task % set_parts);
-            with_scratch([9 * BLOCK * self.panels.full(), weights_len, out_len], |[taps, weights, m]| {
+            with_scratch(lens, |[taps, weights, m]| {
                 for block in 0..self.weights.blocks() {
                     // SAFETY: scratch memory holds nine blocks, and the panel.
                     unsafe { self.transform_weights::<S>(j, block, taps, weights) };
                 }
                 for set in part(self.sets, set_parts, set_part) {
-                    let v = shared.offset(set * longest).get();
                     // SAFETY: the tiles and weights are there, scratch memory has room for their products, and no other
                     // task has this set and panel.
-                    unsafe { self.outputs::<S>(&self.set(set), j, weights, v, m) };
+                    unsafe { self.outputs::<S>(&self.set(set), j, weights, of_set(set), m) };
                 }
             });
         });
@@ -151,6 +155,11 @@ impl Pass<'_> {
     fn set(&self, index: usize) -> Set {
         let tiles = part(self.tiling.count, self.sets, index);
         Set { index, order: TileOrder::new(&self.tiling, tiles.clone()), tiles }
+    }
+
+    /// The f32 of a panel of transformed weights.
+    fn weights_len(&self) -> usize {
+        POINTS * self.weights.blocks() * BLOCK * self.panels.full()
     }
 
     /// The f32 from one point to the next, in the transformed tiles and in a panel's products: a line more than needed,
@@ -189,8 +198,11 @@ impl Pass<'_> {
         }
     }
 
-    /// Transforms the tiles of a set into `out`, which has room for them.
-    fn transform_tiles<S: Simd>(&self, set: &Set, out: *mut f32) {
+    /// Transforms the tiles of a set.
+    ///
+    /// # Safety
+    /// The instruction set must be available, and `out` have room for them.
+    unsafe fn transform_tiles<S: Simd>(&self, set: &Set, out: *mut f32) {
         self.source.visit(TransformVisitor::<S> {
             tiling: &self.tiling,
             channels: self.weights.depth(),

@@ -10,12 +10,31 @@ pub(crate) trait Load: Copy + Send + Sync {
     /// Whether values do not depend on the channel, so that a vector may span pixels.
     const PLAIN: bool = false;
 
+    /// What the map needs for one vector of channels.
+    type Affine<S: Simd>: Copy;
+
+    /// What the map needs for the vector of channels from `c` on. If `PART`, there are only `n`.
+    ///
+    /// # Safety
+    /// The instruction set must be available and the channels those of the feature map.
+    unsafe fn affine<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> Self::Affine<S>;
+
+    /// The vector at element `at`. If `PART`, only the first `n` lanes are read and the others are zero.
+    ///
+    /// # Safety
+    /// The instruction set must be available and the elements inside the feature map.
+    unsafe fn apply<S: Simd, const PART: bool>(&self, affine: Self::Affine<S>, at: usize, n: usize) -> S::V;
+
     /// The vector at element `at`, whose first channel is `c`. If `PART`, only the first `n` lanes are read and
     /// the others are zero.
     ///
     /// # Safety
     /// The instruction set must be available and the elements inside the feature map.
-    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V;
+    #[inline(always)]
+    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { self.apply::<S, PART>(self.affine::<S, PART>(c, n), at, n) }
+    }
 
     /// Asks for the cache lines at an element, which may lie outside the feature map.
     ///
@@ -114,22 +133,33 @@ unsafe impl<T> Send for Norm<T> {}
 unsafe impl<T> Sync for Norm<T> {}
 
 impl Load for Zero {
+    type Affine<S: Simd> = ();
+
     #[inline(always)]
-    unsafe fn vec<S: Simd, const PART: bool>(&self, _at: usize, _c: usize, _n: usize) -> S::V {
+    unsafe fn affine<S: Simd, const PART: bool>(&self, _c: usize, _n: usize) {}
+
+    #[inline(always)]
+    unsafe fn apply<S: Simd, const PART: bool>(&self, _affine: (), _at: usize, _n: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { S::zero() }
     }
 }
 
 impl<T: Elem> Load for Norm<T> {
+    type Affine<S: Simd> = [S::V; 2];
+
     #[inline(always)]
-    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V {
+    unsafe fn affine<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 2] {
         // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
+        unsafe { [get::<S, f32, PART>(self.scale.add(c), n), get::<S, f32, PART>(self.shift.add(c), n)] }
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Simd, const PART: bool>(&self, affine: [S::V; 2], at: usize, n: usize) -> S::V {
+        // SAFETY: the caller's promise.
         unsafe {
             let raw = get::<S, T, PART>(self.raw.add(at), n);
-            let scale = get::<S, f32, PART>(self.scale.add(c), n);
-            let shift = get::<S, f32, PART>(self.shift.add(c), n);
-            S::fma(raw, scale, shift)
+            S::fma(raw, affine[0], affine[1])
         }
     }
 }
@@ -137,8 +167,13 @@ impl<T: Elem> Load for Norm<T> {
 impl<T: Elem> Load for Plain<T> {
     const PLAIN: bool = true;
 
+    type Affine<S: Simd> = ();
+
     #[inline(always)]
-    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, _c: usize, n: usize) -> S::V {
+    unsafe fn affine<S: Simd, const PART: bool>(&self, _c: usize, _n: usize) {}
+
+    #[inline(always)]
+    unsafe fn apply<S: Simd, const PART: bool>(&self, _affine: (), at: usize, n: usize) -> S::V {
         // SAFETY: the caller's promise.
         unsafe { get::<S, T, PART>(self.0.add(at), n) }
     }
@@ -153,14 +188,20 @@ impl<T: Elem> Load for Plain<T> {
 }
 
 impl<T: Elem> Load for NormRelu<T> {
+    type Affine<S: Simd> = [S::V; 2];
+
     #[inline(always)]
-    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V {
+    unsafe fn affine<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 2] {
         // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
+        unsafe { [get::<S, f32, PART>(self.scale.add(c), n), get::<S, f32, PART>(self.shift.add(c), n)] }
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Simd, const PART: bool>(&self, affine: [S::V; 2], at: usize, n: usize) -> S::V {
+        // SAFETY: the caller's promise.
         unsafe {
             let raw = get::<S, T, PART>(self.raw.add(at), n);
-            let scale = get::<S, f32, PART>(self.scale.add(c), n);
-            let shift = get::<S, f32, PART>(self.shift.add(c), n);
-            S::relu(S::fma(raw, scale, shift))
+            S::relu(S::fma(raw, affine[0], affine[1]))
         }
     }
 
@@ -174,15 +215,27 @@ impl<T: Elem> Load for NormRelu<T> {
 }
 
 impl<T: Elem> Load for NormGrad<T> {
+    type Affine<S: Simd> = [S::V; 3];
+
     #[inline(always)]
-    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V {
+    unsafe fn affine<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 3] {
         // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
+        unsafe {
+            [
+                get::<S, f32, PART>(self.on_grad.add(c), n),
+                get::<S, f32, PART>(self.on_raw.add(c), n),
+                get::<S, f32, PART>(self.constant.add(c), n),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn apply<S: Simd, const PART: bool>(&self, affine: [S::V; 3], at: usize, n: usize) -> S::V {
+        let [on_grad, on_raw, constant] = affine;
+        // SAFETY: the caller's promise.
         unsafe {
             let grad = get::<S, T, PART>(self.grad.add(at), n);
             let raw = get::<S, T, PART>(self.raw.add(at), n);
-            let on_grad = get::<S, f32, PART>(self.on_grad.add(c), n);
-            let on_raw = get::<S, f32, PART>(self.on_raw.add(c), n);
-            let constant = get::<S, f32, PART>(self.constant.add(c), n);
             S::fma(grad, on_grad, S::fma(raw, on_raw, constant))
         }
     }
@@ -193,6 +246,23 @@ impl<T: Elem> Load for NormGrad<T> {
         unsafe {
             S::prefetch(self.grad.wrapping_add(at).cast());
             S::prefetch(self.raw.wrapping_add(at).cast());
+        }
+    }
+}
+
+/// The first `n` lanes of a vector, of which there may be none; the others are zero. No closure: one that is not inlined
+/// could not use the instruction set.
+///
+/// # Safety
+/// As for [`Load::vec`].
+#[inline(always)]
+unsafe fn some_lanes<S: Simd, L: Load>(load: &L, at: usize, c: usize, n: usize) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match n {
+            0 => S::zero(),
+            n if n == S::LANES => load.vec::<S, false>(at, c, n),
+            n => load.vec::<S, true>(at, c, n),
         }
     }
 }
@@ -240,12 +310,7 @@ pub(crate) unsafe fn copy_block_pairs<S: Simd, L: Load>(
     // SAFETY: the caller's promise.
     unsafe {
         for l in (0..2 * BLOCK).step_by(S::LANES) {
-            let n = valid.saturating_sub(l).min(S::LANES);
-            let v = match n {
-                0 => S::zero(),
-                n if n == S::LANES => load.vec::<S, false>(at + l, c + l, n),
-                n => load.vec::<S, true>(at + l, c + l, n),
-            };
+            let v = some_lanes::<S, L>(load, at + l, c + l, valid.saturating_sub(l).min(S::LANES));
             S::store_bf16(dst.cast::<u16>().add(l), v);
         }
     }
@@ -268,16 +333,11 @@ pub(crate) unsafe fn copy_two_pixels<S: Simd, L: Load>(
     unsafe {
         for l in (0..BLOCK).step_by(S::LANES) {
             let n = valid.saturating_sub(l).min(S::LANES);
-            let get = |at: usize| match n {
-                0 => S::zero(),
-                n if n == S::LANES => load.vec::<S, false>(at + l, c + l, n),
-                n => load.vec::<S, true>(at + l, c + l, n),
-            };
             let high = match at.1 {
-                Some(at) => get(at),
+                Some(at) => some_lanes::<S, L>(load, at + l, c + l, n),
                 None => S::zero(),
             };
-            S::store(dst.add(l), S::pair(get(at.0), high));
+            S::store(dst.add(l), S::pair(some_lanes::<S, L>(load, at.0 + l, c + l, n), high));
         }
     }
 }

@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 
 use super::tiling::{Place, SIDE, TileOrder, Tiling};
 use super::transforms::{AnyTile, Input, two_sided};
-use crate::load::{Load, LoadVisitor, copy_block};
+use crate::load::{Load, LoadVisitor};
 use crate::simd::{BLOCK, Job, Simd};
 
 /// Most tiles in a strip.
@@ -87,16 +87,23 @@ impl<L: Load, V> TransformTiles<'_, L, V> {
                 if first == 1 {
                     clear(row);
                 }
-                let mut at = ((image * t.h + y) * t.w + x0 + first - 1) * channels + c;
-                for p in first..end {
-                    let pixel = row.add(p * BLOCK);
-                    self.load.prefetch::<S>(at + ahead);
-                    if PART {
-                        copy_block::<S, L>(self.load, at, c, channels - c, pixel);
-                    } else {
-                        copy_block::<S, L>(self.load, at, c, BLOCK, pixel);
+                let at = ((image * t.h + y) * t.w + x0 + first - 1) * channels + c;
+                for lane in (0..BLOCK).step_by(S::LANES) {
+                    let n = if PART { (channels - c).saturating_sub(lane).min(S::LANES) } else { S::LANES };
+                    let (mut at, mut pixel) = (at + lane, row.add(first * BLOCK + lane));
+                    if n == 0 {
+                        (first..end).for_each(|p| S::store(row.add(p * BLOCK + lane), S::zero()));
+                        continue;
                     }
-                    at += channels;
+                    let affine = self.load.affine::<S, PART>(c + lane, n);
+                    for _ in first..end {
+                        // A cache line holds several vectors of some instruction sets.
+                        if lane == 0 {
+                            self.load.prefetch::<S>(at + ahead);
+                        }
+                        S::store(pixel, self.load.apply::<S, PART>(affine, at, n));
+                        (at, pixel) = (at + channels, pixel.add(BLOCK));
+                    }
                 }
                 (end..width).for_each(|p| clear(row.add(p * BLOCK)));
             }

@@ -38,7 +38,7 @@ struct Pass<'a> {
 
 /// The f32 of transformed tiles that a task keeps: together with products and weights they should stay in the
 /// second-level cache.
-const SCRATCH: usize = 128 << 10;
+const SCRATCH: usize = 64 << 10;
 
 /// Tasks to aim for.
 const TASKS: usize = 12;

@@ -102,7 +102,20 @@ impl Side for Input {
                     let infinity = S::fma(c(-2.0), difference, S::sub(d[4], d[2]));
                     [zero, one, minus_one, S::mul(c(4.0), difference), none, infinity]
                 }
-                _ => input::<S>(d),
+                _ => {
+                    let a = S::fma(c(-4.0), d[2], d[4]); // d4 - 4 d2
+                    let b = S::fma(c(-4.0), d[1], d[3]); // d3 - 4 d1
+                    let e = S::sub(d[4], d[2]);
+                    let f = S::mul(c(2.0), S::sub(d[3], d[1]));
+                    [
+                        S::fma(c(4.0), d[0], S::fma(c(-5.0), d[2], d[4])),
+                        S::add(a, b),
+                        S::sub(a, b),
+                        S::add(e, f),
+                        S::sub(e, f),
+                        S::fma(c(4.0), d[1], S::fma(c(-5.0), d[3], d[5])),
+                    ]
+                }
             }
         }
     }
@@ -136,8 +149,15 @@ impl Side for Output {
                     [first, S::fma(c(2.0), m[3], difference), third, none, none, none]
                 }
                 _ => {
-                    let [a, b, c, d] = output::<S>(m);
-                    [a, b, c, d, none, none]
+                    let (s2, d2) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
+                    [
+                        S::add(S::add(m[0], sum), s2),
+                        S::fma(c(2.0), d2, difference),
+                        S::fma(c(4.0), s2, sum),
+                        S::add(S::fma(c(8.0), d2, difference), m[5]),
+                        none,
+                        none,
+                    ]
                 }
             }
         }
@@ -170,7 +190,19 @@ impl Side for OutputAdjoint {
                     let two = S::fma(c(4.0), y[2], S::fma(c(2.0), y[1], y[0]));
                     [y[0], S::add(even, y[1]), S::sub(even, y[1]), two, none, y[2]]
                 }
-                _ => output_adjoint::<S>([y[0], y[1], y[2], y[3]]),
+                _ => {
+                    let (even, odd) = (S::add(y[0], y[2]), S::add(y[1], y[3]));
+                    let even2 = S::fma(c(4.0), y[2], y[0]);
+                    let odd2 = S::fma(c(8.0), y[3], S::mul(c(2.0), y[1]));
+                    [
+                        y[0],
+                        S::add(even, odd),
+                        S::sub(even, odd),
+                        S::add(even2, odd2),
+                        S::sub(even2, odd2),
+                        y[3],
+                    ]
+                }
             }
         }
     }
@@ -283,60 +315,6 @@ impl<X: Side> Job for AnyTile<X> {
                 _ => self.two_sided::<S, 4, 4>(),
             }
         }
-    }
-}
-
-/// `Bᵀ d`: six inputs to six points.
-///
-/// # Safety
-/// The instruction set must be available; so for all functions here.
-#[inline(always)]
-unsafe fn input<S: Simd>(d: [S::V; 6]) -> [S::V; 6] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let c = |x| S::splat(x);
-        let a = S::fma(c(-4.0), d[2], d[4]); // d4 - 4 d2
-        let b = S::fma(c(-4.0), d[1], d[3]); // d3 - 4 d1
-        let e = S::sub(d[4], d[2]);
-        let f = S::mul(c(2.0), S::sub(d[3], d[1]));
-        [
-            S::fma(c(4.0), d[0], S::fma(c(-5.0), d[2], d[4])),
-            S::add(a, b),
-            S::sub(a, b),
-            S::add(e, f),
-            S::sub(e, f),
-            S::fma(c(4.0), d[1], S::fma(c(-5.0), d[3], d[5])),
-        ]
-    }
-}
-
-/// `Aᵀ m`: six points to four outputs.
-#[inline(always)]
-unsafe fn output<S: Simd>(m: [S::V; 6]) -> [S::V; 4] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let c = |x| S::splat(x);
-        let (s1, d1) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
-        let (s2, d2) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
-        [
-            S::add(S::add(m[0], s1), s2),
-            S::fma(c(2.0), d2, d1),
-            S::fma(c(4.0), s2, s1),
-            S::add(S::fma(c(8.0), d2, d1), m[5]),
-        ]
-    }
-}
-
-/// `A y`: four gradients of outputs to six points.
-#[inline(always)]
-unsafe fn output_adjoint<S: Simd>(y: [S::V; 4]) -> [S::V; 6] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let c = |x| S::splat(x);
-        let (even, odd) = (S::add(y[0], y[2]), S::add(y[1], y[3]));
-        let even2 = S::fma(c(4.0), y[2], y[0]);
-        let odd2 = S::fma(c(8.0), y[3], S::mul(c(2.0), y[1]));
-        [y[0], S::add(even, odd), S::sub(even, odd), S::add(even2, odd2), S::sub(even2, odd2), y[3]]
     }
 }
 

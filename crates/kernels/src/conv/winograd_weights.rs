@@ -176,6 +176,8 @@ impl Operands<'_> {
     }
 }
 
+/// Transforms tiles of the output's gradient: `[point][block][tile][16]`, tiles in a given order. Points that a tile does
+/// not have are not written.
 struct GradVisitor<'a, S> {
     pass: &'a Pass<'a>,
     tiles: (usize, usize),
@@ -188,28 +190,20 @@ struct GradVisitor<'a, S> {
 
 impl<S: Simd> LoadVisitor for GradVisitor<'_, S> {
     fn visit<L: Load>(self, load: L) {
-        let Self { pass, tiles, order, blocks, out, point_stride, .. } = self;
         // SAFETY: the instruction set is available; scratch memory has room for these tiles.
-        unsafe { S::run(GradTiles { load: &load, pass, tiles, order, blocks, out, point_stride }) }
+        unsafe { S::run(GradTiles { load: &load, to: self }) }
     }
 }
 
 /// Tiles ahead that are asked for.
 const AHEAD: usize = 8;
 
-/// Transforms tiles of the output's gradient: `[point][block][tile][16]`, tiles in a given order. Points that a tile does
-/// not have are not written.
-struct GradTiles<'a, L> {
+struct GradTiles<'a, L, S> {
     load: &'a L,
-    pass: &'a Pass<'a>,
-    tiles: (usize, usize),
-    order: TileOrder,
-    blocks: (usize, usize),
-    out: *mut f32,
-    point_stride: usize,
+    to: GradVisitor<'a, S>,
 }
 
-impl<L: Load> GradTiles<'_, L> {
+impl<L: Load, V> GradTiles<'_, L, V> {
     /// Transforms one vector of a tile, which computes `outputs`.
     #[inline(always)]
     unsafe fn tile<S: Simd, const PART: bool>(
@@ -219,13 +213,14 @@ impl<L: Load> GradTiles<'_, L> {
         (c, n): (usize, usize),
         out: *mut f32,
     ) {
-        let t = &self.pass.tiling;
+        let t = &self.to.pass.tiling;
         // SAFETY: the caller's promise; pixels outside the map are not read.
         unsafe {
-            let (at, step) = (place.pixel * self.pass.c_out + c, self.pass.c_out);
+            let (at, step) = (place.pixel * self.to.pass.c_out + c, self.to.pass.c_out);
             let load = |r: usize, q: usize| self.load.vec::<S, PART>(at + (r * t.w + q) * step, c, n);
             if !PART && outputs == (SIDE, SIDE) {
-                let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * self.point_stride), v);
+                let put =
+                    |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * self.to.point_stride), v);
                 two_sided!(S, OutputAdjoint, SIDE, SIDE, load, put);
                 return;
             }
@@ -243,43 +238,45 @@ impl<L: Load> GradTiles<'_, L> {
                 from: gradients,
                 from_steps: (SIDE * BLOCK, BLOCK),
                 to: out,
-                to_steps: (6 * self.point_stride, self.point_stride),
+                to_steps: (6 * self.to.point_stride, self.to.point_stride),
                 side: PhantomData::<OutputAdjoint>,
             });
         }
     }
 }
 
-impl<L: Load> Job for GradTiles<'_, L> {
+impl<L: Load, V> Job for GradTiles<'_, L, V> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let t = &self.pass.tiling;
-        let count = self.tiles.1 - self.tiles.0;
-        let (mut at, mut ahead) = (t.locate(self.tiles.0), t.locate(self.tiles.0 + AHEAD));
-        let mut positions = self.order.positions();
+        let t = &self.to.pass.tiling;
+        let count = self.to.tiles.1 - self.to.tiles.0;
+        let (mut at, mut ahead) = (t.locate(self.to.tiles.0), t.locate(self.to.tiles.0 + AHEAD));
+        let mut positions = self.to.order.positions();
         for _ in 0..count {
             let outputs = t.outputs(at);
             let position = positions.next(outputs);
-            for c in (self.blocks.0 * BLOCK..self.blocks.1 * BLOCK).step_by(S::LANES) {
-                let n = self.pass.c_out.saturating_sub(c).min(S::LANES);
+            for c in (self.to.blocks.0 * BLOCK..self.to.blocks.1 * BLOCK).step_by(S::LANES) {
+                let n = self.to.pass.c_out.saturating_sub(c).min(S::LANES);
                 // A cache line holds two vectors of some instruction sets.
                 if c.is_multiple_of(BLOCK) {
-                    let mut first = ahead.pixel * self.pass.c_out + c;
+                    let mut first = ahead.pixel * self.to.pass.c_out + c;
                     for _ in 0..SIDE {
                         for q in 0..SIDE {
                             // SAFETY: the instruction set is available.
-                            unsafe { self.load.prefetch::<S>(first + q * self.pass.c_out) };
+                            unsafe { self.load.prefetch::<S>(first + q * self.to.pass.c_out) };
                         }
-                        first += t.w * self.pass.c_out;
+                        first += t.w * self.to.pass.c_out;
                     }
                 }
                 // SAFETY: the maker of the job promises that the tiles exist and `out` has room.
                 unsafe {
-                    let out =
-                        self.out.add(((c / BLOCK - self.blocks.0) * count + position) * BLOCK + c % BLOCK);
+                    let out = self
+                        .to
+                        .out
+                        .add(((c / BLOCK - self.to.blocks.0) * count + position) * BLOCK + c % BLOCK);
                     match n {
-                        0 => (0..POINTS).for_each(|p| S::store(out.add(p * self.point_stride), S::zero())),
+                        0 => (0..POINTS).for_each(|p| S::store(out.add(p * self.to.point_stride), S::zero())),
                         n if n == S::LANES => self.tile::<S, false>(at, outputs, (c, n), out),
                         n => self.tile::<S, true>(at, outputs, (c, n), out),
                     }

@@ -9,6 +9,7 @@ mod direct;
 mod fill;
 mod finish;
 mod geometry;
+mod grad_tiles;
 mod narrow;
 mod pack;
 #[cfg(test)]

@@ -104,7 +104,7 @@ fn direct_passes_match_f64() {
 }
 
 /// Channels in, channels out, images, height, width.
-const WINOGRAD: [[usize; 5]; 16] = [
+const WINOGRAD: [[usize; 5]; 18] = [
     [16, 16, 2, 8, 8],
     [64, 64, 3, 14, 14],
     [33, 50, 2, 7, 9],
@@ -121,6 +121,8 @@ const WINOGRAD: [[usize; 5]; 16] = [
     [16, 34, 70, 2, 2],
     [40, 128, 9, 2, 2],
     [16, 128, 120, 4, 4],
+    [64, 70, 4, 31, 30],
+    [100, 170, 9, 13, 15],
 ];
 
 fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5]) {

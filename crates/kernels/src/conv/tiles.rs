@@ -7,7 +7,7 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::tiling::{Place, SIDE, TileOrder, Tiling};
+use super::tiling::{Place, SIDE, TileBuffer, Tiling};
 use super::transforms::{AnyTile, Input, two_sided};
 use crate::load::{Load, LoadVisitor};
 use crate::simd::{BLOCK, Job, Simd};
@@ -22,8 +22,7 @@ const WIDTH: usize = TILES * SIDE + 2;
 #[repr(align(64))]
 struct Strip([MaybeUninit<f32>; ROWS * WIDTH * BLOCK]);
 
-/// Transforms tiles of a source: `[point][block][tile][16]`, tiles in a given order. Points that a tile does not have are
-/// not written.
+/// Transforms tiles of a source.
 ///
 /// Whoever visits a source with it promises that the instruction set is available, and that the buffers have room.
 #[derive(Clone, Copy)]
@@ -33,10 +32,7 @@ pub(super) struct TransformVisitor<'a, S> {
     pub channels: usize,
     pub blocks: (usize, usize),
     pub tiles: (usize, usize),
-    pub order: TileOrder,
-    pub out: *mut f32,
-    /// f32 from one point to the next.
-    pub point_stride: usize,
+    pub buffer: TileBuffer,
     pub simd: PhantomData<S>,
 }
 
@@ -115,11 +111,11 @@ impl<L: Load, V> Job for TransformTiles<'_, L, V> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let t = self.to.tiling;
+        let (t, buffer) = (self.to.tiling, self.to.buffer);
         let count = self.to.tiles.1 - self.to.tiles.0;
         let mut strip = Strip([const { MaybeUninit::uninit() }; ROWS * WIDTH * BLOCK]);
         let strip = strip.0.as_mut_ptr().cast::<f32>();
-        let mut positions = self.to.order.positions();
+        let mut positions = buffer.positions;
         let mut done = 0;
         while done < count {
             let at = t.locate(self.to.tiles.0 + done);
@@ -148,15 +144,15 @@ impl<L: Load, V> Job for TransformTiles<'_, L, V> {
                     }
                     for (tile, &position) in places[..tiles].iter().enumerate() {
                         let columns = if tile + 1 < tiles { SIDE } else { outputs.1 };
-                        let to = ((block - self.to.blocks.0) * count + position) * BLOCK;
+                        let to = ((block - self.to.blocks.0) * buffer.tiles + position) * BLOCK;
                         // All vectors of a tile, one after the other: they share the cache lines that are written.
                         for lane in (0..BLOCK).step_by(S::LANES) {
                             let from = strip.add(tile * SIDE * BLOCK + lane);
-                            let out = self.to.out.add(to + lane);
+                            let out = buffer.out.add(to + lane);
                             if (outputs.0, columns) == (SIDE, SIDE) {
                                 let get = |r: usize, q: usize| S::load(from.add((r * WIDTH + q) * BLOCK));
                                 let put = |r: usize, q: usize, v: S::V| {
-                                    S::store(out.add((r * 6 + q) * self.to.point_stride), v);
+                                    S::store(out.add((r * 6 + q) * buffer.point_stride), v);
                                 };
                                 two_sided!(S, Input, SIDE, SIDE, get, put);
                             } else {
@@ -165,7 +161,7 @@ impl<L: Load, V> Job for TransformTiles<'_, L, V> {
                                     from,
                                     from_steps: (WIDTH * BLOCK, BLOCK),
                                     to: out,
-                                    to_steps: (6 * self.to.point_stride, self.to.point_stride),
+                                    to_steps: (6 * buffer.point_stride, buffer.point_stride),
                                     side: PhantomData::<Input>,
                                 });
                             }

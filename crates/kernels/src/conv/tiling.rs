@@ -118,6 +118,15 @@ impl TileOrder {
         usize::from(columns < SIDE) + 2 * usize::from(rows < SIDE)
     }
 
+    /// Positions for tiles that come in the map's order, after some have had theirs.
+    pub fn positions_after(&self, tiling: &Tiling, tiles: Range<usize>) -> Positions {
+        let mut positions = self.positions();
+        for place in tiling.places(tiles) {
+            positions.next(tiling.outputs(place));
+        }
+        positions
+    }
+
     /// Positions for tiles that come in the map's order.
     pub fn positions(&self) -> Positions {
         Positions { next: self.starts }
@@ -135,7 +144,21 @@ impl TileOrder {
     }
 }
 
+/// Memory for transformed tiles: `[point][block][tile][16]`, tiles in a [`TileOrder`]. Points that a tile does not have are
+/// not written.
+#[derive(Clone, Copy)]
+pub(super) struct TileBuffer {
+    pub out: *mut f32,
+    /// f32 from one point to the next.
+    pub point_stride: usize,
+    /// Tiles in each block.
+    pub tiles: usize,
+    /// Where the next tiles go.
+    pub positions: Positions,
+}
+
 /// Gives tiles their positions in a [`TileOrder`].
+#[derive(Clone, Copy)]
 pub(super) struct Positions {
     next: [usize; 4],
 }

@@ -14,7 +14,7 @@ use super::Source;
 use super::finish::{Finish, FinishVisitor, Finisher, Output, Partials, PartialsPtr, Sums};
 use super::pack::{Panels, Weights};
 use super::tiles::TransformVisitor;
-use super::tiling::{Place, SIDE, TileOrder, Tiling};
+use super::tiling::{Place, SIDE, TileBuffer, TileOrder, Tiling};
 use super::transforms::{AnyTile, Filter, Output as OutputSide, Outputs, POINTS, columns, row};
 use crate::Context;
 use crate::activations::Activations;
@@ -208,9 +208,12 @@ impl Pass<'_> {
             channels: self.weights.depth(),
             blocks: (0, self.weights.blocks()),
             tiles: (set.tiles.start, set.tiles.end),
-            order: set.order,
-            out,
-            point_stride: self.strides(set.tiles.len()).0,
+            buffer: TileBuffer {
+                out,
+                point_stride: self.strides(set.tiles.len()).0,
+                tiles: set.tiles.len(),
+                positions: set.order.positions(),
+            },
             simd: PhantomData,
         });
     }

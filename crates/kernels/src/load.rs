@@ -267,30 +267,52 @@ unsafe fn some_lanes<S: Simd, L: Load>(load: &L, at: usize, c: usize, n: usize) 
     }
 }
 
-/// Copies one block of up to 16 channels to scratch memory; missing channels become zero.
+/// What a map needs for a block of up to 16 channels: for its vectors, of which no instruction set has more than four.
+pub(crate) type BlockAffine<S, L> = [<L as Load>::Affine<S>; 4];
+
+/// What the map needs for the block from channel `c` on. If `PART`, there are only `valid` channels.
 ///
 /// # Safety
-/// As for [`Load::vec`]; `dst` must be valid for 16 elements.
+/// As for [`Load::affine`].
 #[inline(always)]
-pub(crate) unsafe fn copy_block<S: Simd, L: Load>(
+pub(crate) unsafe fn block_affine<S: Simd, L: Load, const PART: bool>(
     load: &L,
-    at: usize,
     c: usize,
+    valid: usize,
+) -> BlockAffine<S, L> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut affine = [load.affine::<S, PART>(c, valid.min(S::LANES)); 4];
+        for (i, affine) in affine.iter_mut().enumerate().take(BLOCK / S::LANES).skip(1) {
+            let n = valid.saturating_sub(i * S::LANES).min(S::LANES);
+            if n > 0 {
+                *affine = load.affine::<S, PART>(c + i * S::LANES, n);
+            }
+        }
+        affine
+    }
+}
+
+/// Copies a pixel's block of channels to scratch memory. If `PART`, there are only `valid` channels, and the others become
+/// zero.
+///
+/// # Safety
+/// As for [`Load::apply`]; `dst` must be valid for 16 elements.
+#[inline(always)]
+pub(crate) unsafe fn copy_block<S: Simd, L: Load, const PART: bool>(
+    load: &L,
+    affine: &BlockAffine<S, L>,
+    at: usize,
     valid: usize,
     dst: *mut f32,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        if valid >= BLOCK {
-            for l in (0..BLOCK).step_by(S::LANES) {
-                S::store(dst.add(l), load.vec::<S, false>(at + l, c + l, S::LANES));
-            }
-        } else {
-            for l in (0..BLOCK).step_by(S::LANES) {
-                let n = valid.saturating_sub(l).min(S::LANES);
-                let v = if n == 0 { S::zero() } else { load.vec::<S, true>(at + l, c + l, n) };
-                S::store(dst.add(l), v);
-            }
+        for (i, &affine) in affine.iter().enumerate().take(BLOCK / S::LANES) {
+            let l = i * S::LANES;
+            let n = if PART { valid.saturating_sub(l).min(S::LANES) } else { S::LANES };
+            let v = if n == 0 { S::zero() } else { load.apply::<S, PART>(affine, at + l, n) };
+            S::store(dst.add(l), v);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::geometry::Geometry;
 use super::{ConvSpec, Source};
-use crate::load::{Load, LoadVisitor, copy_block, copy_block_pairs, copy_two_pixels};
+use crate::load::{Load, LoadVisitor, block_affine, copy_block, copy_block_pairs, copy_two_pixels};
 use crate::simd::{BLOCK, Job, Simd};
 
 /// What the 16 words of a block are.
@@ -54,9 +54,79 @@ impl Region<'_> {
 /// Pixels ahead that are asked for.
 const AHEAD: usize = 2;
 
+/// Images of one pixel that are copied together, block by block. More would fall out of cache before their next block is
+/// copied.
+const GROUP: usize = 8;
+
 struct FillJob<'a, L> {
     load: &'a L,
     region: Region<'a>,
+}
+
+impl<L: Load> FillJob<'_, L> {
+    /// Copies a block of a row of `count` images from `first` on. The loops inside have few steps: what can be is done
+    /// before them.
+    #[inline(always)]
+    unsafe fn row<S: Simd, const PART: bool>(&self, y: usize, block: usize, (first, count): (usize, usize)) {
+        let r = &self.region;
+        let [h, w, c] = r.geometry.src;
+        let (ch, valid, image_len) = (block * BLOCK, c - block * BLOCK, h * w * c);
+        let (n, groups) = (r.images.1 - r.images.0, r.geometry.groups());
+        let ahead = c * if r.geometry.is_flat() { GROUP } else { AHEAD * groups };
+        let row = (block - r.blocks.0) * r.block_stride()
+            + ((y - r.rows.0) * r.geometry.columns() * n + first) * BLOCK;
+        let element = (((r.images.0 + first) * h + y) * w) * c + ch;
+        // SAFETY: `fill`'s caller promises that the region lies in the source and `dst` holds it.
+        unsafe {
+            let affine = block_affine::<S, L, PART>(self.load, ch, valid);
+            for group in 0..groups {
+                let mut at = element + group * c;
+                let mut dst = r.dst.add(row + r.geometry.column(group) * n * BLOCK);
+                for _ in (group..w).step_by(groups) {
+                    let (mut image, mut to) = (at, dst);
+                    for _ in 0..count {
+                        self.load.prefetch::<S>(image + ahead);
+                        copy_block::<S, L, PART>(self.load, &affine, image, valid, to);
+                        (image, to) = (image + image_len, to.wrapping_add(BLOCK));
+                    }
+                    (at, dst) = (at + groups * c, dst.wrapping_add(n * BLOCK));
+                }
+            }
+        }
+    }
+
+    /// Copies a row of all images as words of two bf16.
+    #[inline(always)]
+    unsafe fn row_of_pairs<S: Simd>(&self, y: usize) {
+        let r = &self.region;
+        let [h, w, c] = r.geometry.src;
+        let (n, step) =
+            (r.words.images(r.images.1 - r.images.0), if r.words == Words::Images { 2 } else { 1 });
+        let image_len = h * w * c;
+        // SAFETY: as for `row`.
+        unsafe {
+            for x in 0..w {
+                let column = (y - r.rows.0) * r.geometry.columns() + r.geometry.column(x);
+                for (position, image) in (r.images.0..r.images.1).step_by(step).enumerate() {
+                    let at = ((image * h + y) * w + x) * c;
+                    for line in 0..r.blocks.1 - r.blocks.0 {
+                        self.load.prefetch::<S>(at + AHEAD * c + (r.blocks.0 + line) * BLOCK);
+                    }
+                    let mut dst = r.dst.add((column * n + position) * BLOCK);
+                    for block in r.blocks.0..r.blocks.1 {
+                        let ch = block * r.words.block();
+                        if r.words == Words::Channels {
+                            copy_block_pairs::<S, L>(self.load, at + ch, ch, c - ch, dst);
+                        } else {
+                            let other = (image + 1 < r.images.1).then_some(at + ch + image_len);
+                            copy_two_pixels::<S, L>(self.load, (at + ch, other), ch, c - ch, dst);
+                        }
+                        dst = dst.add(r.block_stride());
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl<L: Load> Job for FillJob<'_, L> {
@@ -65,35 +135,22 @@ impl<L: Load> Job for FillJob<'_, L> {
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
         let r = &self.region;
-        let [h, w, c] = r.geometry.src;
-        let stride = r.block_stride();
-        let (n, step) =
-            (r.words.images(r.images.1 - r.images.0), if r.words == Words::Images { 2 } else { 1 });
-        let image_len = h * w * c;
-        // SAFETY: `fill`'s caller promises that the region lies in the source and `dst` holds it.
+        // SAFETY: as for `row`.
         unsafe {
-            for y in r.rows.0..r.rows.1 {
-                for x in 0..w {
-                    let column = (y - r.rows.0) * r.geometry.columns() + r.geometry.column(x);
-                    for (position, image) in (r.images.0..r.images.1).step_by(step).enumerate() {
-                        let at = ((image * h + y) * w + x) * c;
-                        for line in 0..r.blocks.1 - r.blocks.0 {
-                            self.load.prefetch::<S>(at + AHEAD * c + (r.blocks.0 + line) * BLOCK);
-                        }
-                        let mut dst = r.dst.add((column * n + position) * BLOCK);
-                        for block in r.blocks.0..r.blocks.1 {
-                            let ch = block * r.words.block();
-                            match r.words {
-                                Words::Single => copy_block::<S, L>(self.load, at + ch, ch, c - ch, dst),
-                                Words::Channels => {
-                                    copy_block_pairs::<S, L>(self.load, at + ch, ch, c - ch, dst)
-                                }
-                                Words::Images => {
-                                    let other = (image + 1 < r.images.1).then_some(at + ch + image_len);
-                                    copy_two_pixels::<S, L>(self.load, (at + ch, other), ch, c - ch, dst);
-                                }
-                            }
-                            dst = dst.add(stride);
+            if r.words != Words::Single {
+                (r.rows.0..r.rows.1).for_each(|y| self.row_of_pairs::<S>(y));
+                return;
+            }
+            let n = r.images.1 - r.images.0;
+            let together = if r.geometry.is_flat() { GROUP } else { n.max(1) };
+            for first in (0..n).step_by(together) {
+                let images = (first, together.min(n - first));
+                for y in r.rows.0..r.rows.1 {
+                    for block in r.blocks.0..r.blocks.1 {
+                        if r.geometry.src[2] - block * BLOCK >= BLOCK {
+                            self.row::<S, false>(y, block, images);
+                        } else {
+                            self.row::<S, true>(y, block, images);
                         }
                     }
                 }
@@ -138,6 +195,31 @@ struct ColumnsJob<'a, L> {
     columns: Columns<'a>,
 }
 
+impl<L: Load> ColumnsJob<'_, L> {
+    /// Copies a block of the source pixels of `count` outputs in a row.
+    #[inline(always)]
+    unsafe fn pixels<S: Simd, const PART: bool>(
+        &self,
+        sources: &Sources,
+        count: usize,
+        block: usize,
+        dst: *mut f32,
+    ) {
+        let (ch, step) = (block * BLOCK, sources.column);
+        let valid = self.columns.shape[3] - ch;
+        // SAFETY: `fill_columns`'s caller promises that the pixels exist and `dst` holds their columns.
+        unsafe {
+            let affine = block_affine::<S, L, PART>(self.load, ch, valid);
+            let (mut at, mut dst) = (sources.element() + ch, dst);
+            for _ in 0..count {
+                self.load.prefetch::<S>(at + GROUP * step);
+                copy_block::<S, L, PART>(self.load, &affine, at, valid, dst);
+                (at, dst) = (at + step, dst.wrapping_add(BLOCK));
+            }
+        }
+    }
+}
+
 impl<L: Load> Job for ColumnsJob<'_, L> {
     type Out = ();
 
@@ -153,6 +235,23 @@ impl<L: Load> Job for ColumnsJob<'_, L> {
             if k == 1 && spec.padding == 0 {
                 let step = if words == Words::Images { 2 } else { 1 };
                 let mut sources = Sources::new(spec, shape, pixels.0);
+                let mut pixel = pixels.0;
+                if words == Words::Single {
+                    while pixel < pixels.1 {
+                        let count = sources.in_row().min(GROUP).min(pixels.1 - pixel);
+                        for block in blocks.0..blocks.1 {
+                            let dst = dst.add(((block - blocks.0) * n + pixel - pixels.0) * BLOCK);
+                            if c - block * BLOCK >= BLOCK {
+                                self.pixels::<S, false>(&sources, count, block, dst);
+                            } else {
+                                self.pixels::<S, true>(&sources, count, block, dst);
+                            }
+                        }
+                        sources.advance(count);
+                        pixel += count;
+                    }
+                    return;
+                }
                 let mut dst = dst;
                 for pixel in (pixels.0..pixels.1).step_by(step) {
                     let from = sources.next_element();
@@ -161,13 +260,11 @@ impl<L: Load> Job for ColumnsJob<'_, L> {
                     for block in blocks.0..blocks.1 {
                         let ch = block * words.block();
                         let (at, dst) = (from + ch, block_dst);
-                        match words {
-                            Words::Single => copy_block::<S, L>(self.load, at, ch, c - ch, dst),
-                            Words::Channels => copy_block_pairs::<S, L>(self.load, at, ch, c - ch, dst),
-                            Words::Images => {
-                                let other = other.map(|other| other + ch);
-                                copy_two_pixels::<S, L>(self.load, (at, other), ch, c - ch, dst);
-                            }
+                        if words == Words::Channels {
+                            copy_block_pairs::<S, L>(self.load, at, ch, c - ch, dst);
+                        } else {
+                            let other = other.map(|other| other + ch);
+                            copy_two_pixels::<S, L>(self.load, (at, other), ch, c - ch, dst);
                         }
                         block_dst = block_dst.add(n * BLOCK);
                     }
@@ -256,17 +353,35 @@ impl Sources {
         }
     }
 
-    /// The element of a pixel's first channel; turns to the pixel after it.
+    /// The element of the next pixel's first channel.
     #[inline(always)]
-    fn next_element(&mut self) -> usize {
-        let at = self.n * self.image + self.y * self.row + self.x * self.column;
-        self.x += 1;
+    fn element(&self) -> usize {
+        self.n * self.image + self.y * self.row + self.x * self.column
+    }
+
+    /// Pixels until the row ends.
+    #[inline(always)]
+    fn in_row(&self) -> usize {
+        self.width - self.x
+    }
+
+    /// Passes pixels of the row.
+    #[inline(always)]
+    fn advance(&mut self, pixels: usize) {
+        self.x += pixels;
         if self.x == self.width {
             (self.x, self.y) = (0, self.y + 1);
             if self.y == self.height {
                 (self.y, self.n) = (0, self.n + 1);
             }
         }
+    }
+
+    /// The element of the next pixel's first channel, which is passed.
+    #[inline(always)]
+    fn next_element(&mut self) -> usize {
+        let at = self.element();
+        self.advance(1);
         at
     }
 }

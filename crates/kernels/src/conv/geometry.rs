@@ -88,7 +88,8 @@ impl Geometry {
         x % self.groups() * self.src[1].div_ceil(self.groups()) + x / self.groups()
     }
 
-    fn groups(&self) -> usize {
+    /// Groups of scratch columns: each has the source columns of a remainder.
+    pub fn groups(&self) -> usize {
         if self.direction == Direction::Forward { self.stride } else { 1 }
     }
 

@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 
 use super::tiling::{Place, SIDE, TileBuffer, Tiling};
 use super::transforms::{AnyTile, Input, two_sided};
-use crate::load::{Load, LoadVisitor};
+use crate::load::{Load, LoadVisitor, block_affine, copy_block};
 use crate::simd::{BLOCK, Job, Simd};
 
 /// Most tiles in a strip.
@@ -73,6 +73,7 @@ impl<L: Load, V> TransformTiles<'_, L, V> {
                     S::store(pixel.add(lane), S::zero());
                 }
             };
+            let affine = block_affine::<S, L, PART>(self.load, c, channels - c);
             for r in 0..rows + 2 {
                 let row = strip.add(r * WIDTH * BLOCK);
                 let y = (y0 + r).wrapping_sub(1);
@@ -83,23 +84,12 @@ impl<L: Load, V> TransformTiles<'_, L, V> {
                 if first == 1 {
                     clear(row);
                 }
-                let at = ((image * t.h + y) * t.w + x0 + first - 1) * channels + c;
-                for lane in (0..BLOCK).step_by(S::LANES) {
-                    let n = if PART { (channels - c).saturating_sub(lane).min(S::LANES) } else { S::LANES };
-                    let (mut at, mut pixel) = (at + lane, row.add(first * BLOCK + lane));
-                    if n == 0 {
-                        (first..end).for_each(|p| S::store(row.add(p * BLOCK + lane), S::zero()));
-                        continue;
-                    }
-                    let affine = self.load.affine::<S, PART>(c + lane, n);
-                    for _ in first..end {
-                        // A cache line holds several vectors of some instruction sets.
-                        if lane == 0 {
-                            self.load.prefetch::<S>(at + ahead);
-                        }
-                        S::store(pixel, self.load.apply::<S, PART>(affine, at, n));
-                        (at, pixel) = (at + channels, pixel.add(BLOCK));
-                    }
+                let mut at = ((image * t.h + y) * t.w + x0 + first - 1) * channels + c;
+                let mut pixel = row.add(first * BLOCK);
+                for _ in first..end {
+                    self.load.prefetch::<S>(at + ahead);
+                    copy_block::<S, L, PART>(self.load, &affine, at, channels - c, pixel);
+                    (at, pixel) = (at + channels, pixel.add(BLOCK));
                 }
                 (end..width).for_each(|p| clear(row.add(p * BLOCK)));
             }

@@ -40,6 +40,9 @@ struct Pass<'a> {
 /// second-level cache.
 const SCRATCH: usize = 64 << 10;
 
+/// Places for a tile's products: one more than needed, so that tiles do not fall on the same cache sets.
+const PLACES: usize = POINTS + 1;
+
 /// Tasks to aim for.
 const TASKS: usize = 12;
 
@@ -106,8 +109,8 @@ impl Pass<'_> {
         let panel_parts = TASKS.div_ceil(self.sets).min(self.panels.count());
         sweep(self.sets * panel_parts, |task| {
             let set = self.set(task / panel_parts);
-            let (in_stride, out_stride) = self.strides(set.tiles.len());
-            with_scratch([POINTS * in_stride, POINTS * out_stride, 0], |[v, m, _]| {
+            let lens = [POINTS * self.stride(set.tiles.len()), self.products_len(set.tiles.len()), 0];
+            with_scratch(lens, |[v, m, _]| {
                 // SAFETY: scratch memory has room for the tiles.
                 unsafe { self.transform_tiles::<S>(&set, v) };
                 for j in part(self.panels.count(), panel_parts, task % panel_parts) {
@@ -124,17 +127,15 @@ impl Pass<'_> {
     /// tiles are few, as in deep layers, the transformed weights would take more memory than the tiles, and more time to
     /// read for every set.
     fn run_by_panels<S: Simd>(&self, ctx: &Context) {
-        let (longest, products_len) = {
-            let (tiles, products) = self.strides(self.tiling.count.div_ceil(self.sets));
-            (POINTS * tiles, POINTS * products)
-        };
+        let most = self.tiling.count.div_ceil(self.sets);
+        let longest = POINTS * self.stride(most);
         let mut tiles = ctx.pool().take(self.sets * longest);
         let shared = Shared::new(&mut tiles);
         let of_set = |set: usize| shared.offset(set * longest).get();
         // SAFETY: each set has room for its tiles.
         sweep(self.sets, |set| unsafe { self.transform_tiles::<S>(&self.set(set), of_set(set)) });
         let set_parts = TASKS.div_ceil(self.panels.count()).min(self.sets);
-        let lens = [9 * BLOCK * self.panels.full(), self.weights_len(), products_len];
+        let lens = [9 * BLOCK * self.panels.full(), self.weights_len(), self.products_len(most)];
         tasks(self.panels.count() * set_parts, |task| {
             let (j, set_part) = (task / set_parts, task % set_parts);
             with_scratch(lens, |[taps, weights, m]| {
@@ -162,10 +163,15 @@ impl Pass<'_> {
         POINTS * self.weights.blocks() * BLOCK * self.panels.full()
     }
 
-    /// The f32 from one point to the next, in the transformed tiles and in a panel's products: a line more than needed,
-    /// so that points do not fall on the same cache sets.
-    fn strides(&self, tiles: usize) -> (usize, usize) {
-        (tiles * self.weights.blocks() * BLOCK + BLOCK, tiles * self.panels.full() + BLOCK)
+    /// The f32 of transformed tiles from one point to the next: a line more than needed, so that points do not fall on the
+    /// same cache sets.
+    fn stride(&self, tiles: usize) -> usize {
+        tiles * self.weights.blocks() * BLOCK + BLOCK
+    }
+
+    /// The f32 of a panel's products: tile by tile, for its output reads all points at constant distances.
+    fn products_len(&self, tiles: usize) -> usize {
+        tiles * PLACES * self.panels.full()
     }
 
     /// Transforms a block of a panel's weights: `[point][block][16][width]`, only points that tiles have.
@@ -210,7 +216,7 @@ impl Pass<'_> {
             tiles: (set.tiles.start, set.tiles.end),
             buffer: TileBuffer {
                 out,
-                point_stride: self.strides(set.tiles.len()).0,
+                point_stride: self.stride(set.tiles.len()),
                 tiles: set.tiles.len(),
                 positions: set.order.positions(),
             },
@@ -222,16 +228,16 @@ impl Pass<'_> {
     /// `m`.
     ///
     /// # Safety
-    /// The instruction set must be available. Tiles and weights are there and `m` has room for their products, with the
-    /// distances of [`strides`](Self::strides); no other task has this set and panel.
+    /// The instruction set must be available. Tiles and weights are there and `m` has room for their products; no other task
+    /// has this set and panel.
     unsafe fn outputs<S: Simd>(&self, set: &Set, j: usize, weights: *const f32, v: *const f32, m: *mut f32) {
         let (count, blocks, width) = (set.tiles.len(), self.weights.blocks(), self.panels.width(j));
-        let (in_stride, out_stride) = self.strides(count);
+        let (stride, tile_len) = (self.stride(count), PLACES * self.panels.full());
         let size = BLOCK * width;
         let kernels = S::TILES[self.panels.vectors(j) - 1];
         let list: Vec<(i32, i32)> =
             (0..blocks).map(|b| ((b * count * BLOCK) as i32, (b * size) as i32)).collect();
-        let rows: [usize; 32] = std::array::from_fn(|i| i * width);
+        let rows: [usize; 32] = std::array::from_fn(|i| i * tile_len);
         for point in 0..POINTS {
             let with_point = set.order.with_point(point);
             let parts = with_point.len().div_ceil(S::TILE_ROWS);
@@ -243,9 +249,9 @@ impl Pass<'_> {
                     kernels[r.len() - 1](&Tile {
                         list: list.as_ptr(),
                         blocks,
-                        a: v.add(point * in_stride + first * BLOCK),
+                        a: v.add(point * stride + first * BLOCK),
                         b: weights.add(point * blocks * size),
-                        c: m.add(point * out_stride + first * width),
+                        c: m.add(first * tile_len + point * self.panels.full()),
                         rows: rows.as_ptr(),
                         accumulate: false,
                         cols: width,
@@ -258,7 +264,6 @@ impl Pass<'_> {
             pass: self,
             set,
             products: m,
-            point_stride: out_stride,
             width,
             c0: j * self.panels.full(),
             simd: PhantomData,
@@ -270,8 +275,8 @@ impl Pass<'_> {
 struct OutputVisitor<'a, S> {
     pass: &'a Pass<'a>,
     set: &'a Set,
+    /// `[tile][point][channel of a full panel]`
     products: *const f32,
-    point_stride: usize,
     width: usize,
     c0: usize,
     simd: PhantomData<S>,
@@ -301,6 +306,9 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
         let (pass, t, tiles) = (v.pass, &v.pass.tiling, &v.set.tiles);
         let channels = pass.weights.channels();
         let lanes = || (0..v.width).step_by(S::LANES);
+        // The channels of a full panel: constant, so that a tile's points are at constant distances.
+        let full = 2 * S::LANES;
+        debug_assert_eq!(full, pass.panels.full());
         let counted = |lane: usize| (channels - v.c0 - lane).min(S::LANES);
         // SAFETY: the caller's promise; outputs outside the map are not written.
         unsafe {
@@ -322,7 +330,7 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                     }
                 }
                 let outputs = t.outputs(place);
-                let products = v.products.add(positions.next(outputs) * v.width);
+                let products = v.products.add(positions.next(outputs) * PLACES * full);
                 for (lane, of_vector) in lanes().zip(&mut sums) {
                     let (c, n) = (v.c0 + lane, counted(lane));
                     let products = products.add(lane);
@@ -330,7 +338,7 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                     let mut sums = *of_vector;
                     let mut at = place.pixel * step + c;
                     if outputs == (SIDE, SIDE) {
-                        let get = |r: usize, q: usize| S::load(products.add((r * 6 + q) * v.point_stride));
+                        let get = |r: usize, q: usize| S::load(products.add((r * 6 + q) * full));
                         let half = columns::<S, OutputSide, SIDE, SIDE>(get);
                         for r in 0..SIDE {
                             let row = row::<S, OutputSide, SIDE>(&half, r);
@@ -349,7 +357,7 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                         S::run(AnyTile {
                             outputs,
                             from: products,
-                            from_steps: (6 * v.point_stride, v.point_stride),
+                            from_steps: (6 * full, full),
                             to: done,
                             to_steps: (SIDE * BLOCK, BLOCK),
                             side: PhantomData::<OutputSide>,

@@ -13,9 +13,8 @@ use crate::simd::{BLOCK, Job, Simd};
 /// Whoever visits a source with it promises that the instruction set is available, and that the buffers have room.
 pub(super) struct GradVisitor<'a, S> {
     pub tiling: &'a Tiling,
-    /// Channels of the source, and blocks of them to take.
+    /// Channels of the source.
     pub channels: usize,
-    pub blocks: (usize, usize),
     pub tiles: (usize, usize),
     pub buffer: TileBuffer,
     pub simd: PhantomData<S>,
@@ -83,14 +82,14 @@ impl<L: Load, V> Job for GradTiles<'_, L, V> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let t = self.to.tiling;
+        let (t, buffer) = (self.to.tiling, self.to.buffer);
         let count = self.to.tiles.1 - self.to.tiles.0;
         let (mut at, mut ahead) = (t.locate(self.to.tiles.0), t.locate(self.to.tiles.0 + AHEAD));
-        let mut positions = self.to.buffer.positions;
+        let mut positions = buffer.positions;
         for _ in 0..count {
             let outputs = t.outputs(at);
             let position = positions.next(outputs);
-            for c in (self.to.blocks.0 * BLOCK..self.to.blocks.1 * BLOCK).step_by(S::LANES) {
+            for c in (0..self.to.channels.next_multiple_of(BLOCK)).step_by(S::LANES) {
                 let n = self.to.channels.saturating_sub(c).min(S::LANES);
                 // A cache line holds two vectors of some instruction sets.
                 if c.is_multiple_of(BLOCK) {
@@ -105,13 +104,9 @@ impl<L: Load, V> Job for GradTiles<'_, L, V> {
                 }
                 // SAFETY: the maker of the job promises that the tiles exist and `out` has room.
                 unsafe {
-                    let out = self.to.buffer.out.add(
-                        ((c / BLOCK - self.to.blocks.0) * self.to.buffer.tiles + position) * BLOCK
-                            + c % BLOCK,
-                    );
+                    let out = buffer.out.add((c / BLOCK * buffer.tiles + position) * BLOCK + c % BLOCK);
                     match n {
-                        0 => (0..POINTS)
-                            .for_each(|p| S::store(out.add(p * self.to.buffer.point_stride), S::zero())),
+                        0 => (0..POINTS).for_each(|p| S::store(out.add(p * buffer.point_stride), S::zero())),
                         n if n == S::LANES => self.tile::<S, false>(at, outputs, (c, n), out),
                         n => self.tile::<S, true>(at, outputs, (c, n), out),
                     }

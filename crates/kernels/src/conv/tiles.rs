@@ -28,9 +28,8 @@ struct Strip([MaybeUninit<f32>; ROWS * WIDTH * BLOCK]);
 #[derive(Clone, Copy)]
 pub(super) struct TransformVisitor<'a, S> {
     pub tiling: &'a Tiling,
-    /// Channels of the source, and blocks of them to take.
+    /// Channels of the source.
     pub channels: usize,
-    pub blocks: (usize, usize),
     pub tiles: (usize, usize),
     pub buffer: TileBuffer,
     pub simd: PhantomData<S>,
@@ -123,7 +122,7 @@ impl<L: Load, V> Job for TransformTiles<'_, L, V> {
             // The strip after the next.
             let next = t.locate(self.to.tiles.0 + (done + 2 * tiles).min(count));
             let ahead = (next.pixel - at.pixel) * self.to.channels;
-            for block in self.to.blocks.0..self.to.blocks.1 {
+            for block in 0..self.to.channels.div_ceil(BLOCK) {
                 // SAFETY: the maker of the job promises that the tiles exist and the buffers have room; the strip has room
                 // for the tiles, and what is read of it was written.
                 unsafe {
@@ -134,7 +133,7 @@ impl<L: Load, V> Job for TransformTiles<'_, L, V> {
                     }
                     for (tile, &position) in places[..tiles].iter().enumerate() {
                         let columns = if tile + 1 < tiles { SIDE } else { outputs.1 };
-                        let to = ((block - self.to.blocks.0) * buffer.tiles + position) * BLOCK;
+                        let to = (block * buffer.tiles + position) * BLOCK;
                         // All vectors of a tile, one after the other: they share the cache lines that are written.
                         for lane in (0..BLOCK).step_by(S::LANES) {
                             let from = strip.add(tile * SIDE * BLOCK + lane);

@@ -212,7 +212,6 @@ impl Pass<'_> {
         self.source.visit(TransformVisitor::<S> {
             tiling: &self.tiling,
             channels: self.weights.depth(),
-            blocks: (0, self.weights.blocks()),
             tiles: (set.tiles.start, set.tiles.end),
             buffer: TileBuffer {
                 out,

@@ -81,8 +81,9 @@ impl Pass<'_> {
                     // before they are multiplied.
                     unsafe {
                         self.transform::<S>(&operands, tiles, order.positions());
-                        self.points()
-                            .for_each(|point| self.add_products::<S>(&operands, &block, point, i > 0));
+                        for point in self.points() {
+                            self.add_products::<S>(&operands, &block, point, i > 0);
+                        }
                     }
                 }
                 // SAFETY: the instruction set is available; no other task writes this set.
@@ -108,7 +109,8 @@ impl Pass<'_> {
         let [down, across] = [self.rows.div_ceil(BLOCK_ROWS), self.columns.div_ceil(columns)];
         let points: Vec<usize> = self.points().collect();
         let by_points = down * across < TASKS;
-        let pieces = count.div_ceil((TRANSFORMED / (POINTS * (self.rows + self.columns))).max(DEPTH));
+        let most = (TRANSFORMED / (POINTS * (self.rows + self.columns))).max(DEPTH);
+        let pieces = count.div_ceil(most).max(1);
         let longest = count.div_ceil(pieces);
         let lens = [
             stride(longest, self.rows),
@@ -183,10 +185,9 @@ impl Pass<'_> {
             tiles: to.count,
             positions,
         };
-        let (channels, blocks, to_y) = (self.c_out, (0, self.rows / BLOCK), buffer(to.y, self.rows));
-        self.dy.visit(GradVisitor { tiling, channels, blocks, tiles, buffer: to_y, simd });
-        let (channels, blocks, to_x) = (self.c_in, (0, self.columns / BLOCK), buffer(to.x, self.columns));
-        self.x.visit(TransformVisitor { tiling, channels, blocks, tiles, buffer: to_x, simd });
+        let (to_y, to_x) = (buffer(to.y, self.rows), buffer(to.x, self.columns));
+        self.dy.visit(GradVisitor { tiling, channels: self.c_out, tiles, buffer: to_y, simd });
+        self.x.visit(TransformVisitor { tiling, channels: self.c_in, tiles, buffer: to_x, simd });
     }
 
     /// Sums a point's products over the tiles, for a block.

@@ -64,8 +64,8 @@ struct FillJob<'a, L> {
 }
 
 impl<L: Load> FillJob<'_, L> {
-    /// Copies a block of a row of `count` images from `first` on. The loops inside have few steps: what can be is done
-    /// before them.
+    /// Copies a block of a row of `count` images from `first` on. The loops inside take few steps, so what they can share is
+    /// computed before them.
     #[inline(always)]
     unsafe fn row<S: Simd, const PART: bool>(&self, y: usize, block: usize, (first, count): (usize, usize)) {
         let r = &self.region;
@@ -75,7 +75,7 @@ impl<L: Load> FillJob<'_, L> {
         let ahead = c * if r.geometry.is_flat() { GROUP } else { AHEAD * groups };
         let row = (block - r.blocks.0) * r.block_stride()
             + ((y - r.rows.0) * r.geometry.columns() * n + first) * BLOCK;
-        let element = (((r.images.0 + first) * h + y) * w) * c + ch;
+        let element = ((r.images.0 + first) * h + y) * w * c + ch;
         // SAFETY: `fill`'s caller promises that the region lies in the source and `dst` holds it.
         unsafe {
             let affine = block_affine::<S, L, PART>(self.load, ch, valid);
@@ -138,7 +138,9 @@ impl<L: Load> Job for FillJob<'_, L> {
         // SAFETY: as for `row`.
         unsafe {
             if r.words != Words::Single {
-                (r.rows.0..r.rows.1).for_each(|y| self.row_of_pairs::<S>(y));
+                for y in r.rows.0..r.rows.1 {
+                    self.row_of_pairs::<S>(y);
+                }
                 return;
             }
             let n = r.images.1 - r.images.0;

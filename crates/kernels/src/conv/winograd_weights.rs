@@ -82,7 +82,7 @@ impl Pass<'_> {
                     unsafe {
                         self.transform::<S>(&operands, tiles, order.positions());
                         for point in self.points() {
-                            self.add_products::<S>(&operands, &block, point, i > 0);
+                            self.add_products::<S>(&operands, &block, 0..rows, point, i > 0);
                         }
                     }
                 }
@@ -109,6 +109,8 @@ impl Pass<'_> {
         let [down, across] = [self.rows.div_ceil(BLOCK_ROWS), self.columns.div_ceil(columns)];
         let points: Vec<usize> = self.points().collect();
         let by_points = down * across < TASKS;
+        // Maps of 2×2 pixels have few points.
+        let row_parts = TASKS.div_ceil(points.len()).min(self.rows / BLOCK);
         let most = (TRANSFORMED / (POINTS * (self.rows + self.columns))).max(DEPTH);
         let pieces = count.div_ceil(most).max(1);
         let longest = count.div_ceil(pieces);
@@ -134,9 +136,12 @@ impl Pass<'_> {
                 unsafe { self.transform::<S>(&operands(), first..end, positions) };
             });
             if by_points {
-                // SAFETY: the instruction set is available, and all tiles are transformed; each task has its own sums.
-                tasks(points.len(), |task| unsafe {
-                    self.add_products::<S>(&operands(), &all(), points[task], piece > 0);
+                tasks(points.len() * row_parts, |task| {
+                    let blocks = part(self.rows / BLOCK, row_parts, task % row_parts);
+                    let rows = blocks.start * BLOCK..blocks.end * BLOCK;
+                    let point = points[task / row_parts];
+                    // SAFETY: the instruction set is available, and all tiles are transformed; each task has its own sums.
+                    unsafe { self.add_products::<S>(&operands(), &all(), rows, point, piece > 0) };
                 });
                 continue;
             }
@@ -150,7 +155,7 @@ impl Pass<'_> {
                     // other task writes this block.
                     unsafe {
                         for &point in &points {
-                            self.add_products::<S>(&operands(), &block, point, false);
+                            self.add_products::<S>(&operands(), &block, rows.clone(), point, false);
                         }
                         S::run(Back { pass: self, block: &block, rows, out: out.get(), add: true });
                     }
@@ -190,7 +195,7 @@ impl Pass<'_> {
         self.x.visit(TransformVisitor { tiling, channels: self.c_in, tiles, buffer: to_x, simd });
     }
 
-    /// Sums a point's products over the tiles, for a block.
+    /// Sums a point's products over the tiles, for some rows of a block.
     ///
     /// # Safety
     /// The instruction set must be available, the point of all tiles be there, and the block's sums have room.
@@ -198,6 +203,7 @@ impl Pass<'_> {
         &self,
         operands: &Operands,
         block: &Block,
+        rows: Range<usize>,
         point: usize,
         accumulate: bool,
     ) {
@@ -209,10 +215,9 @@ impl Pass<'_> {
             let first = (with_point.start + tiles.start) * BLOCK;
             for c in (0..width).step_by(S::GRAD_COLS) {
                 let cols = (width - c).min(S::GRAD_COLS);
-                let mut o = 0;
-                for tile in S::GRAD_TILES.iter().cycle().take(block.rows.len() / BLOCK * S::GRAD_TILES.len())
-                {
-                    let row = block.rows.start + o;
+                let mut row = rows.start;
+                for tile in S::GRAD_TILES.iter().cycle().take(rows.len() / BLOCK * S::GRAD_TILES.len()) {
+                    let sum = point * block.stride() + (row - block.rows.start) * width + c;
                     let y = point * stride(count, self.rows) + row / BLOCK * count * BLOCK + row % BLOCK;
                     let x = point * stride(count, self.columns) + (block.columns.start + c) * count;
                     // SAFETY: the caller's promise; all offsets are inside the buffers.
@@ -224,14 +229,14 @@ impl Pass<'_> {
                             a: operands.y.add(y + first),
                             b: operands.x.add(x + first),
                             b_block: count * BLOCK,
-                            c: block.sums.add(point * block.stride() + o * width + c),
+                            c: block.sums.add(sum),
                             row: width,
                             rows: tile.rows,
                             cols,
                             accumulate: accumulate || depth > 0,
                         });
                     }
-                    o += tile.rows;
+                    row += tile.rows;
                 }
             }
         }

@@ -293,34 +293,49 @@ pub(crate) unsafe fn block_affine<S: Simd, L: Load, const PART: bool>(
     }
 }
 
-/// Copies a pixel's block of channels to scratch memory. If `PART`, there are only `valid` channels, and the others become
-/// zero.
+/// Pixels at equal distances: their blocks begin at elements `at`, `at + step`, and so on.
+#[derive(Clone, Copy)]
+pub(crate) struct Pixels {
+    pub at: usize,
+    pub step: usize,
+    pub count: usize,
+    /// How many elements further on to ask for what comes next.
+    pub ahead: usize,
+}
+
+/// Copies a block of channels of some pixels to scratch memory, one pixel after the other. If `PART`, there are only `valid`
+/// channels, and the others become zero.
 ///
 /// # Safety
-/// As for [`Load::apply`]; `dst` must be valid for 16 elements.
+/// As for [`Load::apply`]; `dst` must be valid for 16 elements a pixel.
 #[inline(always)]
-pub(crate) unsafe fn copy_block<S: Simd, L: Load, const PART: bool>(
+pub(crate) unsafe fn copy_pixels<S: Simd, L: Load, const PART: bool>(
     load: &L,
     affine: &BlockAffine<S, L>,
-    at: usize,
+    pixels: Pixels,
     valid: usize,
     dst: *mut f32,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        for (i, &affine) in affine.iter().enumerate().take(BLOCK / S::LANES) {
-            let l = i * S::LANES;
-            let n = if PART { valid.saturating_sub(l).min(S::LANES) } else { S::LANES };
-            let v = if n == 0 { S::zero() } else { load.apply::<S, PART>(affine, at + l, n) };
-            S::store(dst.add(l), v);
+    let (mut at, mut dst) = (pixels.at, dst);
+    for _ in 0..pixels.count {
+        // SAFETY: the caller's promise.
+        unsafe {
+            load.prefetch::<S>(at + pixels.ahead);
+            for (i, &affine) in affine.iter().enumerate().take(BLOCK / S::LANES) {
+                let l = i * S::LANES;
+                let n = if PART { valid.saturating_sub(l).min(S::LANES) } else { S::LANES };
+                let v = if n == 0 { S::zero() } else { load.apply::<S, PART>(affine, at + l, n) };
+                S::store(dst.add(l), v);
+            }
         }
+        (at, dst) = (at + pixels.step, dst.wrapping_add(BLOCK));
     }
 }
 
 /// Copies one block of up to 32 channels as 16 words of two bf16 each; missing channels become zero.
 ///
 /// # Safety
-/// As for [`copy_block`].
+/// As for [`copy_pixels`] with one pixel.
 #[inline(always)]
 pub(crate) unsafe fn copy_block_pairs<S: Simd, L: Load>(
     load: &L,
@@ -342,7 +357,7 @@ pub(crate) unsafe fn copy_block_pairs<S: Simd, L: Load>(
 /// channels become zero.
 ///
 /// # Safety
-/// As for [`copy_block`].
+/// As for [`copy_pixels`] with one pixel.
 #[inline(always)]
 pub(crate) unsafe fn copy_two_pixels<S: Simd, L: Load>(
     load: &L,

@@ -2,7 +2,7 @@
 
 use super::geometry::Geometry;
 use super::{ConvSpec, Source};
-use crate::load::{Load, LoadVisitor, block_affine, copy_block, copy_block_pairs, copy_two_pixels};
+use crate::load::{Load, LoadVisitor, Pixels, block_affine, copy_block_pairs, copy_pixels, copy_two_pixels};
 use crate::simd::{BLOCK, Job, Simd};
 
 /// What the 16 words of a block are.
@@ -83,12 +83,8 @@ impl<L: Load> FillJob<'_, L> {
                 let mut at = element + group * c;
                 let mut dst = r.dst.add(row + r.geometry.column(group) * n * BLOCK);
                 for _ in (group..w).step_by(groups) {
-                    let (mut image, mut to) = (at, dst);
-                    for _ in 0..count {
-                        self.load.prefetch::<S>(image + ahead);
-                        copy_block::<S, L, PART>(self.load, &affine, image, valid, to);
-                        (image, to) = (image + image_len, to.wrapping_add(BLOCK));
-                    }
+                    let images = Pixels { at, step: image_len, count, ahead };
+                    copy_pixels::<S, L, PART>(self.load, &affine, images, valid, dst);
                     (at, dst) = (at + groups * c, dst.wrapping_add(n * BLOCK));
                 }
             }
@@ -212,12 +208,8 @@ impl<L: Load> ColumnsJob<'_, L> {
         // SAFETY: `fill_columns`'s caller promises that the pixels exist and `dst` holds their columns.
         unsafe {
             let affine = block_affine::<S, L, PART>(self.load, ch, valid);
-            let (mut at, mut dst) = (sources.element() + ch, dst);
-            for _ in 0..count {
-                self.load.prefetch::<S>(at + GROUP * step);
-                copy_block::<S, L, PART>(self.load, &affine, at, valid, dst);
-                (at, dst) = (at + step, dst.wrapping_add(BLOCK));
-            }
+            let pixels = Pixels { at: sources.element() + ch, step, count, ahead: GROUP * step };
+            copy_pixels::<S, L, PART>(self.load, &affine, pixels, valid, dst);
         }
     }
 }
@@ -235,10 +227,9 @@ impl<L: Load> Job for ColumnsJob<'_, L> {
         // SAFETY: `fill_columns`'s caller promises that the pixels exist and `dst` holds their columns.
         unsafe {
             if k == 1 && spec.padding == 0 {
-                let step = if words == Words::Images { 2 } else { 1 };
                 let mut sources = Sources::new(spec, shape, pixels.0);
-                let mut pixel = pixels.0;
                 if words == Words::Single {
+                    let mut pixel = pixels.0;
                     while pixel < pixels.1 {
                         let count = sources.in_row().min(GROUP).min(pixels.1 - pixel);
                         for block in blocks.0..blocks.1 {
@@ -254,6 +245,7 @@ impl<L: Load> Job for ColumnsJob<'_, L> {
                     }
                     return;
                 }
+                let step = if words == Words::Images { 2 } else { 1 };
                 let mut dst = dst;
                 for pixel in (pixels.0..pixels.1).step_by(step) {
                     let from = sources.next_element();

@@ -3,39 +3,36 @@
 
 use std::marker::PhantomData;
 
-use super::tiling::{Place, SIDE, TileBuffer, Tiling};
+use super::Source;
+use super::tiling::{Place, SIDE, Transform};
 use super::transforms::{AnyTile, OutputAdjoint, Outputs, POINTS, Side, two_sided};
 use crate::load::{Load, LoadVisitor};
 use crate::simd::{BLOCK, Job, Simd};
 
 /// Transforms tiles of the output's gradient.
 ///
-/// Whoever visits a source with it promises that the instruction set is available, and that the buffers have room.
-pub(super) struct GradVisitor<'a, S> {
-    pub tiling: &'a Tiling,
-    /// Channels of the source.
-    pub channels: usize,
-    pub tiles: (usize, usize),
-    pub buffer: TileBuffer,
-    pub simd: PhantomData<S>,
-}
-
-impl<S: Simd> LoadVisitor for GradVisitor<'_, S> {
-    fn visit<L: Load>(self, load: L) {
-        // SAFETY: the promise of the visitor's maker.
-        unsafe { S::run(GradTiles { load: &load, to: self }) }
+/// # Safety
+/// The instruction set must be available, and the output have room; no other task may have these tiles.
+pub(super) unsafe fn transform_gradients<S: Simd>(source: &Source<'_>, to: Transform<'_>) {
+    struct Visitor<'a, S>(Transform<'a>, PhantomData<S>);
+    impl<S: Simd> LoadVisitor for Visitor<'_, S> {
+        fn visit<L: Load>(self, load: L) {
+            // SAFETY: the promise of `transform_gradients`'s caller.
+            unsafe { S::run(GradTiles { load: &load, to: self.0 }) }
+        }
     }
+    source.visit(Visitor::<S>(to, PhantomData));
 }
 
 /// Tiles ahead that are asked for.
 const AHEAD: usize = 8;
 
-struct GradTiles<'a, L, S> {
+struct GradTiles<'a, L> {
     load: &'a L,
-    to: GradVisitor<'a, S>,
+    to: Transform<'a>,
 }
 
-impl<L: Load, V> GradTiles<'_, L, V> {
+impl<L: Load> GradTiles<'_, L> {
     /// Transforms one vector of a tile, which computes `outputs`.
     #[inline(always)]
     unsafe fn tile<S: Simd, const PART: bool>(
@@ -45,15 +42,13 @@ impl<L: Load, V> GradTiles<'_, L, V> {
         (c, n): (usize, usize),
         out: *mut f32,
     ) {
-        let t = self.to.tiling;
+        let (t, point_stride) = (self.to.tiling, self.to.point_stride());
         // SAFETY: the caller's promise; pixels outside the map are not read.
         unsafe {
             let (at, step) = (place.pixel * self.to.channels + c, self.to.channels);
             let load = |r: usize, q: usize| self.load.vec::<S, PART>(at + (r * t.w + q) * step, c, n);
             if !PART && outputs == (SIDE, SIDE) {
-                let put = |r: usize, q: usize, v: S::V| {
-                    S::store(out.add((r * 6 + q) * self.to.buffer.point_stride), v)
-                };
+                let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * point_stride), v);
                 two_sided!(S, OutputAdjoint, SIDE, SIDE, load, put);
                 return;
             }
@@ -71,22 +66,21 @@ impl<L: Load, V> GradTiles<'_, L, V> {
                 from: gradients,
                 from_steps: (SIDE * BLOCK, BLOCK),
                 to: out,
-                to_steps: (6 * self.to.buffer.point_stride, self.to.buffer.point_stride),
+                to_steps: (6 * point_stride, point_stride),
                 side: PhantomData::<OutputAdjoint>,
             });
         }
     }
 }
 
-impl<L: Load, V> Job for GradTiles<'_, L, V> {
+impl<L: Load> Job for GradTiles<'_, L> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let (t, buffer) = (self.to.tiling, self.to.buffer);
-        let count = self.to.tiles.1 - self.to.tiles.0;
-        let (mut at, mut ahead) = (t.locate(self.to.tiles.0), t.locate(self.to.tiles.0 + AHEAD));
-        let mut positions = buffer.positions;
-        for _ in 0..count {
+        let (t, first) = (self.to.tiling, self.to.tiles.start);
+        let (mut at, mut ahead) = (t.locate(first), t.locate(first + AHEAD));
+        let mut positions = self.to.positions;
+        for _ in 0..self.to.tiles.len() {
             let outputs = t.outputs(at);
             let position = positions.next(outputs);
             for c in (0..self.to.channels.next_multiple_of(BLOCK)).step_by(S::LANES) {
@@ -104,9 +98,11 @@ impl<L: Load, V> Job for GradTiles<'_, L, V> {
                 }
                 // SAFETY: the maker of the job promises that the tiles exist and `out` has room.
                 unsafe {
-                    let out = buffer.out.add((c / BLOCK * buffer.tiles + position) * BLOCK + c % BLOCK);
+                    let out = self.to.at(c / BLOCK, position).add(c % BLOCK);
                     match n {
-                        0 => (0..POINTS).for_each(|p| S::store(out.add(p * buffer.point_stride), S::zero())),
+                        0 => {
+                            (0..POINTS).for_each(|p| S::store(out.add(p * self.to.point_stride()), S::zero()))
+                        }
                         n if n == S::LANES => self.tile::<S, false>(at, outputs, (c, n), out),
                         n => self.tile::<S, true>(at, outputs, (c, n), out),
                     }

@@ -7,9 +7,10 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::tiling::{Place, SIDE, TileBuffer, Tiling};
+use super::Source;
+use super::tiling::{Place, SIDE, Transform};
 use super::transforms::{AnyTile, Input, two_sided};
-use crate::load::{Load, LoadVisitor, block_affine, copy_block};
+use crate::load::{Load, LoadVisitor, Pixels, block_affine, copy_pixels};
 use crate::simd::{BLOCK, Job, Simd};
 
 /// Most tiles in a strip.
@@ -22,32 +23,27 @@ const WIDTH: usize = TILES * SIDE + 2;
 #[repr(align(64))]
 struct Strip([MaybeUninit<f32>; ROWS * WIDTH * BLOCK]);
 
-/// Transforms tiles of a source.
+/// Transforms tiles of the input.
 ///
-/// Whoever visits a source with it promises that the instruction set is available, and that the buffers have room.
-#[derive(Clone, Copy)]
-pub(super) struct TransformVisitor<'a, S> {
-    pub tiling: &'a Tiling,
-    /// Channels of the source.
-    pub channels: usize,
-    pub tiles: (usize, usize),
-    pub buffer: TileBuffer,
-    pub simd: PhantomData<S>,
-}
-
-impl<S: Simd> LoadVisitor for TransformVisitor<'_, S> {
-    fn visit<L: Load>(self, load: L) {
-        // SAFETY: the promise of the visitor's maker.
-        unsafe { S::run(TransformTiles { load: &load, to: self }) }
+/// # Safety
+/// The instruction set must be available, and the output have room; no other task may have these tiles.
+pub(super) unsafe fn transform_inputs<S: Simd>(source: &Source<'_>, to: Transform<'_>) {
+    struct Visitor<'a, S>(Transform<'a>, PhantomData<S>);
+    impl<S: Simd> LoadVisitor for Visitor<'_, S> {
+        fn visit<L: Load>(self, load: L) {
+            // SAFETY: the promise of `transform_inputs`'s caller.
+            unsafe { S::run(TransformTiles { load: &load, to: self.0 }) }
+        }
     }
+    source.visit(Visitor::<S>(to, PhantomData));
 }
 
-struct TransformTiles<'a, L, S> {
+struct TransformTiles<'a, L> {
     load: &'a L,
-    to: TransformVisitor<'a, S>,
+    to: Transform<'a>,
 }
 
-impl<L: Load, V> TransformTiles<'_, L, V> {
+impl<L: Load> TransformTiles<'_, L> {
     /// Copies a block of the pixels that `rows` by `columns` outputs read, from the tile at row `y0` and column `x0` on.
     /// Asks for the pixels that lie `ahead` elements further on.
     #[inline(always)]
@@ -83,31 +79,27 @@ impl<L: Load, V> TransformTiles<'_, L, V> {
                 if first == 1 {
                     clear(row);
                 }
-                let mut at = ((image * t.h + y) * t.w + x0 + first - 1) * channels + c;
-                let mut pixel = row.add(first * BLOCK);
-                for _ in first..end {
-                    self.load.prefetch::<S>(at + ahead);
-                    copy_block::<S, L, PART>(self.load, &affine, at, channels - c, pixel);
-                    (at, pixel) = (at + channels, pixel.add(BLOCK));
-                }
+                let at = ((image * t.h + y) * t.w + x0 + first - 1) * channels + c;
+                let pixels = Pixels { at, step: channels, count: end - first, ahead };
+                copy_pixels::<S, L, PART>(self.load, &affine, pixels, channels - c, row.add(first * BLOCK));
                 (end..width).for_each(|p| clear(row.add(p * BLOCK)));
             }
         }
     }
 }
 
-impl<L: Load, V> Job for TransformTiles<'_, L, V> {
+impl<L: Load> Job for TransformTiles<'_, L> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let (t, buffer) = (self.to.tiling, self.to.buffer);
-        let count = self.to.tiles.1 - self.to.tiles.0;
+        let (t, first, count) = (self.to.tiling, self.to.tiles.start, self.to.tiles.len());
+        let point_stride = self.to.point_stride();
         let mut strip = Strip([const { MaybeUninit::uninit() }; ROWS * WIDTH * BLOCK]);
         let strip = strip.0.as_mut_ptr().cast::<f32>();
-        let mut positions = buffer.positions;
+        let mut positions = self.to.positions;
         let mut done = 0;
         while done < count {
-            let at = t.locate(self.to.tiles.0 + done);
+            let at = t.locate(first + done);
             let tiles = (t.columns - at.x0 / SIDE).min(count - done).min(TILES);
             // All tiles of the strip are equally high, and all but the last are whole in width.
             let mut places = [0; TILES];
@@ -120,7 +112,7 @@ impl<L: Load, V> Job for TransformTiles<'_, L, V> {
             }
             let size = (outputs.0, (tiles - 1) * SIDE + outputs.1);
             // The strip after the next.
-            let next = t.locate(self.to.tiles.0 + (done + 2 * tiles).min(count));
+            let next = t.locate(first + (done + 2 * tiles).min(count));
             let ahead = (next.pixel - at.pixel) * self.to.channels;
             for block in 0..self.to.channels.div_ceil(BLOCK) {
                 // SAFETY: the maker of the job promises that the tiles exist and the buffers have room; the strip has room
@@ -133,15 +125,15 @@ impl<L: Load, V> Job for TransformTiles<'_, L, V> {
                     }
                     for (tile, &position) in places[..tiles].iter().enumerate() {
                         let columns = if tile + 1 < tiles { SIDE } else { outputs.1 };
-                        let to = (block * buffer.tiles + position) * BLOCK;
+                        let to = self.to.at(block, position);
                         // All vectors of a tile, one after the other: they share the cache lines that are written.
                         for lane in (0..BLOCK).step_by(S::LANES) {
                             let from = strip.add(tile * SIDE * BLOCK + lane);
-                            let out = buffer.out.add(to + lane);
+                            let out = to.add(lane);
                             if (outputs.0, columns) == (SIDE, SIDE) {
                                 let get = |r: usize, q: usize| S::load(from.add((r * WIDTH + q) * BLOCK));
                                 let put = |r: usize, q: usize, v: S::V| {
-                                    S::store(out.add((r * 6 + q) * buffer.point_stride), v);
+                                    S::store(out.add((r * 6 + q) * point_stride), v);
                                 };
                                 two_sided!(S, Input, SIDE, SIDE, get, put);
                             } else {
@@ -150,7 +142,7 @@ impl<L: Load, V> Job for TransformTiles<'_, L, V> {
                                     from,
                                     from_steps: (WIDTH * BLOCK, BLOCK),
                                     to: out,
-                                    to_steps: (6 * buffer.point_stride, buffer.point_stride),
+                                    to_steps: (6 * point_stride, point_stride),
                                     side: PhantomData::<Input>,
                                 });
                             }

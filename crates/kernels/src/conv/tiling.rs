@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::transforms::{LONE, has_point, last_outputs};
+use crate::simd::BLOCK;
 
 /// Outputs along a tile's side.
 pub(super) const SIDE: usize = 4;
@@ -144,17 +145,44 @@ impl TileOrder {
     }
 }
 
-/// Memory for transformed tiles: `[point][block][tile][16]`, tiles in a [`TileOrder`]. Points that a tile does not have are
-/// not written.
-#[derive(Clone, Copy)]
-pub(super) struct TileBuffer {
-    pub out: *mut f32,
-    /// f32 from one point to the next.
-    pub point_stride: usize,
-    /// Tiles in each block.
-    pub tiles: usize,
-    /// Where the next tiles go.
+/// Tiles of a source to transform, and where to: `[point][block][tile][16]`, tiles in a [`TileOrder`]. Points that a tile
+/// does not have are not written.
+#[derive(Clone)]
+pub(super) struct Transform<'a> {
+    pub tiling: &'a Tiling,
+    /// Channels of the source.
+    pub channels: usize,
+    pub tiles: Range<usize>,
+    /// Where the first of them goes.
     pub positions: Positions,
+    /// Tiles in each block of the output, and the output, whose points lie [`point_stride`] apart.
+    pub room: usize,
+    pub out: *mut f32,
+}
+
+impl Transform<'_> {
+    /// f32 from one point to the next.
+    #[inline(always)]
+    pub fn point_stride(&self) -> usize {
+        point_stride(self.room, self.channels.next_multiple_of(BLOCK))
+    }
+
+    /// Where the first point of a block of a tile goes.
+    ///
+    /// # Safety
+    /// The output must have room for it.
+    #[inline(always)]
+    pub unsafe fn at(&self, block: usize, position: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.out.add((block * self.room + position) * BLOCK) }
+    }
+}
+
+/// The f32 from one point to the next where each has `rows` times `columns`: a line more than needed, so that points do
+/// not fall on the same cache sets.
+#[inline(always)]
+pub(super) fn point_stride(rows: usize, columns: usize) -> usize {
+    rows * columns + BLOCK
 }
 
 /// Gives tiles their positions in a [`TileOrder`].

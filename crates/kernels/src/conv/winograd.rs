@@ -13,8 +13,8 @@ use std::ops::Range;
 use super::Source;
 use super::finish::{Finish, FinishVisitor, Finisher, Output, Partials, PartialsPtr, Sums};
 use super::pack::{Panels, Weights};
-use super::tiles::TransformVisitor;
-use super::tiling::{Place, SIDE, TileBuffer, TileOrder, Tiling};
+use super::tiles::transform_inputs;
+use super::tiling::{Place, SIDE, TileOrder, Tiling, Transform, point_stride};
 use super::transforms::{AnyTile, Filter, Output as OutputSide, Outputs, POINTS, columns, row};
 use crate::Context;
 use crate::activations::Activations;
@@ -163,10 +163,9 @@ impl Pass<'_> {
         POINTS * self.weights.blocks() * BLOCK * self.panels.full()
     }
 
-    /// The f32 of transformed tiles from one point to the next: a line more than needed, so that points do not fall on the
-    /// same cache sets.
+    /// The f32 of transformed tiles from one point to the next.
     fn stride(&self, tiles: usize) -> usize {
-        tiles * self.weights.blocks() * BLOCK + BLOCK
+        point_stride(tiles, self.weights.blocks() * BLOCK)
     }
 
     /// The f32 of a panel's products: tile by tile, for its output reads all points at constant distances.
@@ -209,18 +208,16 @@ impl Pass<'_> {
     /// # Safety
     /// The instruction set must be available, and `out` have room for them.
     unsafe fn transform_tiles<S: Simd>(&self, set: &Set, out: *mut f32) {
-        self.source.visit(TransformVisitor::<S> {
+        let to = Transform {
             tiling: &self.tiling,
             channels: self.weights.depth(),
-            tiles: (set.tiles.start, set.tiles.end),
-            buffer: TileBuffer {
-                out,
-                point_stride: self.stride(set.tiles.len()),
-                tiles: set.tiles.len(),
-                positions: set.order.positions(),
-            },
-            simd: PhantomData,
-        });
+            tiles: set.tiles.clone(),
+            positions: set.order.positions(),
+            room: set.tiles.len(),
+            out,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { transform_inputs::<S>(&self.source, to) };
     }
 
     /// Computes a panel's outputs for a set, from the transformed tiles `v` and the panel's weights, over scratch memory

@@ -5,13 +5,12 @@
 //! tasks' results are added in order. With more, tasks first transform some hundred tiles, and then each sums a point of all
 //! weights, or all points of a block of them.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::Source;
-use super::grad_tiles::GradVisitor;
-use super::tiles::TransformVisitor;
-use super::tiling::{Positions, SIDE, TileBuffer, TileOrder, Tiling};
+use super::grad_tiles::transform_gradients;
+use super::tiles::transform_inputs;
+use super::tiling::{Positions, SIDE, TileOrder, Tiling, Transform, point_stride};
 use super::transforms::{FilterAdjoint, LONE, POINTS, two_sided};
 use super::weights::add_sets;
 use crate::Context;
@@ -69,8 +68,8 @@ impl Pass<'_> {
             let tiles = part(self.tiling.count, sets, set);
             let chunks = tiles.len().div_ceil(chunk);
             let most = tiles.len().div_ceil(chunks);
-            let lens = [stride(most, rows), stride(most, columns), stride(rows, columns)];
-            with_scratch(lens.map(|stride| POINTS * stride), |[y, x, sums]| {
+            let lens = [point_stride(most, rows), point_stride(most, columns), point_stride(rows, columns)];
+            with_scratch(lens.map(|len| POINTS * len), |[y, x, sums]| {
                 let block = Block { rows: 0..rows, columns: 0..columns, sums };
                 for i in 0..chunks {
                     let range = part(tiles.len(), chunks, i);
@@ -115,11 +114,11 @@ impl Pass<'_> {
         let pieces = count.div_ceil(most).max(1);
         let longest = count.div_ceil(pieces);
         let lens = [
-            stride(longest, self.rows),
-            stride(longest, self.columns),
-            if by_points { stride(self.rows, self.columns) } else { 0 },
+            point_stride(longest, self.rows),
+            point_stride(longest, self.columns),
+            if by_points { point_stride(self.rows, self.columns) } else { 0 },
         ];
-        let mut buffers = lens.map(|stride| ctx.pool().take(POINTS * stride));
+        let mut buffers = lens.map(|len| ctx.pool().take(POINTS * len));
         let [y, x, sums] = buffers.each_mut().map(|buffer| Shared::new(buffer));
         let out = Shared::new(grad);
         let all = || Block { rows: 0..self.rows, columns: 0..self.columns, sums: sums.get() };
@@ -149,7 +148,7 @@ impl Pass<'_> {
                 let (row, column) = (task / across * BLOCK_ROWS, task % across * columns);
                 let rows = row..(row + BLOCK_ROWS).min(self.rows);
                 let columns = column..(column + columns).min(self.columns);
-                with_scratch([POINTS * stride(rows.len(), columns.len()), 0, 0], |[sums, ..]| {
+                with_scratch([POINTS * point_stride(rows.len(), columns.len()), 0, 0], |[sums, ..]| {
                     let block = Block { rows: rows.clone(), columns, sums };
                     // SAFETY: the instruction set is available, all tiles are transformed, and scratch memory has room; no
                     // other task writes this block.
@@ -181,18 +180,20 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// The instruction set must be available, the buffers have room for the tiles, and no other task have these tiles.
-    unsafe fn transform<S: Simd>(&self, to: &Operands, tiles: Range<usize>, positions: Positions) {
-        let tiling = &self.tiling;
-        let (tiles, simd) = ((tiles.start, tiles.end), PhantomData::<S>);
-        let buffer = |out: *mut f32, channels: usize| TileBuffer {
-            out,
-            point_stride: stride(to.count, channels),
-            tiles: to.count,
+    unsafe fn transform<S: Simd>(&self, operands: &Operands, tiles: Range<usize>, positions: Positions) {
+        let to = |channels: usize, out: *mut f32| Transform {
+            tiling: &self.tiling,
+            channels,
+            tiles: tiles.clone(),
             positions,
+            room: operands.count,
+            out,
         };
-        let (to_y, to_x) = (buffer(to.y, self.rows), buffer(to.x, self.columns));
-        self.dy.visit(GradVisitor { tiling, channels: self.c_out, tiles, buffer: to_y, simd });
-        self.x.visit(TransformVisitor { tiling, channels: self.c_in, tiles, buffer: to_x, simd });
+        // SAFETY: the caller's promise.
+        unsafe {
+            transform_gradients::<S>(&self.dy, to(self.c_out, operands.y));
+            transform_inputs::<S>(&self.x, to(self.c_in, operands.x));
+        }
     }
 
     /// Sums a point's products over the tiles, for some rows of a block.
@@ -218,8 +219,9 @@ impl Pass<'_> {
                 let mut row = rows.start;
                 for tile in S::GRAD_TILES.iter().cycle().take(rows.len() / BLOCK * S::GRAD_TILES.len()) {
                     let sum = point * block.stride() + (row - block.rows.start) * width + c;
-                    let y = point * stride(count, self.rows) + row / BLOCK * count * BLOCK + row % BLOCK;
-                    let x = point * stride(count, self.columns) + (block.columns.start + c) * count;
+                    let y =
+                        point * point_stride(count, self.rows) + row / BLOCK * count * BLOCK + row % BLOCK;
+                    let x = point * point_stride(count, self.columns) + (block.columns.start + c) * count;
                     // SAFETY: the caller's promise; all offsets are inside the buffers.
                     unsafe {
                         tile.kernels[usize::from(cols > BLOCK)](&GradTile {
@@ -243,13 +245,7 @@ impl Pass<'_> {
     }
 }
 
-/// The f32 from one point to the next where each has `rows` times `columns`: a line more than needed, so that points do
-/// not fall on the same cache sets.
-fn stride(rows: usize, columns: usize) -> usize {
-    rows * columns + BLOCK
-}
-
-/// Transformed tiles of both operands, `[point][block][tile][16]`, with the distances of [`stride`].
+/// Transformed tiles of both operands, `[point][block][tile][16]`, with the distances of [`point_stride`].
 struct Operands {
     order: TileOrder,
     /// Tiles.
@@ -263,14 +259,14 @@ struct Operands {
 struct Block {
     rows: Range<usize>,
     columns: Range<usize>,
-    /// Sums over the tiles, `[point][row][column]`, with the distances of [`stride`].
+    /// Sums over the tiles, `[point][row][column]`, with the distances of [`point_stride`].
     sums: *mut f32,
 }
 
 impl Block {
     /// The f32 from one point's sums to the next.
     fn stride(&self) -> usize {
-        stride(self.rows.len(), self.columns.len())
+        point_stride(self.rows.len(), self.columns.len())
     }
 }
 

@@ -42,14 +42,11 @@ pub(super) fn run<S: Simd>(
     pairs: bool,
     grad: &mut [f32],
 ) {
-    let ([_, _, ci], [dh, dw, co]) = (geometry.src, geometry.dst);
-    let split = Split::new(&geometry, S::TILE_ROWS, co);
+    let [dh, dw, co] = geometry.dst;
+    let per_set = grad.len().max(1);
+    let (split, [sets, column_parts, row_parts]) = share_out::<S>(&geometry, per_set);
     // Two images share a word; where tasks take single ones, half of each product would be with zero.
     let pairs = pairs && geometry.n / split.groups >= 2;
-    let per_set = grad.len().max(1);
-    let pixels = geometry.n * dh * dw;
-    let columns = (ci.div_ceil(S::GRAD_COLS), ci);
-    let [sets, column_parts, row_parts] = share_out(pixels, columns, co, per_set, split.count());
     let dy_spec = ConvSpec { c_in: co, c_out: co, kernel: 1, stride: 1, padding: 0 };
     let pass = Pass {
         x,
@@ -78,29 +75,29 @@ pub(super) fn run<S: Simd>(
 
 /// Into how many sets of pixels, parts of the input channels and parts of the output channels to cut the work:
 /// the cheapest way to get enough tasks. More sets cost memory traffic for their sums, more parts cost reading the
-/// other operand again.
-fn share_out(
-    pixels: usize,
-    (columns, c_in): (usize, usize),
-    c_out: usize,
-    per_set: usize,
-    most_sets: usize,
-) -> [usize; 3] {
-    let mut best = ([1, 1, 1], usize::MAX);
-    for sets in [1, 2, 4, 8, 16] {
-        for column_parts in 1..=columns.min(TASKS) {
+/// other operand again. With it the pixels that a task copies at once, of its parts of the channels only: the more they
+/// are, the fewer times all sums are added to memory.
+fn share_out<S: Simd>(geometry: &Geometry, per_set: usize) -> (Split, [usize; 3]) {
+    let ([h, w, c_in], [dh, dw, c_out]) = (geometry.src, geometry.dst);
+    let (pixels, columns) = (geometry.n * dh * dw, c_in.div_ceil(S::GRAD_COLS));
+    let mut best = (Split::new(geometry, S::TILE_ROWS, c_out), [1, 1, 1]);
+    let mut least = usize::MAX;
+    for column_parts in 1..=columns.min(TASKS) {
+        for sets in [1, 2, 4, 8, 16] {
             let row_parts = TASKS.div_ceil(sets * column_parts).min(c_out.div_ceil(BLOCK));
+            let part = Geometry { src: [h, w, c_in.div_ceil(column_parts)], ..*geometry };
+            let split = Split::new(&part, S::TILE_ROWS, c_out.div_ceil(row_parts));
             // The fewer tasks, the more threads may wait for the last one.
             let missing = TASKS.saturating_sub(sets * column_parts * row_parts);
             let fill = 4 * pixels * (column_parts * c_out + row_parts * c_in);
             let sums = if sets > 1 { 6 * sets * per_set } else { 0 };
             let cost = fill + sums + missing * pixels * per_set / 128;
-            if sets <= most_sets && cost < best.1 {
-                best = ([sets, column_parts, row_parts], cost);
+            if sets <= split.count() && cost < least {
+                (best, least) = ((split, [sets, column_parts, row_parts]), cost);
             }
         }
     }
-    best.0
+    best
 }
 
 /// `grad += Σ sets`, in order.

@@ -4,8 +4,9 @@
 use std::marker::PhantomData;
 
 use super::Source;
+use super::any_tile::AnyTile;
 use super::tiling::{Place, SIDE, Transform};
-use super::transforms::{AnyTile, OutputAdjoint, Outputs, POINTS, Side, two_sided};
+use super::transforms::{OutputAdjoint, Outputs, POINTS, Side, two_sided};
 use crate::load::{Load, LoadVisitor};
 use crate::simd::{BLOCK, Job, Simd};
 
@@ -33,36 +34,36 @@ struct GradTiles<'a, L> {
 }
 
 impl<L: Load> GradTiles<'_, L> {
-    /// Transforms one vector of a tile, which computes `outputs`.
+    /// Transforms one vector of a tile.
     #[inline(always)]
     unsafe fn tile<S: Simd, const PART: bool>(
         &self,
         place: Place,
-        outputs: (usize, usize),
+        sides: (usize, usize),
         (c, n): (usize, usize),
         out: *mut f32,
     ) {
-        let (t, point_stride) = (self.to.tiling, self.to.point_stride());
+        let (t, point_stride) = (self.to.tiling, self.to.point_stride);
         // SAFETY: the caller's promise; pixels outside the map are not read.
         unsafe {
             let (at, step) = (place.pixel * self.to.channels + c, self.to.channels);
             let load = |r: usize, q: usize| self.load.vec::<S, PART>(at + (r * t.w + q) * step, c, n);
-            if !PART && outputs == (SIDE, SIDE) {
+            if !PART && sides == (SIDE, SIDE) {
                 let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * point_stride), v);
                 two_sided!(S, OutputAdjoint, SIDE, SIDE, load, put);
                 return;
             }
             let mut gradients = Outputs::uninit();
             let gradients = gradients.as_mut_ptr().cast::<f32>();
-            for r in (0..SIDE).filter(|&r| OutputAdjoint::reads(outputs.0, r)) {
-                for q in (0..SIDE).filter(|&q| OutputAdjoint::reads(outputs.1, q)) {
+            for r in (0..SIDE).filter(|&r| OutputAdjoint::reads(sides.0, r)) {
+                for q in (0..SIDE).filter(|&q| OutputAdjoint::reads(sides.1, q)) {
                     let inside = place.y0 + r < t.h && place.x0 + q < t.w;
                     let gradient = if inside { load(r, q) } else { S::zero() };
                     S::store(gradients.add((r * SIDE + q) * BLOCK), gradient);
                 }
             }
             S::run(AnyTile {
-                outputs,
+                sides,
                 from: gradients,
                 from_steps: (SIDE * BLOCK, BLOCK),
                 to: out,
@@ -81,8 +82,8 @@ impl<L: Load> Job for GradTiles<'_, L> {
         let (mut at, mut ahead) = (t.locate(first), t.locate(first + AHEAD));
         let mut positions = self.to.positions;
         for _ in 0..self.to.tiles.len() {
-            let outputs = t.outputs(at);
-            let position = positions.next(outputs);
+            let sides = t.sides(at);
+            let position = positions.next(sides);
             for c in (0..self.to.channels.next_multiple_of(BLOCK)).step_by(S::LANES) {
                 let n = self.to.channels.saturating_sub(c).min(S::LANES);
                 // A cache line holds two vectors of some instruction sets.
@@ -100,11 +101,9 @@ impl<L: Load> Job for GradTiles<'_, L> {
                 unsafe {
                     let out = self.to.at(c / BLOCK, position).add(c % BLOCK);
                     match n {
-                        0 => {
-                            (0..POINTS).for_each(|p| S::store(out.add(p * self.to.point_stride()), S::zero()))
-                        }
-                        n if n == S::LANES => self.tile::<S, false>(at, outputs, (c, n), out),
-                        n => self.tile::<S, true>(at, outputs, (c, n), out),
+                        0 => (0..POINTS).for_each(|p| S::store(out.add(p * self.to.point_stride), S::zero())),
+                        n if n == S::LANES => self.tile::<S, false>(at, sides, (c, n), out),
+                        n => self.tile::<S, true>(at, sides, (c, n), out),
                     }
                 }
             }

@@ -5,6 +5,7 @@
 //! outputs through a [`Post`], which gathers batch-norm sums while the output is in cache. So the
 //! normalised activations of a block never exist in memory.
 
+mod any_tile;
 mod direct;
 mod fill;
 mod finish;
@@ -17,6 +18,7 @@ mod tests;
 mod tiles;
 mod tiling;
 mod transforms;
+mod two_taps;
 mod weights;
 mod winograd;
 mod winograd_weights;
@@ -203,9 +205,9 @@ fn forward_with<S: Simd>(
     stats: bool,
 ) -> Option<BatchStats> {
     let finisher = Finisher::Forward { stats };
-    if spec.winograd_pays(ctx, out.shape) {
+    if spec.winograd_pays(ctx, &[src], src.shape()) {
         let weights = spec.matrix(weights, Direction::Forward);
-        let (partials, counts) = winograd::run::<S>(ctx, src, weights, false, out, finisher);
+        let (partials, counts) = winograd::run::<S>(ctx, src, weights, spec.stride, out, finisher);
         return stats.then(|| partials.batch_stats(&counts));
     }
     if narrow::applies(spec) {
@@ -230,8 +232,8 @@ fn backward_data_with<S: Simd>(
 ) -> Option<GradSums> {
     let finisher = Finisher::Backward(post);
     let weights = spec.matrix(weights, Direction::Backward);
-    if spec.winograd_pays(ctx, out.shape) {
-        let (partials, _) = winograd::run::<S>(ctx, dy, weights, true, out, finisher);
+    if spec.winograd_pays(ctx, &[dy], out.shape) {
+        let (partials, _) = winograd::run::<S>(ctx, dy, weights, spec.stride, out, finisher);
         return finisher.sums().then(|| partials.grad_sums());
     }
     let geometry = Geometry::backward(spec, out.shape);
@@ -247,8 +249,8 @@ fn backward_weights_with<S: Simd>(
     dy: Source<'_>,
     grad: &mut [f32],
 ) {
-    if spec.winograd_pays(ctx, x.shape()) {
-        return winograd_weights::run::<S>(ctx, x, dy, grad);
+    if spec.winograd_pays(ctx, &[x, dy], x.shape()) {
+        return winograd_weights::run::<S>(ctx, x, dy, spec.stride, grad);
     }
     if narrow::applies(spec) {
         return narrow::backward_weights::<S>(ctx, spec, x, dy, grad);
@@ -277,19 +279,36 @@ impl ConvSpec {
         ctx.bf16_products() && stored && (self.kernel == 1 || self.c_in >= BLOCK)
     }
 
-    /// Whether Winograd's algorithm applies, and is expected to take less time than the direct path.
-    fn winograd_pays(&self, ctx: &Context, shape: [usize; 4]) -> bool {
-        let applies = self.kernel == 3 && self.stride == 1 && self.padding == 1 && self.c_in >= BLOCK;
-        if ctx.exact() || !applies {
+    /// Whether Winograd's algorithm applies to an input of this shape, and is expected to take less time than the direct
+    /// path.
+    fn winograd_pays(&self, ctx: &Context, operands: &[Source<'_>], shape: [usize; 4]) -> bool {
+        let applies = self.kernel == 3 && self.padding == 1 && self.c_in >= BLOCK;
+        if ctx.exact() || !applies || self.stride > 2 {
             return false;
         }
-        let map = [shape[1], shape[2]];
-        let points = (shape[0] * transforms::map_points(map)) as f64;
-        let weight_points = transforms::map_points(map).min(transforms::POINTS) as f64;
         let [n, h, w, _] = shape.map(|s| s as f64);
         let (ci, co) = (self.c_in as f64, self.c_out as f64);
         // In multiply-adds: the direct path leaves padding out; the other pays for its transforms and for reading
         // transformed weights from memory.
+        if self.stride == 2 {
+            // It does not save enough to beat twice the rate.
+            if self.multiplies_bf16(ctx, operands) {
+                return false;
+            }
+            let [_, h, w, _] = self.output_shape(shape);
+            let per_map = |of: fn(usize) -> usize| n * (of(h) * of(w)) as f64;
+            // Padding is below and to the right only of odd maps.
+            let taps = |output: usize, input: usize| (3 * output - 1 - input % 2) as f64;
+            let direct = n * taps(h, shape[1]) * taps(w, shape[2]) * ci * co;
+            let inputs = per_map(two_taps::side_products);
+            let winograd = inputs * (ci * co + 16.0 * ci)
+                + per_map(two_taps::side_points) * 16.0 * co
+                + two_taps::PRODUCTS * ci * co * 24.0;
+            return winograd < direct;
+        }
+        let map = [shape[1], shape[2]];
+        let points = (shape[0] * transforms::map_points(map)) as f64;
+        let weight_points = transforms::map_points(map).min(transforms::POINTS) as f64;
         let direct = n * (3.0 * h - 2.0) * (3.0 * w - 2.0) * ci * co;
         let winograd = points * (ci * co + 12.0 * (ci + co)) + weight_points * ci * co * 24.0;
         winograd < direct

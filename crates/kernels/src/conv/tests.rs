@@ -125,11 +125,11 @@ const WINOGRAD: [[usize; 5]; 18] = [
     [100, 170, 9, 13, 15],
 ];
 
-fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5]) {
-    let spec = ConvSpec { c_in, c_out, kernel: 3, stride: 1, padding: 1 };
+fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5], stride: usize) {
+    let spec = ConvSpec { c_in, c_out, kernel: 3, stride, padding: 1 };
     let shape = [n, h, w, c_in];
-    let (x, weights, dy) =
-        (activations(shape, 1), values(spec.weight_len(), 2), activations([n, h, w, c_out], 3));
+    let (x, weights) = (activations(shape, 1), values(spec.weight_len(), 2));
+    let dy = activations(spec.output_shape(shape), 3);
     let what = format!("{spec:?} {shape:?} {:?}", ctx.isa());
     // Rounding errors of the transforms: some 15 to 45 times those of a direct sum.
     let tolerance = 3e-4;
@@ -137,11 +137,11 @@ fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5]) {
     let mut y = activations(dy.shape, 4);
     let matrix = spec.matrix(&weights, Direction::Forward);
     let finisher = Finisher::Forward { stats: true };
-    let (partials, counts) = winograd::run::<S>(ctx, Source::Plain(&x), matrix, false, &mut y, finisher);
+    let (partials, counts) = winograd::run::<S>(ctx, Source::Plain(&x), matrix, stride, &mut y, finisher);
     let expected = reference::conv_forward(&spec, shape, &wide(&x.words), &wide(&weights));
     assert!(error(&y.words, &expected) < tolerance, "forward {what}: {}", error(&y.words, &expected));
     let (stats, (mean, var)) = (partials.batch_stats(&counts), reference::batch_stats(&expected, c_out));
-    assert_eq!(stats.count, n * h * w);
+    assert_eq!(stats.count, dy.words.len() / c_out);
     assert!(error(&stats.var, &var) < tolerance, "variance {what}");
     let scale = (var.iter().sum::<f64>() / c_out as f64).sqrt();
     assert!(
@@ -153,11 +153,12 @@ fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5]) {
     let mut expected = reference::conv_backward_data(&spec, shape, &wide(&dy.words), &wide(&weights));
     expected.iter_mut().zip(&dx.words).for_each(|(e, b)| *e += f64::from(*b));
     let matrix = spec.matrix(&weights, Direction::Backward);
-    winograd::run::<S>(ctx, Source::Plain(&dy), matrix, true, &mut dx, Finisher::Backward(Post::Accumulate));
+    let finisher = Finisher::Backward(Post::Accumulate);
+    winograd::run::<S>(ctx, Source::Plain(&dy), matrix, stride, &mut dx, finisher);
     assert!(error(&dx.words, &expected) < tolerance, "data {what}: {}", error(&dx.words, &expected));
 
     let mut dw = vec![0.25; spec.weight_len()];
-    winograd_weights::run::<S>(ctx, Source::Plain(&x), Source::Plain(&dy), &mut dw);
+    winograd_weights::run::<S>(ctx, Source::Plain(&x), Source::Plain(&dy), stride, &mut dw);
     let mut expected = reference::conv_backward_weights(&spec, shape, &wide(&x.words), &wide(&dy.words));
     expected.iter_mut().for_each(|e| *e += 0.25);
     assert!(error(&dw, &expected) < tolerance, "weights {what}: {}", error(&dw, &expected));
@@ -167,7 +168,8 @@ fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5]) {
 fn winograd_passes_match_f64() {
     each_isa(|ctx| {
         for case in WINOGRAD {
-            dispatch!(ctx.isa(), S => winograd_passes::<S>(ctx, case));
+            dispatch!(ctx.isa(), S => winograd_passes::<S>(ctx, case, 1));
+            dispatch!(ctx.isa(), S => winograd_passes::<S>(ctx, case, 2));
         }
     });
 }
@@ -175,95 +177,99 @@ fn winograd_passes_match_f64() {
 #[test]
 fn sources_apply_batch_norm_while_reading() {
     each_isa(|ctx| {
-        let spec = ConvSpec { c_in: 20, c_out: 18, kernel: 3, stride: 1, padding: 1 };
-        let shape = [3, 9, 8, 20];
-        let (raw, grad) = (activations(shape, 1), activations(shape, 2));
-        let weights = values(spec.weight_len(), 3);
-        let affine = Affine { scale: values(20, 4), shift: values(20, 5) };
-        let back = GradAffine { on_grad: values(20, 6), on_raw: values(20, 7), constant: values(20, 8) };
-        let relu: Vec<f64> = (raw.words.iter().enumerate())
-            .map(|(i, y)| f64::from((y * affine.scale[i % 20] + affine.shift[i % 20]).max(0.0)))
-            .collect();
-        let linear: Vec<f64> = (raw.words.iter().zip(&grad.words).enumerate())
-            .map(|(i, (y, g))| {
-                f64::from(g * back.on_grad[i % 20] + y * back.on_raw[i % 20] + back.constant[i % 20])
-            })
-            .collect();
-        let sources = [
-            (Source::NormRelu { raw: &raw, affine: &affine }, relu),
-            (Source::NormGrad { grad: &grad, raw: &raw, affine: &back }, linear),
-        ];
-        for (source, values) in sources {
-            let expected = reference::conv_forward(&spec, shape, &values, &wide(&weights));
-            let mut y = activations([3, 9, 8, 18], 9);
-            forward(ctx, &spec, source, &weights, &mut y, false);
-            assert!(error(&y.words, &expected) < 1e-5);
-            let matrix = spec.matrix(&weights, Direction::Forward);
-            let finisher = Finisher::Forward { stats: false };
-            dispatch!(ctx.isa(), S => winograd::run::<S>(ctx, source, matrix, false, &mut y, finisher));
-            assert!(error(&y.words, &expected) < 3e-4);
+        for stride in [1, 2] {
+            sources_apply_batch_norm(ctx, stride);
         }
     });
+}
+
+fn sources_apply_batch_norm(ctx: &Context, stride: usize) {
+    let spec = ConvSpec { c_in: 20, c_out: 18, kernel: 3, stride, padding: 1 };
+    let shape = [3, 9, 8, 20];
+    let (raw, grad) = (activations(shape, 1), activations(shape, 2));
+    let weights = values(spec.weight_len(), 3);
+    let affine = Affine { scale: values(20, 4), shift: values(20, 5) };
+    let back = GradAffine { on_grad: values(20, 6), on_raw: values(20, 7), constant: values(20, 8) };
+    let relu: Vec<f64> = (raw.words.iter().enumerate())
+        .map(|(i, y)| f64::from((y * affine.scale[i % 20] + affine.shift[i % 20]).max(0.0)))
+        .collect();
+    let linear: Vec<f64> = (raw.words.iter().zip(&grad.words).enumerate())
+        .map(|(i, (y, g))| {
+            f64::from(g * back.on_grad[i % 20] + y * back.on_raw[i % 20] + back.constant[i % 20])
+        })
+        .collect();
+    let sources = [
+        (Source::NormRelu { raw: &raw, affine: &affine }, relu),
+        (Source::NormGrad { grad: &grad, raw: &raw, affine: &back }, linear),
+    ];
+    for (source, values) in sources {
+        let expected = reference::conv_forward(&spec, shape, &values, &wide(&weights));
+        let mut y = activations(spec.output_shape(shape), 9);
+        forward(ctx, &spec, source, &weights, &mut y, false);
+        assert!(error(&y.words, &expected) < 1e-5);
+        let matrix = spec.matrix(&weights, Direction::Forward);
+        let finisher = Finisher::Forward { stats: false };
+        dispatch!(ctx.isa(), S => winograd::run::<S>(ctx, source, matrix, stride, &mut y, finisher));
+        assert!(error(&y.words, &expected) < 3e-4);
+    }
 }
 
 #[test]
 fn a_data_pass_masks_and_sums_for_the_batch_norm_before() {
     for precision in [Precision::F32, Precision::Mixed] {
         each_isa(|ctx| {
-            let spec = ConvSpec { c_in: 34, c_out: 16, kernel: 3, stride: 1, padding: 1 };
-            let shape = [5, 7, 6, 34];
-            let as_stored = |seed: u64, shape: [usize; 4]| {
-                let x = activations(shape, seed);
-                let mut out = ctx.activations(shape, precision);
-                match precision {
-                    Precision::F32 => x,
-                    Precision::Mixed => {
-                        let DataMut::Bf16(bits) = out.data_mut() else { unreachable!("mixed is bf16") };
-                        bits.iter_mut()
-                            .zip(&x.words)
-                            .for_each(|(b, v)| *b = half::bf16::from_f32(*v).to_bits());
-                        out
-                    }
-                }
-            };
-            let (raw, dy) = (as_stored(1, shape), as_stored(2, [5, 7, 6, 16]));
-            let weights = values(spec.weight_len(), 3);
-            let affine = Affine { scale: values(34, 4), shift: values(34, 5) };
-            let mean = values(34, 6);
-            let full = reference::conv_backward_data(&spec, shape, &wide(&dy.to_f32()), &wide(&weights));
-            let y = raw.to_f32();
-            let masked: Vec<f64> = (full.iter().zip(&y).enumerate())
-                .map(
-                    |(i, (g, y))| {
-                        if y * affine.scale[i % 34] + affine.shift[i % 34] > 0.0 { *g } else { 0.0 }
-                    },
-                )
-                .collect();
-            let post = Post::ReluNorm { raw: &raw, affine: &affine, mean: &mean };
-            let tolerance = if precision == Precision::F32 { 3e-4 } else { 2e-2 };
-            let matrix = spec.matrix(&weights, Direction::Backward);
-            for winograd in [false, true] {
-                let mut out = ctx.activations(shape, precision);
-                let source = Source::Plain(&dy);
-                let sums = if winograd {
-                    let finisher = Finisher::Backward(post);
-                    dispatch!(ctx.isa(), S => {
-                        winograd::run::<S>(ctx, source, matrix, true, &mut out, finisher).0.grad_sums()
-                    })
-                } else {
-                    backward_data(ctx, &spec, source, &weights, &mut out, post).unwrap()
-                };
-                assert!(error(&out.to_f32(), &masked) < tolerance);
-                for c in 0..34 {
-                    let of_channel = || masked.iter().zip(&y).skip(c).step_by(34);
-                    let sum: f64 = of_channel().map(|(g, _)| g).sum();
-                    let centred: f64 = of_channel().map(|(g, y)| g * f64::from(y - mean[c])).sum();
-                    assert!(
-                        (sums.grad[c] - sum).abs() < 1e-2 && (sums.grad_centred[c] - centred).abs() < 1e-2
-                    );
-                }
+            for stride in [1, 2] {
+                data_pass_masks_and_sums(ctx, precision, stride);
             }
         });
+    }
+}
+
+fn data_pass_masks_and_sums(ctx: &Context, precision: Precision, stride: usize) {
+    let spec = ConvSpec { c_in: 34, c_out: 16, kernel: 3, stride, padding: 1 };
+    let shape = [5, 7, 6, 34];
+    let as_stored = |seed: u64, shape: [usize; 4]| {
+        let x = activations(shape, seed);
+        let mut out = ctx.activations(shape, precision);
+        match precision {
+            Precision::F32 => x,
+            Precision::Mixed => {
+                let DataMut::Bf16(bits) = out.data_mut() else { unreachable!("mixed is bf16") };
+                bits.iter_mut().zip(&x.words).for_each(|(b, v)| *b = half::bf16::from_f32(*v).to_bits());
+                out
+            }
+        }
+    };
+    let (raw, dy) = (as_stored(1, shape), as_stored(2, spec.output_shape(shape)));
+    let weights = values(spec.weight_len(), 3);
+    let affine = Affine { scale: values(34, 4), shift: values(34, 5) };
+    let mean = values(34, 6);
+    let full = reference::conv_backward_data(&spec, shape, &wide(&dy.to_f32()), &wide(&weights));
+    let y = raw.to_f32();
+    let masked: Vec<f64> = (full.iter().zip(&y).enumerate())
+        .map(|(i, (g, y))| if y * affine.scale[i % 34] + affine.shift[i % 34] > 0.0 { *g } else { 0.0 })
+        .collect();
+    let post = Post::ReluNorm { raw: &raw, affine: &affine, mean: &mean };
+    let tolerance = if precision == Precision::F32 { 3e-4 } else { 2e-2 };
+    let matrix = spec.matrix(&weights, Direction::Backward);
+    for winograd in [false, true] {
+        let mut out = ctx.activations(shape, precision);
+        let source = Source::Plain(&dy);
+        let sums = if winograd {
+            let finisher = Finisher::Backward(post);
+            dispatch!(ctx.isa(), S => {
+                winograd::run::<S>(ctx, source, matrix, stride, &mut out, finisher).0.grad_sums()
+            })
+        } else {
+            backward_data(ctx, &spec, source, &weights, &mut out, post).unwrap()
+        };
+        assert!(error(&out.to_f32(), &masked) < tolerance);
+        for c in 0..34 {
+            let of_channel = || masked.iter().zip(&y).skip(c).step_by(34);
+            let sum: f64 = of_channel().map(|(g, _)| g).sum();
+            let centred: f64 = of_channel().map(|(g, y)| g * f64::from(y - mean[c])).sum();
+            assert!((sums.grad[c] - sum).abs() < 1e-2 && (sums.grad_centred[c] - centred).abs() < 1e-2);
+        }
     }
 }
 

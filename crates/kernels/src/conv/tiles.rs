@@ -8,8 +8,9 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::Source;
-use super::tiling::{Place, SIDE, Transform};
-use super::transforms::{AnyTile, Input, two_sided};
+use super::any_tile::AnyTile;
+use super::tiling::{Place, SIDE, Transform, of_phase};
+use super::transforms::{Input, inputs, two_sided};
 use crate::load::{Load, LoadVisitor, Pixels, block_affine, copy_pixels};
 use crate::simd::{BLOCK, Job, Simd};
 
@@ -44,22 +45,22 @@ struct TransformTiles<'a, L> {
 }
 
 impl<L: Load> TransformTiles<'_, L> {
-    /// Copies a block of the pixels that `rows` by `columns` outputs read, from the tile at row `y0` and column `x0` on.
-    /// Asks for the pixels that lie `ahead` elements further on.
+    /// Copies a block of the given rows and columns of inputs, from those of the tile at `place` on. Asks for the pixels that
+    /// lie `ahead` elements further on.
     #[inline(always)]
     unsafe fn fill<S: Simd, const PART: bool>(
         &self,
-        Place { image, y0, x0, .. }: Place,
+        place: Place,
         (rows, columns): (usize, usize),
         block: usize,
         ahead: usize,
         strip: *mut f32,
     ) {
-        let t = self.to.tiling;
-        let width = columns + 2;
-        // One pixel of padding above and to the left: pixel `p` of the strip is `x0 + p - 1` of the map.
-        let first = usize::from(x0 == 0);
-        let end = (t.w + 1 - x0).min(width);
+        let grid = &self.to.grid;
+        let (y0, x0) = grid.first(place);
+        // Padding to the left is one pixel at most.
+        let first = usize::from(x0 < 0);
+        let end = grid.inside(x0, grid.w).min(columns);
         let (channels, c) = (self.to.channels, block * BLOCK);
         // SAFETY: the caller's promise; pixels outside the map are not read.
         unsafe {
@@ -69,20 +70,22 @@ impl<L: Load> TransformTiles<'_, L> {
                 }
             };
             let affine = block_affine::<S, L, PART>(self.load, c, channels - c);
-            for r in 0..rows + 2 {
+            for r in 0..rows {
                 let row = strip.add(r * WIDTH * BLOCK);
-                let y = (y0 + r).wrapping_sub(1);
-                if y >= t.h {
-                    (0..width).for_each(|p| clear(row.add(p * BLOCK)));
+                let y = (y0 + (r * grid.step) as isize) as usize;
+                if y >= grid.h {
+                    (0..columns).for_each(|p| clear(row.add(p * BLOCK)));
                     continue;
                 }
                 if first == 1 {
                     clear(row);
                 }
-                let at = ((image * t.h + y) * t.w + x0 + first - 1) * channels + c;
-                let pixels = Pixels { at, step: channels, count: end - first, ahead };
+                let pixel =
+                    (place.image * grid.h + y) * grid.w + (x0 + (first * grid.step) as isize) as usize;
+                let (at, step) = (pixel * channels + c, grid.step * channels);
+                let pixels = Pixels { at, step, count: end.saturating_sub(first), ahead };
                 copy_pixels::<S, L, PART>(self.load, &affine, pixels, channels - c, row.add(first * BLOCK));
-                (end..width).for_each(|p| clear(row.add(p * BLOCK)));
+                (end.max(first)..columns).for_each(|p| clear(row.add(p * BLOCK)));
             }
         }
     }
@@ -93,7 +96,7 @@ impl<L: Load> Job for TransformTiles<'_, L> {
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
         let (t, first, count) = (self.to.tiling, self.to.tiles.start, self.to.tiles.len());
-        let point_stride = self.to.point_stride();
+        let point_stride = self.to.point_stride;
         let mut strip = Strip([const { MaybeUninit::uninit() }; ROWS * WIDTH * BLOCK]);
         let strip = strip.0.as_mut_ptr().cast::<f32>();
         let mut positions = self.to.positions;
@@ -104,16 +107,19 @@ impl<L: Load> Job for TransformTiles<'_, L> {
             // All tiles of the strip are equally high, and all but the last are whole in width.
             let mut places = [0; TILES];
             let mut place = at;
-            let mut outputs = (0, 0);
+            let mut sides = (0, 0);
             for position in &mut places[..tiles] {
-                outputs = t.outputs(place);
-                *position = positions.next(outputs);
+                sides = t.sides(place);
+                *position = positions.next(sides);
                 place.advance(t);
             }
-            let size = (outputs.0, (tiles - 1) * SIDE + outputs.1);
+            let last = of_phase(sides, self.to.phase);
+            let whole = of_phase((sides.0, t.whole), self.to.phase);
+            let size = (inputs(last.0), (tiles - 1) * SIDE + inputs(last.1));
             // The strip after the next.
             let next = t.locate(first + (done + 2 * tiles).min(count));
-            let ahead = (next.pixel - at.pixel) * self.to.channels;
+            let grid = &self.to.grid;
+            let ahead = (grid.pixel(next) - grid.pixel(at)) as usize * self.to.channels;
             for block in 0..self.to.channels.div_ceil(BLOCK) {
                 // SAFETY: the maker of the job promises that the tiles exist and the buffers have room; the strip has room
                 // for the tiles, and what is read of it was written.
@@ -124,13 +130,13 @@ impl<L: Load> Job for TransformTiles<'_, L> {
                         self.fill::<S, true>(at, size, block, ahead, strip);
                     }
                     for (tile, &position) in places[..tiles].iter().enumerate() {
-                        let columns = if tile + 1 < tiles { SIDE } else { outputs.1 };
+                        let sides = if tile + 1 < tiles { whole } else { last };
                         let to = self.to.at(block, position);
                         // All vectors of a tile, one after the other: they share the cache lines that are written.
                         for lane in (0..BLOCK).step_by(S::LANES) {
                             let from = strip.add(tile * SIDE * BLOCK + lane);
                             let out = to.add(lane);
-                            if (outputs.0, columns) == (SIDE, SIDE) {
+                            if sides == (SIDE, SIDE) {
                                 let get = |r: usize, q: usize| S::load(from.add((r * WIDTH + q) * BLOCK));
                                 let put = |r: usize, q: usize, v: S::V| {
                                     S::store(out.add((r * 6 + q) * point_stride), v);
@@ -138,7 +144,7 @@ impl<L: Load> Job for TransformTiles<'_, L> {
                                 two_sided!(S, Input, SIDE, SIDE, get, put);
                             } else {
                                 S::run(AnyTile {
-                                    outputs: (outputs.0, columns),
+                                    sides,
                                     from,
                                     from_steps: (WIDTH * BLOCK, BLOCK),
                                     to: out,

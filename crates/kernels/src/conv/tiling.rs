@@ -3,12 +3,14 @@
 use std::ops::Range;
 
 use super::transforms::{LONE, has_point, last_outputs};
+use super::two_taps::{ANY, EVEN, ODD, PHASES, Phase, has_two_taps};
 use crate::simd::BLOCK;
 
 /// Outputs along a tile's side.
 pub(super) const SIDE: usize = 4;
 
-/// How maps are cut into tiles.
+/// How maps are cut into tiles: those of the outputs, or, in the data pass of a strided convolution, of the inputs, which are
+/// then the smaller ones.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tiling {
     pub h: usize,
@@ -17,31 +19,57 @@ pub(super) struct Tiling {
     pub columns: usize,
     /// All tiles of all images.
     pub count: usize,
-    /// [`last_outputs`].
+    /// Sides of whole tiles, and of the last ones.
+    pub whole: usize,
     last: (usize, usize),
 }
 
 impl Tiling {
-    pub fn new([n, h, w, _]: [usize; 4]) -> Self {
+    pub fn new([n, h, w, _]: [usize; 4], stride: usize) -> Self {
         let (rows, columns) = (h.div_ceil(SIDE), w.div_ceil(SIDE));
-        Self { h, w, rows, columns, count: n * rows * columns, last: last_outputs([h, w]) }
+        let (whole, last) = match stride {
+            1 => (SIDE, last_outputs([h, w])),
+            _ => (ODD + SIDE, (ODD + h - (rows - 1) * SIDE, ODD + w - (columns - 1) * SIDE)),
+        };
+        Self { h, w, rows, columns, count: n * rows * columns, whole, last }
     }
 
-    /// Outputs that a tile computes: rows and columns.
+    /// The sides of a tile.
     #[inline(always)]
-    pub fn outputs(&self, place: Place) -> (usize, usize) {
-        let outputs = |from: usize, side: usize, last| if from + SIDE <= side { SIDE } else { last };
-        (outputs(place.y0, self.h, self.last.0), outputs(place.x0, self.w, self.last.1))
+    pub fn sides(&self, place: Place) -> (usize, usize) {
+        let side = |from: usize, side: usize, last| if from + SIDE <= side { self.whole } else { last };
+        (side(place.y0, self.h, self.last.0), side(place.x0, self.w, self.last.1))
     }
 
-    /// The tiles whose filter all tiles share.
+    /// The sides whose filter all tiles share.
     pub fn filter(&self) -> (usize, usize) {
-        if self.last == (LONE, LONE) { self.last } else { (SIDE, SIDE) }
+        if self.last == (LONE, LONE) {
+            return self.last;
+        }
+        (
+            if self.rows == 1 && self.strided() { self.last.0 } else { self.whole },
+            if self.columns == 1 && self.strided() { self.last.1 } else { self.whole },
+        )
+    }
+
+    /// Whether the convolution has stride 2.
+    pub fn strided(&self) -> bool {
+        has_two_taps(self.whole)
+    }
+
+    /// The kinds of pixels of the larger map: with stride 1 there is a single one.
+    pub fn phases(&self) -> &'static [Phase] {
+        if self.strided() { &PHASES } else { &[ANY] }
     }
 
     /// Whether any tile has a point.
     pub fn has_point(&self, point: usize) -> bool {
-        let (rows, columns) = self.filter();
+        self.phase_has_point(ANY, point)
+    }
+
+    /// Whether any tile has a point for a kind of pixels.
+    pub fn phase_has_point(&self, phase: Phase, point: usize) -> bool {
+        let (rows, columns) = of_phase(self.filter(), phase);
         has_point(rows, point / 6) && has_point(columns, point % 6)
     }
 
@@ -61,6 +89,67 @@ impl Tiling {
         let (column, rest) = (tile % self.columns, tile / self.columns);
         let (image, y0, x0) = (rest / self.rows, rest % self.rows * SIDE, column * SIDE);
         Place { image, y0, x0, pixel: (image * self.h + y0) * self.w + x0 }
+    }
+}
+
+/// The sides of a tile for a kind of pixels.
+#[inline(always)]
+pub(super) fn of_phase((rows, columns): (usize, usize), phase: Phase) -> (usize, usize) {
+    let of = |side: usize, phase| if phase == EVEN { side - ODD + EVEN } else { side };
+    (of(rows, phase.0), of(columns, phase.1))
+}
+
+/// Which pixels of a map the values of tiles are: value `i` of a side that begins at `from` is pixel
+/// `step * (from + i) + offset`, if there is one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    pub h: usize,
+    pub w: usize,
+    pub step: usize,
+    /// Along columns, and along rows.
+    pub offset: (isize, isize),
+}
+
+impl Grid {
+    /// The inputs of a convolution.
+    pub fn inputs(shape: [usize; 4], phase: Phase) -> Self {
+        let [_, h, w, _] = shape;
+        let offset = |phase| if phase == EVEN { 0 } else { -1 };
+        let step = if phase == ANY { 1 } else { 2 };
+        Self { h, w, step, offset: (offset(phase.0), offset(phase.1)) }
+    }
+
+    /// The inputs' gradients.
+    pub fn input_gradients(shape: [usize; 4], phase: Phase) -> Self {
+        let [_, h, w, _] = shape;
+        let offset = |phase| isize::from(phase == ODD);
+        let step = if phase == ANY { 1 } else { 2 };
+        Self { h, w, step, offset: (offset(phase.0), offset(phase.1)) }
+    }
+
+    /// The pixels of the tiles themselves.
+    pub fn outputs(tiling: &Tiling) -> Self {
+        Self { h: tiling.h, w: tiling.w, step: 1, offset: (0, 0) }
+    }
+
+    /// The first row and column of a tile; they may lie outside the map.
+    #[inline(always)]
+    pub fn first(&self, place: Place) -> (isize, isize) {
+        let first = |from: usize, offset| (self.step * from) as isize + offset;
+        (first(place.y0, self.offset.0), first(place.x0, self.offset.1))
+    }
+
+    /// The pixel there, counted through all images.
+    #[inline(always)]
+    pub fn pixel(&self, place: Place) -> isize {
+        let (y, x) = self.first(place);
+        (((place.image * self.h) as isize + y) * self.w as isize) + x
+    }
+
+    /// How many of the values from a row or column on are inside.
+    #[inline(always)]
+    pub fn inside(&self, first: isize, side: usize) -> usize {
+        ((side as isize - first + self.step as isize - 1) / self.step as isize).max(0) as usize
     }
 }
 
@@ -97,7 +186,7 @@ impl Place {
 /// First the tiles that are short of columns, then whole ones, those short of rows, and those short of both.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TileOrder {
-    /// Outputs along the sides of the last tiles.
+    /// The sides of the last tiles.
     last: (usize, usize),
     /// Where each kind begins, by [`TileOrder::kind`], and how many tiles there are.
     starts: [usize; 4],
@@ -108,7 +197,7 @@ impl TileOrder {
     pub fn new(tiling: &Tiling, tiles: Range<usize>) -> Self {
         let (last, mut kinds, count) = (tiling.last, [0; 4], tiles.len());
         for place in tiling.places(tiles) {
-            kinds[Self::kind(tiling.outputs(place))] += 1;
+            kinds[Self::kind(tiling.sides(place))] += 1;
         }
         let [whole, narrow, low, _] = kinds;
         Self { last, starts: [narrow, 0, narrow + whole, narrow + whole + low], count }
@@ -116,14 +205,15 @@ impl TileOrder {
 
     #[inline(always)]
     fn kind((rows, columns): (usize, usize)) -> usize {
-        usize::from(columns < SIDE) + 2 * usize::from(rows < SIDE)
+        let short = |side: usize| usize::from(side % ODD < SIDE);
+        short(columns) + 2 * short(rows)
     }
 
     /// Positions for tiles that come in the map's order, after some have had theirs.
     pub fn positions_after(&self, tiling: &Tiling, tiles: Range<usize>) -> Positions {
         let mut positions = self.positions();
         for place in tiling.places(tiles) {
-            positions.next(tiling.outputs(place));
+            positions.next(tiling.sides(place));
         }
         positions
     }
@@ -150,23 +240,21 @@ impl TileOrder {
 #[derive(Clone)]
 pub(super) struct Transform<'a> {
     pub tiling: &'a Tiling,
+    /// Which pixels they are, and of which kind.
+    pub grid: Grid,
+    pub phase: Phase,
     /// Channels of the source.
     pub channels: usize,
     pub tiles: Range<usize>,
     /// Where the first of them goes.
     pub positions: Positions,
-    /// Tiles in each block of the output, and the output, whose points lie [`point_stride`] apart.
+    /// Tiles in each block of the output, f32 from one point to the next, and the output.
     pub room: usize,
+    pub point_stride: usize,
     pub out: *mut f32,
 }
 
 impl Transform<'_> {
-    /// f32 from one point to the next.
-    #[inline(always)]
-    pub fn point_stride(&self) -> usize {
-        point_stride(self.room, self.channels.next_multiple_of(BLOCK))
-    }
-
     /// Where the first point of a block of a tile goes.
     ///
     /// # Safety
@@ -192,10 +280,10 @@ pub(super) struct Positions {
 }
 
 impl Positions {
-    /// The position of the next tile, which computes these outputs.
+    /// The position of the next tile, which has these sides.
     #[inline(always)]
-    pub fn next(&mut self, outputs: (usize, usize)) -> usize {
-        let next = &mut self.next[TileOrder::kind(outputs)];
+    pub fn next(&mut self, sides: (usize, usize)) -> usize {
+        let next = &mut self.next[TileOrder::kind(sides)];
         *next += 1;
         *next - 1
     }

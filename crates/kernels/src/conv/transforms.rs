@@ -9,16 +9,18 @@
 //!
 //! A map of 2×2 pixels has zeros all around it. Along a side, its outputs are `[[g1, g2], [g0, g1]] d`: F(2, 2) with the
 //! roles of filter and inputs exchanged, three multiplications instead of four, without rounding in the transforms' scales.
+//!
+//! Sides of strided convolutions have two taps, at five points at most: the module `two_taps` has their maps.
 
 #![allow(
     clippy::needless_range_loop,
     reason = "loops with constant bounds, over registers, are to be unrolled"
 )]
 
-use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use crate::simd::{BLOCK, Job, Simd};
+use super::two_taps::{self, ODD, has_two_taps};
+use crate::simd::{BLOCK, Simd};
 
 /// Points of the transformed tile: 6×6.
 pub(super) const POINTS: usize = 36;
@@ -36,14 +38,31 @@ pub(super) fn last_outputs([h, w]: [usize; 2]) -> (usize, usize) {
     if (h, w) == (2, 2) { (LONE, LONE) } else { (last(h), last(w)) }
 }
 
-/// Whether a tile with this many outputs along a side has this point.
-pub(super) fn has_point(outputs: usize, point: usize) -> bool {
-    match outputs {
+/// Whether a side has this point: of a number of outputs, of [`LONE`], or, with two taps, of [`ODD`] or [`EVEN`] and
+/// outputs.
+pub(super) fn has_point(side: usize, point: usize) -> bool {
+    match side {
+        side if has_two_taps(side) => two_taps::has_point(side, point),
         LONE => matches!(point, 0 | 1 | 5),
         2 => point != 3 && point != 4,
         3 => point != 4,
         _ => true,
     }
+}
+
+/// Whether a side has a tap.
+fn has_tap(side: usize, tap: usize) -> bool {
+    if has_two_taps(side) { two_taps::has_tap(side, tap) } else { tap < 3 }
+}
+
+/// Inputs along a side.
+pub(super) fn inputs(side: usize) -> usize {
+    if has_two_taps(side) { two_taps::inputs(side) } else { side + 2 }
+}
+
+/// Outputs along a side, of a number that a tile has room for.
+pub(super) fn outputs(side: usize) -> usize {
+    if has_two_taps(side) { side % ODD } else { side.max(2) }
 }
 
 /// The points of a map, all its tiles together.
@@ -54,13 +73,13 @@ pub(super) fn map_points(map: [usize; 2]) -> usize {
     points(h, last.0) * points(w, last.1)
 }
 
-/// A linear map along a side of a tile that computes `T` outputs there. Values are indexed as in the full tile; missing
+/// A linear map along a side `T` of a tile. Values are indexed as in the full tile; missing
 /// ones are not looked at.
 pub(super) trait Side {
     /// Whether the map reads value `i`.
-    fn reads(outputs: usize, i: usize) -> bool;
+    fn reads(side: usize, i: usize) -> bool;
     /// Whether the map gives value `i`.
-    fn gives(outputs: usize, i: usize) -> bool;
+    fn gives(side: usize, i: usize) -> bool;
     /// The map.
     ///
     /// # Safety
@@ -73,12 +92,12 @@ pub(super) struct Input;
 
 impl Side for Input {
     #[inline(always)]
-    fn reads(outputs: usize, i: usize) -> bool {
-        i < outputs + 2 && (outputs != LONE || i > 0)
+    fn reads(side: usize, i: usize) -> bool {
+        i < inputs(side) && (side != LONE || i > 0)
     }
     #[inline(always)]
-    fn gives(outputs: usize, i: usize) -> bool {
-        has_point(outputs, i)
+    fn gives(side: usize, i: usize) -> bool {
+        has_point(side, i)
     }
     #[inline(always)]
     unsafe fn apply<S: Simd, const T: usize>(d: [S::V; 6]) -> [S::V; 6] {
@@ -87,6 +106,7 @@ impl Side for Input {
             let c = |x| S::splat(x);
             let none = S::zero();
             match T {
+                side if has_two_taps(side) => two_taps::input::<S, T>(d),
                 LONE => [d[2], S::add(d[1], d[2]), none, none, none, d[1]],
                 2 => {
                     let (sum, difference) = (S::add(d[1], d[2]), S::sub(d[1], d[2]));
@@ -126,12 +146,12 @@ pub(super) struct Output;
 
 impl Side for Output {
     #[inline(always)]
-    fn reads(outputs: usize, i: usize) -> bool {
-        has_point(outputs, i)
+    fn reads(side: usize, i: usize) -> bool {
+        has_point(side, i)
     }
     #[inline(always)]
-    fn gives(outputs: usize, i: usize) -> bool {
-        i < outputs.max(2)
+    fn gives(side: usize, i: usize) -> bool {
+        i < outputs(side)
     }
     #[inline(always)]
     unsafe fn apply<S: Simd, const T: usize>(m: [S::V; 6]) -> [S::V; 6] {
@@ -141,6 +161,7 @@ impl Side for Output {
             let none = S::zero();
             let (sum, difference) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
             match T {
+                side if has_two_taps(side) => two_taps::output::<S, T>(m),
                 LONE => [S::add(m[1], m[0]), S::add(m[1], m[5]), none, none, none, none],
                 2 => [S::add(m[0], sum), S::add(difference, m[5]), none, none, none, none],
                 3 => {
@@ -169,12 +190,12 @@ pub(super) struct OutputAdjoint;
 
 impl Side for OutputAdjoint {
     #[inline(always)]
-    fn reads(outputs: usize, i: usize) -> bool {
-        i < outputs.max(2)
+    fn reads(side: usize, i: usize) -> bool {
+        i < outputs(side)
     }
     #[inline(always)]
-    fn gives(outputs: usize, i: usize) -> bool {
-        has_point(outputs, i)
+    fn gives(side: usize, i: usize) -> bool {
+        has_point(side, i)
     }
     #[inline(always)]
     unsafe fn apply<S: Simd, const T: usize>(y: [S::V; 6]) -> [S::V; 6] {
@@ -183,6 +204,7 @@ impl Side for OutputAdjoint {
             let c = |x| S::splat(x);
             let none = S::zero();
             match T {
+                side if has_two_taps(side) => two_taps::output_adjoint::<S, T>(y),
                 LONE => [y[0], S::add(y[0], y[1]), none, none, none, y[1]],
                 2 => [y[0], S::add(y[0], y[1]), S::sub(y[0], y[1]), none, none, y[1]],
                 3 => {
@@ -268,73 +290,26 @@ pub(super) unsafe fn row<S: Simd, X: Side, const C: usize>(half: &[[S::V; 6]; 6]
     unsafe { X::apply::<S, C>([half[0][r], half[1][r], half[2][r], half[3][r], half[4][r], half[5][r]]) }
 }
 
-/// Applies a map to one vector of a tile, of any size, in memory.
-pub(super) struct AnyTile<X> {
-    /// Rows and columns of outputs that the tile computes: 2, 3 or 4, or [`LONE`].
-    pub outputs: (usize, usize),
-    /// Values to read, and how far it is from row to row and from column to column.
-    pub from: *const f32,
-    pub from_steps: (usize, usize),
-    /// Values to write.
-    pub to: *mut f32,
-    pub to_steps: (usize, usize),
-    pub side: PhantomData<X>,
-}
-
-impl<X: Side> AnyTile<X> {
-    #[inline(always)]
-    unsafe fn two_sided<S: Simd, const R: usize, const C: usize>(&self) {
-        // SAFETY: whoever runs the job promises that what the maps read and give is there.
-        unsafe {
-            let get =
-                |r: usize, q: usize| S::load(self.from.add(r * self.from_steps.0 + q * self.from_steps.1));
-            let put = |r: usize, q: usize, v: S::V| {
-                S::store(self.to.add(r * self.to_steps.0 + q * self.to_steps.1), v)
-            };
-            two_sided!(S, X, R, C, get, put);
-        }
-    }
-}
-
-impl<X: Side> Job for AnyTile<X> {
-    type Out = ();
-    #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
-        // SAFETY: as above.
-        unsafe {
-            match self.outputs {
-                (LONE, _) => self.two_sided::<S, LONE, LONE>(),
-                (2, 2) => self.two_sided::<S, 2, 2>(),
-                (2, 3) => self.two_sided::<S, 2, 3>(),
-                (2, _) => self.two_sided::<S, 2, 4>(),
-                (3, 2) => self.two_sided::<S, 3, 2>(),
-                (3, 3) => self.two_sided::<S, 3, 3>(),
-                (3, _) => self.two_sided::<S, 3, 4>(),
-                (_, 2) => self.two_sided::<S, 4, 2>(),
-                (_, 3) => self.two_sided::<S, 4, 3>(),
-                _ => self.two_sided::<S, 4, 4>(),
-            }
-        }
-    }
-}
-
 /// `G g`: three weights to points, all of them or those of [`LONE`] tiles.
 pub(super) struct Filter;
 
 impl Side for Filter {
     #[inline(always)]
-    fn reads(_outputs: usize, i: usize) -> bool {
-        i < 3
+    fn reads(side: usize, i: usize) -> bool {
+        has_tap(side, i)
     }
     #[inline(always)]
-    fn gives(outputs: usize, i: usize) -> bool {
-        has_point(outputs, i)
+    fn gives(side: usize, i: usize) -> bool {
+        has_point(side, i)
     }
     #[inline(always)]
     unsafe fn apply<S: Simd, const T: usize>(g: [S::V; 6]) -> [S::V; 6] {
         // SAFETY: the caller's promise.
         unsafe {
             let c = |x| S::splat(x);
+            if has_two_taps(T) {
+                return two_taps::filter::<S, T>(g);
+            }
             if T == LONE {
                 let none = S::zero();
                 return [S::sub(g[2], g[1]), g[1], none, none, none, S::sub(g[0], g[1])];
@@ -353,18 +328,21 @@ pub(super) struct FilterAdjoint;
 
 impl Side for FilterAdjoint {
     #[inline(always)]
-    fn reads(outputs: usize, i: usize) -> bool {
-        has_point(outputs, i)
+    fn reads(side: usize, i: usize) -> bool {
+        has_point(side, i)
     }
     #[inline(always)]
-    fn gives(_outputs: usize, i: usize) -> bool {
-        i < 3
+    fn gives(side: usize, i: usize) -> bool {
+        has_tap(side, i)
     }
     #[inline(always)]
     unsafe fn apply<S: Simd, const T: usize>(m: [S::V; 6]) -> [S::V; 6] {
         // SAFETY: the caller's promise.
         unsafe {
             let (c, none) = (|x| S::splat(x), S::zero());
+            if has_two_taps(T) {
+                return two_taps::filter_adjoint::<S, T>(m);
+            }
             if T == LONE {
                 return [m[5], S::sub(m[1], S::add(m[0], m[5])), m[0], none, none, none];
             }

@@ -1,5 +1,5 @@
 //! 3×3 convolutions of stride 1 by Winograd's F(4×4, 3×3): a quarter of the multiplications, forward and data
-//! passes.
+//! passes. Those of stride 2 by F(4×4, 2×2) of even and odd pixels: 56% of them, see the module `two_taps`.
 //!
 //! Some tiles of the source are transformed into scratch memory, multiplied with the transformed weights, point by point
 //! and panel by panel, and each panel's products are transformed into outputs, which are finished in registers. A task
@@ -11,11 +11,13 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::Source;
+use super::any_tile::AnyTile;
 use super::finish::{Finish, FinishVisitor, Finisher, Output, Partials, PartialsPtr, Sums};
-use super::pack::{Panels, Weights};
+use super::pack::{Direction, Panels, Weights};
 use super::tiles::transform_inputs;
-use super::tiling::{Place, SIDE, TileOrder, Tiling, Transform, point_stride};
-use super::transforms::{AnyTile, Filter, Output as OutputSide, Outputs, POINTS, columns, row};
+use super::tiling::{Grid, Place, SIDE, TileOrder, Tiling, Transform, of_phase, point_stride};
+use super::transforms::{Filter, Output as OutputSide, Outputs, POINTS, columns, outputs, row};
+use super::two_taps::{ANY, Phase};
 use crate::Context;
 use crate::activations::Activations;
 use crate::micro::Tile;
@@ -25,9 +27,12 @@ use crate::work::{Shared, part, sweep, tasks, with_scratch};
 struct Pass<'a> {
     source: Source<'a>,
     weights: Weights<'a>,
-    /// Whether the filter is to be turned by 180 degrees.
-    flip: bool,
     tiling: Tiling,
+    /// The kinds of pixels that are read, and those that are written.
+    sources: &'static [Phase],
+    targets: &'static [Phase],
+    /// The output's shape.
+    shape: [usize; 4],
     panels: Panels,
     output: Output,
     finisher: Finisher<'a>,
@@ -51,14 +56,18 @@ pub(super) fn run<S: Simd>(
     ctx: &Context,
     source: Source<'_>,
     weights: Weights<'_>,
-    flip: bool,
+    stride: usize,
     out: &mut Activations,
     finisher: Finisher<'_>,
 ) -> (Partials, Vec<usize>) {
-    let tiling = Tiling::new(out.shape);
+    const ALL: &[Phase] = &[ANY];
+    let forward = weights.direction == Direction::Forward;
+    let tiling = Tiling::new(if forward { out.shape } else { source.shape() }, stride);
+    let (sources, targets) = if forward { (tiling.phases(), ALL) } else { (ALL, tiling.phases()) };
     let rows = S::TILE_ROWS;
-    let few_tiles = tiling.count < weights.channels();
-    let points = (0..POINTS).filter(|&point| tiling.has_point(point)).count();
+    let few_tiles = tiling.count < weights.channels() * targets.len();
+    let points_of = |&phase| (0..POINTS).filter(|&point| tiling.phase_has_point(phase, point)).count();
+    let points: usize = sources.iter().map(points_of).sum();
     let most =
         if few_tiles { 8 * rows } else { SCRATCH / (points * weights.depth().next_multiple_of(BLOCK)) };
     let sets = tiling.count.div_ceil(most.clamp(rows, 8 * rows).next_multiple_of(rows));
@@ -66,8 +75,10 @@ pub(super) fn run<S: Simd>(
     let pass = Pass {
         source,
         weights,
-        flip,
         tiling,
+        sources,
+        targets,
+        shape: out.shape,
         panels: Panels::new::<S>(weights.channels()),
         output: Output::new(out),
         finisher,
@@ -158,14 +169,19 @@ impl Pass<'_> {
         Set { index, order: TileOrder::new(&self.tiling, tiles.clone()), tiles }
     }
 
+    /// Blocks that a point's products are summed over.
+    fn depth_blocks(&self) -> usize {
+        self.sources.len() * self.weights.blocks()
+    }
+
     /// The f32 of a panel of transformed weights.
     fn weights_len(&self) -> usize {
-        POINTS * self.weights.blocks() * BLOCK * self.panels.full()
+        self.targets.len() * POINTS * self.depth_blocks() * BLOCK * self.panels.full()
     }
 
     /// The f32 of transformed tiles from one point to the next.
     fn stride(&self, tiles: usize) -> usize {
-        point_stride(tiles, self.weights.blocks() * BLOCK)
+        point_stride(tiles, self.depth_blocks() * BLOCK)
     }
 
     /// The f32 of a panel's products: tile by tile, for its output reads all points at constant distances.
@@ -173,7 +189,7 @@ impl Pass<'_> {
         tiles * PLACES * self.panels.full()
     }
 
-    /// Transforms a block of a panel's weights: `[point][block][16][width]`, only points that tiles have.
+    /// Transforms a block of a panel's weights: `[target][point][source][block][16][width]`, only points that tiles have.
     ///
     /// # Safety
     /// The instruction set must be available, and `taps` and `out` have room for nine blocks, and for the panel; no other
@@ -181,24 +197,30 @@ impl Pass<'_> {
     unsafe fn transform_weights<S: Simd>(&self, j: usize, block: usize, taps: *mut f32, out: *mut f32) {
         let width = self.panels.width(j);
         let size = BLOCK * width;
-        let blocks = self.weights.blocks();
+        let (blocks, depth_blocks) = (self.weights.blocks(), self.depth_blocks());
         // SAFETY: the caller's promise.
         unsafe {
             let dst = std::slice::from_raw_parts_mut(taps, 9 * size);
             for (t, dst) in dst.chunks_exact_mut(size).enumerate() {
                 // The data pass correlates with the filter turned by 180 degrees.
-                let tap = if self.flip { 8 - t } else { t };
+                let tap = if self.weights.direction == Direction::Backward { 8 - t } else { t };
                 self.weights.block::<S>(tap, block * BLOCK, j * self.panels.full(), width, dst);
             }
-            for lane in (0..size).step_by(S::LANES) {
-                S::run(AnyTile {
-                    outputs: self.tiling.filter(),
-                    from: taps.add(lane),
-                    from_steps: (3 * size, size),
-                    to: out.add(block * size + lane),
-                    to_steps: (6 * blocks * size, blocks * size),
-                    side: PhantomData::<Filter>,
-                });
+            for (target, &to_phase) in self.targets.iter().enumerate() {
+                for (source, &from_phase) in self.sources.iter().enumerate() {
+                    let phase = (to_phase.0 + from_phase.0, to_phase.1 + from_phase.1);
+                    let out = out.add((target * POINTS * depth_blocks + source * blocks + block) * size);
+                    for lane in (0..size).step_by(S::LANES) {
+                        S::run(AnyTile {
+                            sides: of_phase(self.tiling.filter(), phase),
+                            from: taps.add(lane),
+                            from_steps: (3 * size, size),
+                            to: out.add(lane),
+                            to_steps: (6 * depth_blocks * size, depth_blocks * size),
+                            side: PhantomData::<Filter>,
+                        });
+                    }
+                }
             }
         }
     }
@@ -208,16 +230,27 @@ impl Pass<'_> {
     /// # Safety
     /// The instruction set must be available, and `out` have room for them.
     unsafe fn transform_tiles<S: Simd>(&self, set: &Set, out: *mut f32) {
-        let to = Transform {
-            tiling: &self.tiling,
-            channels: self.weights.depth(),
-            tiles: set.tiles.clone(),
-            positions: set.order.positions(),
-            room: set.tiles.len(),
-            out,
-        };
-        // SAFETY: the caller's promise.
-        unsafe { transform_inputs::<S>(&self.source, to) };
+        let block_len = set.tiles.len() * BLOCK;
+        for (i, &phase) in self.sources.iter().enumerate() {
+            let grid = match self.weights.direction {
+                Direction::Forward => Grid::inputs(self.source.shape(), phase),
+                Direction::Backward if self.tiling.strided() => Grid::outputs(&self.tiling),
+                Direction::Backward => Grid::inputs(self.source.shape(), phase),
+            };
+            let to = Transform {
+                tiling: &self.tiling,
+                grid,
+                phase,
+                channels: self.weights.depth(),
+                tiles: set.tiles.clone(),
+                positions: set.order.positions(),
+                room: set.tiles.len(),
+                point_stride: self.stride(set.tiles.len()),
+                out: out.wrapping_add(i * self.weights.blocks() * block_len),
+            };
+            // SAFETY: the caller's promise.
+            unsafe { transform_inputs::<S>(&self.source, to) };
+        }
     }
 
     /// Computes a panel's outputs for a set, from the transformed tiles `v` and the panel's weights, over scratch memory
@@ -231,46 +264,65 @@ impl Pass<'_> {
         let (stride, tile_len) = (self.stride(count), PLACES * self.panels.full());
         let size = BLOCK * width;
         let kernels = S::TILES[self.panels.vectors(j) - 1];
-        let list: Vec<(i32, i32)> =
-            (0..blocks).map(|b| ((b * count * BLOCK) as i32, (b * size) as i32)).collect();
         let rows: [usize; 32] = std::array::from_fn(|i| i * tile_len);
-        for point in 0..POINTS {
-            let with_point = set.order.with_point(point);
-            let parts = with_point.len().div_ceil(S::TILE_ROWS);
-            for p in 0..parts {
-                let r = part(with_point.len(), parts, p);
-                let first = with_point.start + r.start;
-                // SAFETY: the caller's promise; all offsets are inside the buffers.
-                unsafe {
-                    kernels[r.len() - 1](&Tile {
-                        list: list.as_ptr(),
-                        blocks,
-                        a: v.add(point * stride + first * BLOCK),
-                        b: weights.add(point * blocks * size),
-                        c: m.add(first * tile_len + point * self.panels.full()),
-                        rows: rows.as_ptr(),
-                        accumulate: false,
-                        cols: width,
-                        cold: false,
-                    });
+        let mut list: Vec<(i32, i32)> = Vec::with_capacity(self.depth_blocks());
+        for (target, &phase) in self.targets.iter().enumerate() {
+            let weights = weights.wrapping_add(target * POINTS * self.depth_blocks() * size);
+            for point in (0..POINTS).filter(|&point| self.tiling.phase_has_point(phase, point)) {
+                list.clear();
+                for (source, &phase) in self.sources.iter().enumerate() {
+                    if self.tiling.phase_has_point(phase, point) {
+                        let blocks = source * blocks..(source + 1) * blocks;
+                        list.extend(blocks.map(|b| ((b * count * BLOCK) as i32, (b * size) as i32)));
+                    }
+                }
+                let with_point = set.order.with_point(point);
+                let parts = with_point.len().div_ceil(S::TILE_ROWS);
+                for p in 0..parts {
+                    let r = part(with_point.len(), parts, p);
+                    let first = with_point.start + r.start;
+                    // SAFETY: the caller's promise; all offsets are inside the buffers.
+                    unsafe {
+                        kernels[r.len() - 1](&Tile {
+                            list: list.as_ptr(),
+                            blocks: list.len(),
+                            a: v.add(point * stride + first * BLOCK),
+                            b: weights.add(point * self.depth_blocks() * size),
+                            c: m.add(first * tile_len + point * self.panels.full()),
+                            rows: rows.as_ptr(),
+                            accumulate: false,
+                            cols: width,
+                            cold: false,
+                        });
+                    }
                 }
             }
+            let grid = match self.weights.direction {
+                Direction::Forward => Grid::outputs(&self.tiling),
+                Direction::Backward => Grid::input_gradients(self.shape, phase),
+            };
+            let c0 = j * self.panels.full();
+            let visitor = OutputVisitor::<S> {
+                pass: self,
+                set,
+                grid,
+                phase,
+                products: m,
+                width,
+                c0,
+                simd: PhantomData,
+            };
+            self.finisher.visit(self.output, visitor);
         }
-        let visitor = OutputVisitor::<S> {
-            pass: self,
-            set,
-            products: m,
-            width,
-            c0: j * self.panels.full(),
-            simd: PhantomData,
-        };
-        self.finisher.visit(self.output, visitor);
     }
 }
 
 struct OutputVisitor<'a, S> {
     pass: &'a Pass<'a>,
     set: &'a Set,
+    /// Which pixels the outputs are, and of which kind.
+    grid: Grid,
+    phase: Phase,
     /// `[tile][point][channel of a full panel]`
     products: *const f32,
     width: usize,
@@ -312,28 +364,32 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
             for (lane, sums) in lanes().zip(&mut sums) {
                 *sums = pass.partials.load::<S>(v.set.index, v.c0 + lane, counted(lane));
             }
-            let (step, row_step) = (channels, t.w * channels);
+            let (grid, step) = (&v.grid, v.grid.step * channels);
+            let row_step = grid.w * step;
+            // With stride 1 the pixel is known.
+            let pixel = |place: Place| if grid.step == 1 { place.pixel } else { grid.pixel(place) as usize };
             let (mut place, mut ahead) = (t.locate(tiles.start), t.locate(tiles.start + AHEAD));
             let mut positions = v.set.order.positions();
             for i in 0..tiles.len() {
                 if i + AHEAD < tiles.len() {
                     for line in (0..v.width).step_by(BLOCK) {
-                        let mut at = ahead.pixel * step + v.c0 + line;
+                        let mut at = pixel(ahead) * channels + v.c0 + line;
                         for _ in 0..SIDE {
                             (0..SIDE).for_each(|q| self.finish.prefetch::<S>(at + q * step));
                             at += row_step;
                         }
                     }
                 }
-                let outputs = t.outputs(place);
-                let products = v.products.add(positions.next(outputs) * PLACES * full);
+                let sides = of_phase(t.sides(place), v.phase);
+                let products = v.products.add(positions.next(sides) * PLACES * full);
+                let first = pixel(place) * channels;
                 for (lane, of_vector) in lanes().zip(&mut sums) {
                     let (c, n) = (v.c0 + lane, counted(lane));
                     let products = products.add(lane);
                     // A copy, which can stay in registers.
                     let mut sums = *of_vector;
-                    let mut at = place.pixel * step + c;
-                    if outputs == (SIDE, SIDE) {
+                    let mut at = first + c;
+                    if sides == (SIDE, SIDE) {
                         let get = |r: usize, q: usize| S::load(products.add((r * 6 + q) * full));
                         let half = columns::<S, OutputSide, SIDE, SIDE>(get);
                         for r in 0..SIDE {
@@ -351,7 +407,7 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                         let mut done = Outputs::uninit();
                         let done = done.as_mut_ptr().cast::<f32>();
                         S::run(AnyTile {
-                            outputs,
+                            sides,
                             from: products,
                             from_steps: (6 * full, full),
                             to: done,
@@ -362,8 +418,10 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                         if i == 0 {
                             sums.shift = done(0, 0);
                         }
-                        for r in 0..SIDE.min(t.h - place.y0) {
-                            for q in 0..SIDE.min(t.w - place.x0) {
+                        let (y, x) = grid.first(place);
+                        let inside = (grid.inside(y, grid.h), grid.inside(x, grid.w));
+                        for r in 0..outputs(sides.0).min(inside.0) {
+                            for q in 0..outputs(sides.1).min(inside.1) {
                                 self.finish.vec::<S, PART>(done(r, q), at + q * step, c, n, &mut sums);
                             }
                             at += row_step;

@@ -1,17 +1,22 @@
-//! The weight pass of 3×3 convolutions of stride 1 by the adjoint of Winograd's F(4×4, 3×3).
+//! The weight pass of 3×3 convolutions by the adjoint of Winograd's F(4×4, 3×3), and with stride 2 by that of F(4×4, 2×2)
+//! of even and odd pixels, see the module `two_taps`.
 //!
 //! Tiles of both operands are transformed, their products are summed point by point, and the sums are transformed back.
 //! With few channels, a task does all of it for some tiles, a few at a time: the sums of all points stay in its cache, and
 //! tasks' results are added in order. With more, tasks first transform some hundred tiles, and then each sums a point of all
 //! weights, or all points of a block of them.
 
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::Source;
+use super::any_tile::AnyTile;
 use super::grad_tiles::transform_gradients;
 use super::tiles::transform_inputs;
-use super::tiling::{Positions, SIDE, TileOrder, Tiling, Transform, point_stride};
-use super::transforms::{FilterAdjoint, LONE, POINTS, two_sided};
+use super::tiling::{Grid, Positions, SIDE, TileOrder, Tiling, Transform, of_phase, point_stride};
+use super::transforms::{FilterAdjoint, LONE, POINTS, Side, two_sided};
+use super::two_taps::{ANY, Phase};
 use super::weights::add_sets;
 use crate::Context;
 use crate::micro::GradTile;
@@ -40,16 +45,20 @@ struct Pass<'a> {
     tiling: Tiling,
     c_in: usize,
     c_out: usize,
-    /// Output and input channels, as multiples of 16.
+    /// The kinds of pixels of the input.
+    phases: &'static [Phase],
+    /// Output and input channels, as multiples of 16. The input's are there once for each kind of its pixels.
     rows: usize,
     columns: usize,
 }
 
 /// Adds `Σ dy ⊗ x` to `grad`, whose layout is `[c_out][3][3][c_in]`.
-pub(super) fn run<S: Simd>(ctx: &Context, x: Source<'_>, dy: Source<'_>, grad: &mut [f32]) {
+pub(super) fn run<S: Simd>(ctx: &Context, x: Source<'_>, dy: Source<'_>, stride: usize, grad: &mut [f32]) {
     let (c_in, c_out) = (x.shape()[3], dy.shape()[3]);
     let [columns, rows] = [c_in, c_out].map(|channels| channels.next_multiple_of(BLOCK));
-    let pass = Pass { x, dy, tiling: Tiling::new(dy.shape()), c_in, c_out, rows, columns };
+    let tiling = Tiling::new(dy.shape(), stride);
+    let phases = tiling.phases();
+    let pass = Pass { x, dy, tiling, c_in, c_out, phases, rows, columns: phases.len() * columns };
     if rows * columns < MANY {
         pass.run_by_tiles::<S>(ctx, grad);
     } else {
@@ -181,19 +190,43 @@ impl Pass<'_> {
     /// # Safety
     /// The instruction set must be available, the buffers have room for the tiles, and no other task have these tiles.
     unsafe fn transform<S: Simd>(&self, operands: &Operands, tiles: Range<usize>, positions: Positions) {
-        let to = |channels: usize, out: *mut f32| Transform {
+        let dy = Transform {
             tiling: &self.tiling,
-            channels,
+            grid: Grid::outputs(&self.tiling),
+            phase: ANY,
+            channels: self.c_out,
             tiles: tiles.clone(),
             positions,
             room: operands.count,
-            out,
+            point_stride: point_stride(operands.count, self.rows),
+            out: operands.y,
         };
+        let blocks_len = self.phase_columns() * operands.count;
+        let x = |(i, &phase): (usize, &Phase)| Transform {
+            grid: Grid::inputs(self.x.shape(), phase),
+            phase,
+            channels: self.c_in,
+            point_stride: point_stride(operands.count, self.columns),
+            out: operands.x.wrapping_add(i * blocks_len),
+            ..dy.clone()
+        };
+        let inputs = self.phases.iter().enumerate().map(x);
         // SAFETY: the caller's promise.
         unsafe {
-            transform_gradients::<S>(&self.dy, to(self.c_out, operands.y));
-            transform_inputs::<S>(&self.x, to(self.c_in, operands.x));
+            inputs.for_each(|x| transform_inputs::<S>(&self.x, x));
+            transform_gradients::<S>(&self.dy, dy.clone());
         }
+    }
+
+    /// The input channels of a kind of pixels.
+    fn phase_columns(&self) -> usize {
+        self.columns / self.phases.len()
+    }
+
+    /// The kind of pixels that a column is of, and the first column of the next.
+    fn phase(&self, column: usize) -> (Phase, usize) {
+        let phase = column / self.phase_columns();
+        (self.phases[phase], (phase + 1) * self.phase_columns())
     }
 
     /// Sums a point's products over the tiles, for some rows of a block.
@@ -214,8 +247,15 @@ impl Pass<'_> {
         for depth in 0..parts {
             let tiles = part(with_point.len(), parts, depth);
             let first = (with_point.start + tiles.start) * BLOCK;
-            for c in (0..width).step_by(S::GRAD_COLS) {
-                let cols = (width - c).min(S::GRAD_COLS);
+            let mut c = 0;
+            while c < width {
+                let (phase, end) = self.phase(block.columns.start + c);
+                let end = (end - block.columns.start).min(width);
+                let cols = (end - c).min(S::GRAD_COLS);
+                if !self.tiling.phase_has_point(phase, point) {
+                    c = end;
+                    continue;
+                }
                 let mut row = rows.start;
                 for tile in S::GRAD_TILES.iter().cycle().take(rows.len() / BLOCK * S::GRAD_TILES.len()) {
                     let sum = point * block.stride() + (row - block.rows.start) * width + c;
@@ -240,6 +280,7 @@ impl Pass<'_> {
                     }
                     row += tile.rows;
                 }
+                c += cols;
             }
         }
     }
@@ -270,6 +311,9 @@ impl Block {
     }
 }
 
+/// Memory for one vector of each tap.
+type Taps = MaybeUninit<[[f32; BLOCK]; 9]>;
+
 /// Transforms some rows of a block's sums back.
 struct Back<'a> {
     pass: &'a Pass<'a>,
@@ -287,11 +331,16 @@ impl Job for Back<'_> {
     unsafe fn call<S: Simd>(self) {
         let Self { pass: &Pass { c_in, c_out, ref tiling, .. }, block, rows, out, add } = self;
         for o in rows.start..rows.end.min(c_out) {
-            for c in (block.columns.start..block.columns.end.min(c_in)).step_by(S::LANES) {
+            for column in block.columns.clone().step_by(S::LANES) {
+                let (phase, end) = self.pass.phase(column);
+                let c = column + self.pass.phase_columns() - end;
+                if c >= c_in {
+                    continue;
+                }
                 let n = (c_in - c).min(S::LANES);
                 // SAFETY: there are sums of all points for these channels, and the output has this row.
                 unsafe {
-                    let at = (o - block.rows.start) * block.columns.len() + c - block.columns.start;
+                    let at = (o - block.rows.start) * block.columns.len() + column - block.columns.start;
                     let sums = block.sums.add(at);
                     let get = |r: usize, q: usize| S::load(sums.add((r * 6 + q) * block.stride()));
                     let put = |r: usize, q: usize, v: S::V| {
@@ -299,7 +348,24 @@ impl Job for Back<'_> {
                         let old = if add { S::load_part(p, n) } else { S::zero() };
                         S::store_part(p, n, S::add(old, v));
                     };
-                    if tiling.filter() == (LONE, LONE) {
+                    if tiling.strided() {
+                        let sides = of_phase(tiling.filter(), phase);
+                        let mut taps = Taps::uninit();
+                        let taps = taps.as_mut_ptr().cast::<f32>();
+                        S::run(AnyTile {
+                            sides,
+                            from: sums,
+                            from_steps: (6 * block.stride(), block.stride()),
+                            to: taps,
+                            to_steps: (3 * BLOCK, BLOCK),
+                            side: PhantomData::<FilterAdjoint>,
+                        });
+                        for r in (0..3).filter(|&r| FilterAdjoint::gives(sides.0, r)) {
+                            for q in (0..3).filter(|&q| FilterAdjoint::gives(sides.1, q)) {
+                                put(r, q, S::load(taps.add((r * 3 + q) * BLOCK)));
+                            }
+                        }
+                    } else if tiling.filter() == (LONE, LONE) {
                         two_sided!(S, FilterAdjoint, LONE, LONE, get, put);
                     } else {
                         two_sided!(S, FilterAdjoint, SIDE, SIDE, get, put);

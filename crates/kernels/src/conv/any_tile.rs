@@ -13,6 +13,25 @@ use super::transforms::{LONE, Side, two_sided};
 use super::two_taps::{EVEN, ODD, has_two_taps};
 use crate::simd::{BLOCK, Job, Simd};
 
+/// Runs a block for the constant that a side is.
+macro_rules! with_side {
+    ($side:expr, $T:ident => $block:block) => {{
+        use $crate::conv::transforms::LONE;
+        use $crate::conv::two_taps::{EVEN, ODD};
+        with_side!(
+            $side, $T => $block;
+            LONE, 2, 3, ODD + 1, ODD + 2, ODD + 3, ODD + 4, EVEN + 1, EVEN + 2, EVEN + 3, EVEN + 4; 4
+        )
+    }};
+    ($side:expr, $T:ident => $block:block; $($some:expr),*; $last:expr) => {
+        match $side {
+            $(side if side == $some => { const $T: usize = $some; $block })*
+            _ => { const $T: usize = $last; $block }
+        }
+    };
+}
+pub(super) use with_side;
+
 /// Applies a map to one vector of a tile, of any size, in memory.
 pub(super) struct AnyTile<X> {
     /// The sides along rows and columns.
@@ -55,19 +74,6 @@ impl<X: Side> Job for AnyTile<X> {
             }
         }
     }
-}
-
-/// Runs a block for the constant that a side with two taps is.
-macro_rules! with_side {
-    ($side:expr, $T:ident => $block:block) => {
-        with_side!($side, $T => $block; ODD + 1, ODD + 2, ODD + 3, EVEN + 1, EVEN + 2, EVEN + 3, EVEN_4; ODD_4)
-    };
-    ($side:expr, $T:ident => $block:block; $($some:expr),*; $last:expr) => {
-        match $side {
-            $(side if side == $some => { const $T: usize = $some; $block })*
-            _ => { const $T: usize = $last; $block }
-        }
-    };
 }
 
 impl<X: Side> AnyTile<X> {

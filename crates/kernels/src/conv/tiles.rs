@@ -1,28 +1,31 @@
 //! Winograd's transform of the input: tiles of 6×6 pixels that overlap by two.
 //!
-//! A strip of neighbouring tiles is first copied to a buffer that stays in the first-level cache, with zeros for what
-//! lies outside the map. So pixels that several tiles share are normalised once and read from memory in long rows,
-//! and the transform itself knows no edges.
+//! Columns of a strip of neighbouring tiles are read, normalised and transformed once, also those that two tiles share,
+//! into a buffer that stays in the first-level cache; then the rows of each tile are. Pixels outside the map are zero.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops with constant bounds, over registers, are to be unrolled"
+)]
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::Source;
-use super::any_tile::AnyTile;
+use super::any_tile::with_side;
 use super::tiling::{Place, SIDE, Transform, of_phase};
-use super::transforms::{Input, inputs, two_sided};
-use crate::load::{Load, LoadVisitor, Pixels, block_affine, copy_pixels};
+use super::transforms::{Input, Side, inputs};
+use crate::load::{BlockAffine, Load, LoadVisitor, block_affine};
 use crate::simd::{BLOCK, Job, Simd};
 
 /// Most tiles in a strip.
 const TILES: usize = 8;
-/// Rows and pixels a row of a strip.
-const ROWS: usize = SIDE + 2;
+/// Pixels in a row of a strip.
 const WIDTH: usize = TILES * SIDE + 2;
 
-/// Memory for one strip: `[row][pixel][16]`.
+/// Memory for the transformed columns of one strip: `[point][pixel][16]`.
 #[repr(align(64))]
-struct Strip([MaybeUninit<f32>; ROWS * WIDTH * BLOCK]);
+struct Strip([MaybeUninit<f32>; 6 * WIDTH * BLOCK]);
 
 /// Transforms tiles of the input.
 ///
@@ -44,14 +47,27 @@ struct TransformTiles<'a, L> {
     to: Transform<'a>,
 }
 
+/// Columns of a strip.
+#[derive(Clone, Copy)]
+struct Columns {
+    /// The side along them.
+    side: usize,
+    /// Those of the map: the first element of the first column, and elements from one pixel to the next along columns and
+    /// rows.
+    at: isize,
+    steps: (usize, usize),
+    /// The rows that lie in the map.
+    rows: (usize, usize),
+}
+
 impl<L: Load> TransformTiles<'_, L> {
-    /// Copies a block of the given rows and columns of inputs, from those of the tile at `place` on. Asks for the pixels that
-    /// lie `ahead` elements further on.
+    /// Transforms a block of the given columns of inputs, from those of the tile at `place` on, which has this side along
+    /// them. Asks for the pixels that lie `ahead` elements further on.
     #[inline(always)]
-    unsafe fn fill<S: Simd, const PART: bool>(
+    unsafe fn columns<S: Simd, const PART: bool>(
         &self,
         place: Place,
-        (rows, columns): (usize, usize),
+        (side, columns): (usize, usize),
         block: usize,
         ahead: usize,
         strip: *mut f32,
@@ -60,32 +76,133 @@ impl<L: Load> TransformTiles<'_, L> {
         let (y0, x0) = grid.first(place);
         // Padding to the left is one pixel at most.
         let first = usize::from(x0 < 0);
-        let end = grid.inside(x0, grid.w).min(columns);
+        let end = grid.inside(x0, grid.w).min(columns).max(first);
         let (channels, c) = (self.to.channels, block * BLOCK);
+        let rows = (usize::from(y0 < 0), grid.inside(y0, grid.h).min(inputs(side)));
+        let steps = (grid.step * grid.w * channels, grid.step * channels);
+        let at = grid.pixel(place) * channels as isize + (first * steps.1 + c) as isize;
+        let mut part = Columns { side, at, steps, rows };
         // SAFETY: the caller's promise; pixels outside the map are not read.
         unsafe {
-            let clear = |pixel: *mut f32| {
-                for lane in (0..BLOCK).step_by(S::LANES) {
-                    S::store(pixel.add(lane), S::zero());
-                }
-            };
             let affine = block_affine::<S, L, PART>(self.load, c, channels - c);
-            for r in 0..rows {
-                let row = strip.add(r * WIDTH * BLOCK);
-                let y = (y0 + (r * grid.step) as isize) as usize;
-                if y >= grid.h {
-                    (0..columns).for_each(|p| clear(row.add(p * BLOCK)));
-                    continue;
+            for outside in (0..first).chain(end..columns) {
+                for point in (0..6).filter(|&point| Input::gives(side, point)) {
+                    for lane in (0..BLOCK).step_by(S::LANES) {
+                        S::store(strip.add((point * WIDTH + outside) * BLOCK + lane), S::zero());
+                    }
                 }
-                if first == 1 {
-                    clear(row);
+            }
+            let whole = side == SIDE && rows == (0, 6);
+            for pixel in first..end {
+                let to = strip.add(pixel * BLOCK);
+                if whole {
+                    self.column::<S, PART, true>(&affine, &part, ahead, channels - c, to);
+                } else {
+                    self.column::<S, PART, false>(&affine, &part, ahead, channels - c, to);
                 }
-                let pixel =
-                    (place.image * grid.h + y) * grid.w + (x0 + (first * grid.step) as isize) as usize;
-                let (at, step) = (pixel * channels + c, grid.step * channels);
-                let pixels = Pixels { at, step, count: end.saturating_sub(first), ahead };
-                copy_pixels::<S, L, PART>(self.load, &affine, pixels, channels - c, row.add(first * BLOCK));
-                (end.max(first)..columns).for_each(|p| clear(row.add(p * BLOCK)));
+                part.at += steps.1 as isize;
+            }
+        }
+    }
+
+    /// Transforms a block of the next column, which is `WHOLE` or shorter than that. If `PART`, there are only `valid`
+    /// channels.
+    #[inline(always)]
+    unsafe fn column<S: Simd, const PART: bool, const WHOLE: bool>(
+        &self,
+        affine: &BlockAffine<S, L>,
+        columns: &Columns,
+        ahead: usize,
+        valid: usize,
+        to: *mut f32,
+    ) {
+        let at = |r: usize| (columns.at + (r * columns.steps.0) as isize) as usize;
+        let inside = |r: usize| WHOLE || (columns.rows.0 <= r && r < columns.rows.1);
+        // SAFETY: the caller's promise.
+        unsafe {
+            for r in 0..6 {
+                if inside(r) {
+                    self.load.prefetch::<S>(at(r) + ahead);
+                }
+            }
+            for (i, &affine) in affine.iter().enumerate().take(BLOCK / S::LANES) {
+                let lane = i * S::LANES;
+                let n = if PART { valid.saturating_sub(lane).min(S::LANES) } else { S::LANES };
+                let mut pixels = [S::zero(); 6];
+                for r in 0..6 {
+                    if inside(r) && n > 0 {
+                        pixels[r] = self.load.apply::<S, PART>(affine, at(r) + lane, n);
+                    }
+                }
+                let to = to.add(lane);
+                if WHOLE {
+                    put_column::<S, SIDE>(pixels, to);
+                } else {
+                    with_side!(columns.side, T => { put_column::<S, T>(pixels, to) });
+                }
+            }
+        }
+    }
+}
+
+/// Transforms one vector of a column.
+///
+/// # Safety
+/// The instruction set must be available, and `to` lie in a strip.
+#[inline(always)]
+unsafe fn put_column<S: Simd, const T: usize>(pixels: [S::V; 6], to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let points = Input::apply::<S, T>(pixels);
+        for p in 0..6 {
+            if Input::gives(T, p) {
+                S::store(to.add(p * WIDTH * BLOCK), points[p]);
+            }
+        }
+    }
+}
+
+/// Transforms the rows of a block of a strip's tiles, whose columns are transformed.
+struct Rows<'a> {
+    strip: *const f32,
+    /// The sides of all tiles but the last, and of that one.
+    whole: (usize, usize),
+    last: (usize, usize),
+    /// Where the first point of each tile goes, as a position.
+    places: &'a [usize],
+    block: usize,
+    to: &'a Transform<'a>,
+}
+
+impl Job for Rows<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let point_stride = self.to.point_stride;
+        for (tile, &position) in self.places.iter().enumerate() {
+            let (rows, columns) = if tile + 1 < self.places.len() { self.whole } else { self.last };
+            // SAFETY: whoever runs the job promises that the columns are transformed and the output has room.
+            unsafe {
+                let (from, to) = (self.strip.add(tile * SIDE * BLOCK), self.to.at(self.block, position));
+                with_side!(columns, T => {
+                    for r in (0..6).filter(|&r| Input::gives(rows, r)) {
+                        // All vectors of a tile, one after the other: they share the cache lines that are written.
+                        for lane in (0..BLOCK).step_by(S::LANES) {
+                            let mut values = [S::zero(); 6];
+                            for q in 0..6 {
+                                if Input::reads(T, q) {
+                                    values[q] = S::load(from.add((r * WIDTH + q) * BLOCK + lane));
+                                }
+                            }
+                            let points = Input::apply::<S, T>(values);
+                            for q in 0..6 {
+                                if Input::gives(T, q) {
+                                    S::store(to.add((r * 6 + q) * point_stride + lane), points[q]);
+                                }
+                            }
+                        }
+                    }
+                });
             }
         }
     }
@@ -96,8 +213,7 @@ impl<L: Load> Job for TransformTiles<'_, L> {
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
         let (t, first, count) = (self.to.tiling, self.to.tiles.start, self.to.tiles.len());
-        let point_stride = self.to.point_stride;
-        let mut strip = Strip([const { MaybeUninit::uninit() }; ROWS * WIDTH * BLOCK]);
+        let mut strip = Strip([const { MaybeUninit::uninit() }; 6 * WIDTH * BLOCK]);
         let strip = strip.0.as_mut_ptr().cast::<f32>();
         let mut positions = self.to.positions;
         let mut done = 0;
@@ -115,45 +231,21 @@ impl<L: Load> Job for TransformTiles<'_, L> {
             }
             let last = of_phase(sides, self.to.phase);
             let whole = of_phase((sides.0, t.whole), self.to.phase);
-            let size = (inputs(last.0), (tiles - 1) * SIDE + inputs(last.1));
+            let size = (last.0, (tiles - 1) * SIDE + inputs(last.1));
             // The strip after the next.
             let next = t.locate(first + (done + 2 * tiles).min(count));
             let grid = &self.to.grid;
             let ahead = (grid.pixel(next) - grid.pixel(at)) as usize * self.to.channels;
             for block in 0..self.to.channels.div_ceil(BLOCK) {
-                // SAFETY: the maker of the job promises that the tiles exist and the buffers have room; the strip has room
+                // SAFETY: the maker of the job promises that the tiles exist and the output has room; the strip has room
                 // for the tiles, and what is read of it was written.
                 unsafe {
                     if self.to.channels - block * BLOCK >= BLOCK {
-                        self.fill::<S, false>(at, size, block, ahead, strip);
+                        self.columns::<S, false>(at, size, block, ahead, strip);
                     } else {
-                        self.fill::<S, true>(at, size, block, ahead, strip);
+                        self.columns::<S, true>(at, size, block, ahead, strip);
                     }
-                    for (tile, &position) in places[..tiles].iter().enumerate() {
-                        let sides = if tile + 1 < tiles { whole } else { last };
-                        let to = self.to.at(block, position);
-                        // All vectors of a tile, one after the other: they share the cache lines that are written.
-                        for lane in (0..BLOCK).step_by(S::LANES) {
-                            let from = strip.add(tile * SIDE * BLOCK + lane);
-                            let out = to.add(lane);
-                            if sides == (SIDE, SIDE) {
-                                let get = |r: usize, q: usize| S::load(from.add((r * WIDTH + q) * BLOCK));
-                                let put = |r: usize, q: usize, v: S::V| {
-                                    S::store(out.add((r * 6 + q) * point_stride), v);
-                                };
-                                two_sided!(S, Input, SIDE, SIDE, get, put);
-                            } else {
-                                S::run(AnyTile {
-                                    sides,
-                                    from,
-                                    from_steps: (WIDTH * BLOCK, BLOCK),
-                                    to: out,
-                                    to_steps: (6 * point_stride, point_stride),
-                                    side: PhantomData::<Input>,
-                                });
-                            }
-                        }
-                    }
+                    S::run(Rows { strip, whole, last, places: &places[..tiles], block, to: &self.to });
                 }
             }
             done += tiles;

@@ -31,6 +31,8 @@ struct Pass<'a> {
     /// The kinds of pixels that are read, and those that are written.
     sources: &'static [Phase],
     targets: &'static [Phase],
+    /// For each target its points, and which of the sources have them.
+    points: Vec<Vec<(usize, Vec<usize>)>>,
     /// The output's shape.
     shape: [usize; 4],
     panels: Panels,
@@ -66,10 +68,18 @@ pub(super) fn run<S: Simd>(
     let (sources, targets) = if forward { (tiling.phases(), ALL) } else { (ALL, tiling.phases()) };
     let rows = S::TILE_ROWS;
     let few_tiles = tiling.count < weights.channels() * targets.len();
-    let points_of = |&phase| (0..POINTS).filter(|&point| tiling.phase_has_point(phase, point)).count();
-    let points: usize = sources.iter().map(points_of).sum();
+    let having = |phases: &[Phase], point: usize| -> Vec<usize> {
+        (0..phases.len()).filter(|&i| tiling.phase_has_point(phases[i], point)).collect()
+    };
+    let points_of = |target: &Phase| -> Vec<(usize, Vec<usize>)> {
+        let points = (0..POINTS).filter(|&point| tiling.phase_has_point(*target, point));
+        points.map(|point| (point, having(sources, point))).collect()
+    };
+    let points: Vec<_> = targets.iter().map(points_of).collect();
+    // The first kind of pixels has all points.
+    let transformed: usize = points[0].iter().map(|(_, sources)| sources.len()).sum();
     let most =
-        if few_tiles { 8 * rows } else { SCRATCH / (points * weights.depth().next_multiple_of(BLOCK)) };
+        if few_tiles { 8 * rows } else { SCRATCH / (transformed * weights.depth().next_multiple_of(BLOCK)) };
     let sets = tiling.count.div_ceil(most.clamp(rows, 8 * rows).next_multiple_of(rows));
     let mut partials = Partials::new(sets, weights.channels(), finisher.sums());
     let pass = Pass {
@@ -78,6 +88,7 @@ pub(super) fn run<S: Simd>(
         tiling,
         sources,
         targets,
+        points,
         shape: out.shape,
         panels: Panels::new::<S>(weights.channels()),
         output: Output::new(out),
@@ -265,25 +276,26 @@ impl Pass<'_> {
         let size = BLOCK * width;
         let kernels = S::TILES[self.panels.vectors(j) - 1];
         let rows: [usize; 32] = std::array::from_fn(|i| i * tile_len);
-        let mut list: Vec<(i32, i32)> = Vec::with_capacity(self.depth_blocks());
+        let (mut list, mut listed): (Vec<(i32, i32)>, &[usize]) = (Vec::new(), &[]);
         for (target, &phase) in self.targets.iter().enumerate() {
             let weights = weights.wrapping_add(target * POINTS * self.depth_blocks() * size);
-            for point in (0..POINTS).filter(|&point| self.tiling.phase_has_point(phase, point)) {
-                list.clear();
-                for (source, &phase) in self.sources.iter().enumerate() {
-                    if self.tiling.phase_has_point(phase, point) {
-                        let blocks = source * blocks..(source + 1) * blocks;
-                        list.extend(blocks.map(|b| ((b * count * BLOCK) as i32, (b * size) as i32)));
-                    }
+            for (point, sources) in &self.points[target] {
+                if listed != sources.as_slice() {
+                    let blocks = sources.iter().flat_map(|source| source * blocks..(source + 1) * blocks);
+                    list = blocks.map(|b| ((b * count * BLOCK) as i32, (b * size) as i32)).collect();
+                    listed = sources;
                 }
+                let point = *point;
                 let with_point = set.order.with_point(point);
+                // With few channels, dividing for each product takes as long as some of its steps.
                 let parts = with_point.len().div_ceil(S::TILE_ROWS);
+                let (least, longer) = (with_point.len() / parts.max(1), with_point.len() % parts.max(1));
+                let mut first = with_point.start;
                 for p in 0..parts {
-                    let r = part(with_point.len(), parts, p);
-                    let first = with_point.start + r.start;
+                    let count = least + usize::from(p < longer);
                     // SAFETY: the caller's promise; all offsets are inside the buffers.
                     unsafe {
-                        kernels[r.len() - 1](&Tile {
+                        kernels[count - 1](&Tile {
                             list: list.as_ptr(),
                             blocks: list.len(),
                             a: v.add(point * stride + first * BLOCK),
@@ -295,6 +307,7 @@ impl Pass<'_> {
                             cold: false,
                         });
                     }
+                    first += count;
                 }
             }
             let grid = match self.weights.direction {

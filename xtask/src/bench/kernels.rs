@@ -23,7 +23,7 @@ pub struct Args {
     /// Instruction set: avx512, avx2, neon or portable; the best one by default.
     #[arg(long)]
     isa: Option<String>,
-    /// Without Winograd's algorithm.
+    /// Without Strassen's and Winograd's algorithms.
     #[arg(long)]
     exact: bool,
 }

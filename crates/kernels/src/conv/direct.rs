@@ -10,7 +10,7 @@ use super::fill::{Columns, Region, Words, fill, fill_columns};
 use super::finish::{Finisher, Output, Partials, PartialsPtr, ReadyTile};
 use super::geometry::{Geometry, Run, Split};
 use super::pack::{Panels, Weights, pack};
-use super::{ConvSpec, Source};
+use super::{ConvSpec, Source, strassen};
 use crate::Context;
 use crate::activations::Activations;
 use crate::micro::Tile;
@@ -54,6 +54,9 @@ pub(super) fn run<S: Simd>(
     out: &mut Activations,
     finisher: Finisher<'_>,
 ) -> (Partials, Vec<usize>) {
+    if strassen::pays::<S>(ctx, &geometry, &weights) {
+        return strassen::run::<S>(ctx, reader, geometry, weights, out, finisher);
+    }
     let panels = Panels::new::<S>(weights.channels());
     let packed = pack::<S>(ctx, weights, panels);
     let split = Split::new(&geometry, S::TILE_ROWS, 0);

@@ -13,6 +13,7 @@ mod geometry;
 mod grad_tiles;
 mod narrow;
 mod pack;
+mod strassen;
 #[cfg(test)]
 mod tests;
 mod tiles;

@@ -175,6 +175,42 @@ fn winograd_passes_match_f64() {
 }
 
 #[test]
+fn seven_products_match_f64() {
+    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        let ctx = Context::new(Options { isa: Some(isa), ..Options::default() }).unwrap();
+        // Most are deep enough in one direction only.
+        for [c_in, c_out, stride, n, h, w] in [
+            [512, 128, 1, 2, 9, 11],
+            [192, 576, 1, 14, 5, 7],
+            [640, 256, 2, 18, 7, 5],
+            [1024, 544, 1, 2, 8, 8],
+        ] {
+            let spec = ConvSpec { c_in, c_out, kernel: 1, stride, padding: 0 };
+            let shape = [n, h, w, c_in];
+            let (x, weights) = (activations(shape, 1), values(spec.weight_len(), 2));
+            let dy = activations(spec.output_shape(shape), 3);
+            let what = format!("{spec:?} {shape:?} {isa:?}");
+            // Rounding errors are some three times those of a direct sum.
+            let tolerance = 3e-5;
+
+            let mut y = activations(dy.shape, 4);
+            let stats = forward(&ctx, &spec, Source::Plain(&x), &weights, &mut y, true).unwrap();
+            let expected = reference::conv_forward(&spec, shape, &wide(&x.words), &wide(&weights));
+            assert!(error(&y.words, &expected) < tolerance, "forward {what}: {}", error(&y.words, &expected));
+            let (mean, var) = reference::batch_stats(&expected, c_out);
+            assert_eq!(stats.count, dy.words.len() / c_out);
+            assert!(error(&stats.mean, &mean) < 1e-4 && error(&stats.var, &var) < 1e-4, "statistics {what}");
+
+            let mut dx = activations(shape, 5);
+            let mut expected = reference::conv_backward_data(&spec, shape, &wide(&dy.words), &wide(&weights));
+            expected.iter_mut().zip(&dx.words).for_each(|(e, b)| *e += f64::from(*b));
+            backward_data(&ctx, &spec, Source::Plain(&dy), &weights, &mut dx, Post::Accumulate);
+            assert!(error(&dx.words, &expected) < tolerance, "data {what}: {}", error(&dx.words, &expected));
+        }
+    }
+}
+
+#[test]
 fn sources_apply_batch_norm_while_reading() {
     each_isa(|ctx| {
         for stride in [1, 2] {

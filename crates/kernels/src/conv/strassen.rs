@@ -1,0 +1,304 @@
+//! 1×1 convolutions with many channels by one step of Strassen's algorithm in Winograd's form: seven products of halves
+//! instead of eight.
+//!
+//! Rows of the matrix product are pixels, its depth the channels that are read, its columns those that are written. With
+//! each cut in halves,
+//!
+//! ```text
+//! S1 = A21 + A22   S2 = S1 - A11    S3 = A11 - A21   S4 = A12 - S2
+//! T1 = B12 - B11   T2 = B22 - T1    T3 = B22 - B12   T4 = B21 - T2
+//! U = A11 B11 + S2 T2    V = S1 T1
+//! C11 = A11 B11 + A12 B21   C12 = U + V + S4 B22   C21 = U + S3 T3 + A22 T4   C22 = U + S3 T3 + V
+//! ```
+//!
+//! (Winograd, "On multiplication of 2×2 matrices", 1971). The sums are made once for each pixel, while it is copied to scratch
+//! memory, and once for each weight, while it is packed; those of products wait in the first-level cache. Rounding errors are two to
+//! three times those of a direct sum.
+
+use std::ops::Range;
+
+use super::direct::Reader;
+use super::fill::{Columns, Region, Words, fill, fill_columns};
+use super::finish::{Finisher, Output, Partials, PartialsPtr, ReadyTile};
+use super::geometry::Geometry;
+use super::pack::{Panels, Weights};
+use crate::Context;
+use crate::activations::Activations;
+use crate::micro::Tile;
+use crate::simd::{BLOCK, Job, Simd};
+use crate::work::{Shared, part, sweep, tasks, with_scratch};
+
+/// The f32 of copied pixels and their sums that a task keeps: a quarter of the second-level cache, through which the weights
+/// and their sums pass as well.
+const SCRATCH: usize = 32 << 10;
+
+/// Halves of an operand, and their sums: what there is a product of.
+const PARTS: usize = 7;
+
+/// Tasks to aim for.
+const TASKS: usize = 16;
+
+struct Pass<'a> {
+    reader: Reader<'a>,
+    geometry: Geometry,
+    packed: &'a [f32],
+    /// Blocks of half the depth.
+    blocks: usize,
+    panels: Panels,
+    /// Sets of pixels, and parts of the pairs of panels.
+    sets: usize,
+    panel_parts: usize,
+    output: Output,
+    finisher: Finisher<'a>,
+    partials: PartialsPtr,
+}
+
+/// Whether the algorithm applies and is expected to take less time than eight products.
+pub(super) fn pays<S: Simd>(ctx: &Context, geometry: &Geometry, weights: &Weights<'_>) -> bool {
+    let (depth, channels) = (weights.depth(), weights.channels());
+    let even = geometry.n.is_multiple_of(2)
+        && depth.is_multiple_of(2 * BLOCK)
+        && channels.is_multiple_of(4 * S::LANES);
+    // With less depth the sums of products cost what the eighth one saves; with more, few pixels fit into the cache.
+    let large = (512..=1024).contains(&depth) && channels >= 128 && geometry.n >= 128;
+    !ctx.exact() && geometry.is_flat() && weights.taps == 1 && !weights.pairs && even && large
+}
+
+/// Runs a pass; returns the partial sums and the values a channel behind each of them.
+pub(super) fn run<S: Simd>(
+    ctx: &Context,
+    reader: Reader<'_>,
+    geometry: Geometry,
+    weights: Weights<'_>,
+    out: &mut Activations,
+    finisher: Finisher<'_>,
+) -> (Partials, Vec<usize>) {
+    let panels = Panels::new::<S>(weights.channels());
+    let (pairs, blocks) = (panels.count() / 2, weights.blocks() / 2);
+    let mut packed = ctx.pool().take(pairs * PARTS * blocks * BLOCK * panels.full());
+    pack::<S>(weights, panels, &mut packed);
+    let rows = 2 * S::TILE_ROWS;
+    let most = (4 * SCRATCH / (PARTS * weights.depth())).clamp(rows, 32 * rows) / rows * rows;
+    let sets = geometry.n.div_ceil(most);
+    let mut partials = Partials::new(sets, weights.channels(), finisher.sums());
+    let panel_parts = TASKS.div_ceil(sets).min(pairs);
+    let pass = Pass {
+        reader,
+        geometry,
+        packed: &packed,
+        blocks,
+        panels,
+        sets,
+        panel_parts,
+        output: Output::new(out),
+        finisher,
+        partials: partials.share(),
+    };
+    sweep(sets * panel_parts, |task| pass.task::<S>(task));
+    let counts = (0..sets).map(|set| 2 * part(geometry.n / 2, sets, set).len()).collect();
+    ctx.pool().give(packed);
+    (partials, counts)
+}
+
+/// Packs weights and their sums, in the order of their products: `[pair of panels][part][block][16][width]`.
+fn pack<S: Simd>(weights: Weights<'_>, panels: Panels, packed: &mut [f32]) {
+    let (pairs, blocks, width) = (panels.count() / 2, weights.blocks() / 2, panels.full());
+    let size = BLOCK * width;
+    let out = Shared::new(packed);
+    tasks(pairs, |pair| {
+        with_scratch([4 * size, 0, 0], |[halves, ..]| {
+            for block in 0..blocks {
+                // SAFETY: scratch memory holds four blocks.
+                let halves = unsafe { std::slice::from_raw_parts_mut(halves, 4 * size) };
+                for (i, half) in halves.chunks_exact_mut(size).enumerate() {
+                    let (k0, n0) = ((block + i / 2 * blocks) * BLOCK, (pair + i % 2 * pairs) * width);
+                    weights.block::<S>(0, k0, n0, width, half);
+                }
+                let first = (pair * PARTS * blocks + block) * size;
+                // SAFETY: the instruction set is available; each task writes its own pair.
+                unsafe {
+                    let out = out.get().add(first);
+                    S::run(WeightSums { halves: halves.as_ptr(), size, out, step: blocks * size });
+                }
+            }
+        });
+    });
+}
+
+/// Sums of the four halves of a block of weights.
+struct WeightSums {
+    halves: *const f32,
+    size: usize,
+    out: *mut f32,
+    /// From one part to the next.
+    step: usize,
+}
+
+impl Job for WeightSums {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        for i in (0..self.size).step_by(S::LANES) {
+            // SAFETY: the maker of the job promises that halves and parts are there.
+            unsafe {
+                let half = |h: usize| S::load(self.halves.add(h * self.size + i));
+                let (b11, b12, b21, b22) = (half(0), half(1), half(2), half(3));
+                let t1 = S::sub(b12, b11);
+                let t2 = S::sub(b22, t1);
+                let parts = [b11, b21, t2, t1, b22, S::sub(b22, b12), S::sub(b21, t2)];
+                for (p, &v) in parts.iter().enumerate() {
+                    S::store(self.out.add(p * self.step + i), v);
+                }
+            }
+        }
+    }
+}
+
+/// Sums of the four quarters of some pixels, which lie one after the other, and room for three more.
+struct PixelSums {
+    quarters: *mut f32,
+    len: usize,
+}
+
+/// Where the operand of each product lies then, in the order of [`pack`].
+const QUARTERS: [usize; PARTS] = [0, 1, 5, 4, 6, 2, 3];
+
+impl Job for PixelSums {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        for i in (0..self.len).step_by(S::LANES) {
+            // SAFETY: the maker of the job promises that the quarters are there.
+            unsafe {
+                let at = |q: usize| self.quarters.add(q * self.len + i);
+                let (a11, a12, a21, a22) = (S::load(at(0)), S::load(at(1)), S::load(at(2)), S::load(at(3)));
+                let s1 = S::add(a21, a22);
+                let s2 = S::sub(s1, a11);
+                S::store(at(2), S::sub(a11, a21));
+                S::store(at(4), s1);
+                S::store(at(5), s2);
+                S::store(at(6), S::sub(a12, s2));
+            }
+        }
+    }
+}
+
+/// Scratch memory of a task: operands, sums of products for all rows, and a tile.
+struct Buffers {
+    quarters: *const f32,
+    u: *mut f32,
+    v: *mut f32,
+    tile: *mut f32,
+}
+
+impl Pass<'_> {
+    fn task<S: Simd>(&self, task: usize) {
+        let set = task / self.panel_parts;
+        let pixels = part(self.geometry.n / 2, self.sets, set);
+        let (first, rows) = (2 * pixels.start, pixels.len());
+        let pairs = part(self.panels.count() / 2, self.panel_parts, task % self.panel_parts);
+        let (quarter, width) = (rows * self.blocks * BLOCK, self.panels.full());
+        let lens = [PARTS * quarter, 2 * rows * width, S::TILE_ROWS * width];
+        with_scratch(lens, |[quarters, sums, tile]| {
+            // SAFETY: the instruction set is available, and scratch memory has room; no other task has these pixels' panels.
+            unsafe {
+                for q in 0..4 {
+                    let first = first + q / 2 * rows;
+                    let blocks = (q % 2 * self.blocks, (q % 2 + 1) * self.blocks);
+                    self.fill::<S>((first, first + rows), blocks, quarters.add(q * quarter));
+                }
+                S::run(PixelSums { quarters, len: quarter });
+                let buffers = Buffers { quarters, u: sums, v: sums.add(rows * width), tile };
+                for pair in pairs {
+                    self.pair::<S>(set, first..first + rows, pair, &buffers);
+                }
+            }
+        });
+    }
+
+    unsafe fn fill<S: Simd>(&self, pixels: (usize, usize), blocks: (usize, usize), dst: *mut f32) {
+        let words = Words::Single;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.reader {
+                Reader::Pixels(source) => {
+                    let geometry = &self.geometry;
+                    fill::<S>(&source, Region { geometry, images: pixels, rows: (0, 1), blocks, words, dst });
+                }
+                Reader::Columns(source, spec) => {
+                    let shape = source.shape();
+                    fill_columns::<S>(&source, Columns { spec, shape, pixels, blocks, words, dst });
+                }
+            }
+        }
+    }
+
+    /// Computes a pair of panels for the pixels of a set, whose first half is given.
+    unsafe fn pair<S: Simd>(&self, set: usize, pixels: Range<usize>, pair: usize, buffers: &Buffers) {
+        let (count, width) = (pixels.len(), self.panels.full());
+        let (quarter, size) = (count * self.blocks * BLOCK, BLOCK * width);
+        let channels = self.geometry.dst[2];
+        let list: Vec<(i32, i32)> =
+            (0..self.blocks).map(|b| ((b * count * BLOCK) as i32, (b * size) as i32)).collect();
+        let in_tile: [usize; 32] = std::array::from_fn(|i| i * width);
+        let outputs: Vec<usize> = (0..2 * count).map(|i| (pixels.start + i) * channels).collect();
+        let parts = count.div_ceil(S::TILE_ROWS);
+        let tiles = || (0..parts).map(|p| part(count, parts, p));
+        // The product of a part, for the rows of a tile.
+        let multiply = |product: usize, rows: &Range<usize>, c: *mut f32, accumulate: bool| {
+            let b = (pair * PARTS + product) * self.blocks * size;
+            let a = QUARTERS[product] * quarter + rows.start * BLOCK;
+            // SAFETY: the caller's promise; all offsets are inside the buffers.
+            unsafe {
+                S::TILES[1][rows.len() - 1](&Tile {
+                    list: list.as_ptr(),
+                    blocks: list.len(),
+                    a: buffers.quarters.add(a),
+                    b: self.packed.as_ptr().add(b),
+                    c,
+                    rows: in_tile.as_ptr(),
+                    accumulate,
+                    cols: width,
+                    cold: false,
+                });
+            }
+        };
+        // Finishes the outputs of a half of the pixels and of the channels, which are these values plus `u`.
+        let finish = |values: *const f32, rows: &Range<usize>, (half, side): (usize, usize)| {
+            let at = &outputs[half * count + rows.start..half * count + rows.end];
+            let tile = ReadyTile {
+                values,
+                stride: width,
+                at,
+                partial: Some((buffers.u.wrapping_add(rows.start * width).cast_const(), &in_tile)),
+                c0: (pair + side * self.panels.count() / 2) * width,
+                cols: width,
+                partials: self.partials,
+                task: set,
+                begins: half == 0 && rows.start == 0,
+            };
+            // SAFETY: the caller's promise; the tile is complete.
+            unsafe { self.finisher.tile::<S>(self.output, tile) };
+        };
+        let at = |buffer: *mut f32, rows: &Range<usize>| buffer.wrapping_add(rows.start * width);
+        tiles().for_each(|rows| multiply(0, &rows, at(buffers.u, &rows), false));
+        for rows in tiles() {
+            multiply(1, &rows, buffers.tile, false);
+            finish(buffers.tile, &rows, (0, 0));
+        }
+        tiles().for_each(|rows| multiply(2, &rows, at(buffers.u, &rows), true));
+        tiles().for_each(|rows| multiply(3, &rows, at(buffers.v, &rows), false));
+        for rows in tiles() {
+            // SAFETY: `v` has these rows, and a tile has room for them.
+            unsafe { buffers.tile.copy_from_nonoverlapping(at(buffers.v, &rows), rows.len() * width) };
+            multiply(4, &rows, buffers.tile, true);
+            finish(buffers.tile, &rows, (0, 1));
+        }
+        tiles().for_each(|rows| multiply(5, &rows, at(buffers.u, &rows), true));
+        for rows in tiles() {
+            multiply(6, &rows, buffers.tile, false);
+            finish(buffers.tile, &rows, (1, 0));
+            finish(at(buffers.v, &rows), &rows, (1, 1));
+        }
+    }
+}

@@ -11,9 +11,9 @@
 //! C11 = A11 B11 + A12 B21   C12 = U + V + S4 B22   C21 = U + S3 T3 + A22 T4   C22 = U + S3 T3 + V
 //! ```
 //!
-//! (Winograd, "On multiplication of 2×2 matrices", 1971). The sums are made once for each pixel, while it is copied to scratch
-//! memory, and once for each weight, while it is packed; those of products wait in the first-level cache. Rounding errors are two to
-//! three times those of a direct sum.
+//! (Winograd, "On multiplication of 2×2 matrices", 1971). The sums are made once for each pixel, while it is copied to
+//! scratch memory, and once for each weight, while it is packed; those of products wait in the first-level cache. Rounding
+//! errors are two to three times those of a direct sum.
 
 use std::ops::Range;
 

@@ -9,8 +9,7 @@ use crate::simd::BLOCK;
 /// Outputs along a tile's side.
 pub(super) const SIDE: usize = 4;
 
-/// How maps are cut into tiles: those of the outputs, or, in the data pass of a strided convolution, of the inputs, which are
-/// then the smaller ones.
+/// How maps are cut into tiles: those of a convolution's outputs, in all passes. With stride 2 they are the smaller ones.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tiling {
     pub h: usize,

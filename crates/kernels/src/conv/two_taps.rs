@@ -1,10 +1,10 @@
 //! Winograd's algorithm for 3×3 convolutions of stride 2.
 //!
 //! Along a side, output `j` is `g0 x[2j-1] + g1 x[2j] + g2 x[2j+1]`: a correlation of two taps, `(g0, g2)`, with the odd
-//! inputs, and one of `(g1, 0)` with the even ones. Both are F(4, 2), F(3, 2) or F(2, 2) on points out of `0, 1, -1, 2, ∞`,
-//! and at infinity the second filter is zero. So 4 outputs take 5 + 4 multiplications instead of 12, a tile of 4×4 takes 81
-//! instead of 144, and the products of all four kinds of inputs, which are even or odd along each side, are added up before
-//! the one transform to outputs. A single output at the end of a side takes 3.
+//! inputs, and one of `(g1, 0)` with the even ones. Both are F(4, 2), F(3, 2) or F(2, 2) on points out of
+//! `0, 1, -1, 2, ∞`, and at infinity the second filter is zero. So 4 outputs take 5 + 4 multiplications instead of 12, a
+//! tile of 4×4 takes 81 instead of 144, and the products of all four kinds of inputs, which are even or odd along each
+//! side, are added up before the one transform to outputs. A single output at the end of a side takes 3.
 //!
 //! The data pass is the same from the other side: its four kinds of outputs are correlations of one kind of inputs,
 //! `x[2j] = g1 y[j]` and `x[2j+1] = g2 y[j] + g0 y[j+1]`.

@@ -1,5 +1,5 @@
-//! The weight pass of 3×3 convolutions by the adjoint of Winograd's F(4×4, 3×3), and with stride 2 by that of F(4×4, 2×2)
-//! of even and odd pixels, see the module `two_taps`.
+//! The weight pass of 3×3 convolutions by the adjoint of Winograd's F(4×4, 3×3), and with stride 2 by that of
+//! F(4×4, 2×2) of even and odd pixels, see the module `two_taps`.
 //!
 //! Tiles of both operands are transformed, their products are summed point by point, and the sums are transformed back.
 //! With few channels, a task does all of it for some tiles, a few at a time: the sums of all points stay in its cache, and

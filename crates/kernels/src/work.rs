@@ -28,6 +28,17 @@ pub(crate) fn part(n: usize, parts: usize, i: usize) -> std::ops::Range<usize> {
     start..start + size + usize::from(i < longer)
 }
 
+/// All parts in turn, with one division for all of them.
+pub(crate) fn parts(n: usize, parts: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let (size, longer) = (n / parts.max(1), n % parts.max(1));
+    let mut end = 0;
+    (0..parts).map(move |i| {
+        let start = end;
+        end += size + usize::from(i < longer);
+        start..end
+    })
+}
+
 /// A pointer that tasks share; each task writes only what no other touches.
 #[derive(Debug)]
 pub(crate) struct Shared<T>(*mut T);
@@ -108,6 +119,7 @@ mod tests {
         for (n, parts) in [(10, 3), (3, 5), (0, 2), (7, 7)] {
             let all: Vec<usize> = (0..parts).flat_map(|i| part(n, parts, i)).collect();
             assert_eq!(all, (0..n).collect::<Vec<_>>());
+            assert!(super::parts(n, parts).eq((0..parts).map(|i| part(n, parts, i))));
         }
     }
 

@@ -121,7 +121,10 @@ impl<X: Side> AnyTile<X> {
 /// # Safety
 /// The instruction set must be available, and what the map reads and gives be there.
 #[inline(always)]
-unsafe fn one_side<S: Simd, X: Side, const T: usize>(from: (*const f32, usize), to: (*mut f32, usize)) {
+pub(super) unsafe fn one_side<S: Simd, X: Side, const T: usize>(
+    from: (*const f32, usize),
+    to: (*mut f32, usize),
+) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut values = [S::zero(); 6];
@@ -130,6 +133,18 @@ unsafe fn one_side<S: Simd, X: Side, const T: usize>(from: (*const f32, usize), 
                 values[i] = S::load(from.0.add(i * from.1));
             }
         }
+        put_side::<S, X, T>(values, to);
+    }
+}
+
+/// The same for values in registers.
+///
+/// # Safety
+/// As for [`one_side`].
+#[inline(always)]
+pub(super) unsafe fn put_side<S: Simd, X: Side, const T: usize>(values: [S::V; 6], to: (*mut f32, usize)) {
+    // SAFETY: the caller's promise.
+    unsafe {
         let values = X::apply::<S, T>(values);
         for i in 0..6 {
             if X::gives(T, i) {

@@ -6,25 +6,16 @@
 
 use std::ops::Range;
 
-use super::fill::{Columns, Region, Words, fill, fill_columns};
+use super::fill::{Reader, Region, Words};
 use super::finish::{Finisher, Output, Partials, PartialsPtr, ReadyTile};
 use super::geometry::{Geometry, Run, Split};
 use super::pack::{Panels, Weights, pack};
-use super::{ConvSpec, Source, strassen};
+use super::strassen;
 use crate::Context;
 use crate::activations::Activations;
 use crate::micro::Tile;
 use crate::simd::{BLOCK, Simd};
-use crate::work::{part, sweep, with_scratch};
-
-/// How the source gets into scratch memory.
-#[derive(Clone, Copy)]
-pub(super) enum Reader<'a> {
-    /// Pixel by pixel; taps become offsets.
-    Pixels(Source<'a>),
-    /// As columns of taps and channels; the geometry is flat then.
-    Columns(Source<'a>, &'a ConvSpec),
-}
+use crate::work::{part, parts, sweep, with_scratch};
 
 /// Reduction blocks (of 16) that a pass over the outputs takes at once.
 const CHUNK: usize = 30;
@@ -166,27 +157,16 @@ impl Pass<'_> {
     }
 
     unsafe fn fill<S: Simd>(&self, share: &Share, a: *mut f32) {
-        let images = (share.images.start, share.images.end);
+        let region = Region {
+            geometry: &self.geometry,
+            images: (share.images.start, share.images.end),
+            rows: (share.source_rows.start, share.source_rows.end),
+            blocks: (0, self.blocks),
+            words: self.words,
+            dst: a,
+        };
         // SAFETY: the caller's promise.
-        unsafe {
-            match self.reader {
-                Reader::Pixels(source) => {
-                    let rows = (share.source_rows.start, share.source_rows.end);
-                    let (blocks, words) = ((0, self.blocks), self.words);
-                    fill::<S>(
-                        &source,
-                        Region { geometry: &self.geometry, images, rows, blocks, words, dst: a },
-                    );
-                }
-                Reader::Columns(source, spec) => {
-                    let (shape, blocks, words) = (source.shape(), (0, self.blocks), self.words);
-                    fill_columns::<S>(
-                        &source,
-                        Columns { spec, shape, pixels: images, blocks, words, dst: a },
-                    );
-                }
-            }
-        }
+        unsafe { self.reader.fill::<S>(region) }
     }
 
     /// Reduction blocks in a pass over the outputs.
@@ -229,10 +209,8 @@ impl Pass<'_> {
                     continue;
                 }
                 let rows = run.count * n;
-                let (parts, first_tile, first_row) =
-                    (rows.div_ceil(S::TILE_ROWS), all.tiles.len(), all.targets.len());
-                for p in 0..parts {
-                    let rows = part(rows, parts, p);
+                let (first_tile, first_row) = (all.tiles.len(), all.targets.len());
+                for rows in parts(rows, rows.div_ceil(S::TILE_ROWS)) {
                     all.tiles.push((rows.start, first_row + rows.start..first_row + rows.end));
                 }
                 for x in (0..run.count).map(|i| run.x0 + i * run.step) {

@@ -58,6 +58,35 @@ const AHEAD: usize = 2;
 /// copied.
 const GROUP: usize = 8;
 
+/// How a convolution's input gets into scratch memory.
+#[derive(Clone, Copy)]
+pub(super) enum Reader<'a> {
+    /// Pixel by pixel; taps become offsets.
+    Pixels(Source<'a>),
+    /// As columns of taps and channels; the geometry is flat then.
+    Columns(Source<'a>, &'a ConvSpec),
+}
+
+impl Reader<'_> {
+    /// Copies a region.
+    ///
+    /// # Safety
+    /// As for [`fill`], and for columns the same: their pixels are the region's images.
+    pub unsafe fn fill<S: Simd>(&self, region: Region<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match *self {
+                Reader::Pixels(source) => fill::<S>(&source, region),
+                Reader::Columns(source, spec) => {
+                    let Region { images, blocks, words, dst, .. } = region;
+                    let shape = source.shape();
+                    fill_columns::<S>(&source, Columns { spec, shape, pixels: images, blocks, words, dst });
+                }
+            }
+        }
+    }
+}
+
 struct FillJob<'a, L> {
     load: &'a L,
     region: Region<'a>,
@@ -175,7 +204,7 @@ pub(super) unsafe fn fill<S: Simd>(source: &Source<'_>, region: Region<'_>) {
 /// Destination pixels as rows of a matrix, one column for each tap and input channel (OHWI order), for
 /// convolutions with few input channels and for strided 1×1 ones.
 #[derive(Clone, Copy)]
-pub(super) struct Columns<'a> {
+struct Columns<'a> {
     pub spec: &'a ConvSpec,
     /// The input's shape.
     pub shape: [usize; 4],
@@ -407,7 +436,7 @@ pub(super) unsafe fn copy_line<S: Simd, L: Load>(
 ///
 /// # Safety
 /// The instruction set must be available, the pixels inside the output, and `dst` valid for all blocks.
-pub(super) unsafe fn fill_columns<S: Simd>(source: &Source<'_>, columns: Columns<'_>) {
+unsafe fn fill_columns<S: Simd>(source: &Source<'_>, columns: Columns<'_>) {
     struct Visitor<'a, S>(Columns<'a>, std::marker::PhantomData<S>);
     impl<S: Simd> LoadVisitor for Visitor<'_, S> {
         fn visit<L: Load>(self, load: L) {

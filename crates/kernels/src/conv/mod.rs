@@ -28,7 +28,7 @@ use crate::activations::Activations;
 use crate::norm::{Affine, BatchStats, GradAffine, GradSums};
 use crate::simd::{BLOCK, Simd, dispatch};
 use crate::{Context, Error, Precision, profile};
-use direct::Reader;
+use fill::Reader;
 use finish::Finisher;
 use geometry::Geometry;
 use pack::{Direction, Weights};

@@ -20,7 +20,7 @@ use crate::Context;
 use crate::activations::Activations;
 use crate::load::{Load, LoadVisitor};
 use crate::simd::{BLOCK, Job, Simd};
-use crate::work::{Shared, part, sweep, with_scratch};
+use crate::work::{Shared, part, parts, sweep, with_scratch};
 
 /// Input channels.
 const CHANNELS: usize = 3;
@@ -260,9 +260,8 @@ impl Forward<'_> {
                 // SAFETY: the instruction set is available; scratch memory has room for the rows.
                 unsafe { rows.fill::<S>(row, lines) };
                 let width = rows.output[1];
-                let parts = width.div_ceil(S::TILE_ROWS);
-                for (j, p) in (0..self.panels.count()).flat_map(|j| (0..parts).map(move |p| (j, p))) {
-                    let columns = part(width, parts, p);
+                let tiles = || parts(width, width.div_ceil(S::TILE_ROWS));
+                for (j, columns) in (0..self.panels.count()).flat_map(|j| tiles().map(move |p| (j, p))) {
                     let element = (row * width + columns.start) * self.channels + j * self.panels.full();
                     let (target, target_step) = match self.output {
                         Output::F32(out) => (out.get().cast_const().wrapping_add(element), self.channels),
@@ -299,7 +298,7 @@ impl Forward<'_> {
                         cols: self.panels.cols(j),
                         partials: self.partials,
                         task,
-                        begins: row == range.start && p == 0,
+                        begins: row == range.start && columns.start == 0,
                     };
                     // SAFETY: the instruction set is available; the tile is complete, and its pixels belong to this task.
                     unsafe { self.finisher.tile::<S>(self.output, tile) };
@@ -438,10 +437,9 @@ unsafe fn row_of_weights<S: Simd>(
     width: usize,
 ) {
     let depth = rows.depth();
-    let parts = depth.div_ceil(grad_rows::<S>());
+    let tiles = || parts(depth, depth.div_ceil(grad_rows::<S>()));
     for c in (0..width).step_by(2 * S::LANES) {
-        for (tap, p) in (0..rows.spec.kernel).flat_map(|tap| (0..parts).map(move |p| (tap, p))) {
-            let ks = part(depth, parts, p);
+        for (tap, ks) in (0..rows.spec.kernel).flat_map(|tap| tiles().map(move |ks| (tap, ks))) {
             // SAFETY: the caller's promise.
             unsafe {
                 let tile = GradTile {

@@ -17,8 +17,7 @@
 
 use std::ops::Range;
 
-use super::direct::Reader;
-use super::fill::{Columns, Region, Words, fill, fill_columns};
+use super::fill::{Reader, Region, Words};
 use super::finish::{Finisher, Output, Partials, PartialsPtr, ReadyTile};
 use super::geometry::Geometry;
 use super::pack::{Panels, Weights};
@@ -26,7 +25,7 @@ use crate::Context;
 use crate::activations::Activations;
 use crate::micro::Tile;
 use crate::simd::{BLOCK, Job, Simd};
-use crate::work::{Shared, part, sweep, tasks, with_scratch};
+use crate::work::{Shared, part, parts, sweep, tasks, with_scratch};
 
 /// The f32 of copied pixels and their sums that a task keeps: a quarter of the second-level cache, through which the weights
 /// and their sums pass as well.
@@ -204,8 +203,14 @@ impl Pass<'_> {
             unsafe {
                 for q in 0..4 {
                     let first = first + q / 2 * rows;
-                    let blocks = (q % 2 * self.blocks, (q % 2 + 1) * self.blocks);
-                    self.fill::<S>((first, first + rows), blocks, quarters.add(q * quarter));
+                    self.reader.fill::<S>(Region {
+                        geometry: &self.geometry,
+                        images: (first, first + rows),
+                        rows: (0, 1),
+                        blocks: (q % 2 * self.blocks, (q % 2 + 1) * self.blocks),
+                        words: Words::Single,
+                        dst: quarters.add(q * quarter),
+                    });
                 }
                 S::run(PixelSums { quarters, len: quarter });
                 let buffers = Buffers { quarters, u: sums, v: sums.add(rows * width), tile };
@@ -214,23 +219,6 @@ impl Pass<'_> {
                 }
             }
         });
-    }
-
-    unsafe fn fill<S: Simd>(&self, pixels: (usize, usize), blocks: (usize, usize), dst: *mut f32) {
-        let words = Words::Single;
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self.reader {
-                Reader::Pixels(source) => {
-                    let geometry = &self.geometry;
-                    fill::<S>(&source, Region { geometry, images: pixels, rows: (0, 1), blocks, words, dst });
-                }
-                Reader::Columns(source, spec) => {
-                    let shape = source.shape();
-                    fill_columns::<S>(&source, Columns { spec, shape, pixels, blocks, words, dst });
-                }
-            }
-        }
     }
 
     /// Computes a pair of panels for the pixels of a set, whose first half is given.
@@ -242,8 +230,7 @@ impl Pass<'_> {
             (0..self.blocks).map(|b| ((b * count * BLOCK) as i32, (b * size) as i32)).collect();
         let in_tile: [usize; 32] = std::array::from_fn(|i| i * width);
         let outputs: Vec<usize> = (0..2 * count).map(|i| (pixels.start + i) * channels).collect();
-        let parts = count.div_ceil(S::TILE_ROWS);
-        let tiles = || (0..parts).map(|p| part(count, parts, p));
+        let tiles = || parts(count, count.div_ceil(S::TILE_ROWS));
         // The product of a part, for the rows of a tile.
         let multiply = |product: usize, rows: &Range<usize>, c: *mut f32, accumulate: bool| {
             let b = (pair * PARTS + product) * self.blocks * size;

@@ -12,8 +12,8 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::Source;
-use super::any_tile::with_side;
-use super::tiling::{Place, SIDE, Transform, of_phase};
+use super::any_tile::{one_side, put_side, with_side};
+use super::tiling::{Grid, Place, SIDE, Transform, of_phase};
 use super::transforms::{Input, Side, inputs};
 use crate::load::{BlockAffine, Load, LoadVisitor, block_affine};
 use crate::simd::{BLOCK, Job, Simd};
@@ -31,19 +31,21 @@ struct Strip([MaybeUninit<f32>; 6 * WIDTH * BLOCK]);
 ///
 /// # Safety
 /// The instruction set must be available, and the output have room; no other task may have these tiles.
-pub(super) unsafe fn transform_inputs<S: Simd>(source: &Source<'_>, to: Transform<'_>) {
-    struct Visitor<'a, S>(Transform<'a>, PhantomData<S>);
+pub(super) unsafe fn transform_inputs<S: Simd>(source: &Source<'_>, grid: Grid, to: Transform<'_>) {
+    struct Visitor<'a, S>(Grid, Transform<'a>, PhantomData<S>);
     impl<S: Simd> LoadVisitor for Visitor<'_, S> {
         fn visit<L: Load>(self, load: L) {
             // SAFETY: the promise of `transform_inputs`'s caller.
-            unsafe { S::run(TransformTiles { load: &load, to: self.0 }) }
+            unsafe { S::run(TransformTiles { load: &load, grid: self.0, to: self.1 }) }
         }
     }
-    source.visit(Visitor::<S>(to, PhantomData));
+    source.visit(Visitor::<S>(grid, to, PhantomData));
 }
 
 struct TransformTiles<'a, L> {
     load: &'a L,
+    /// Which pixels the inputs are.
+    grid: Grid,
     to: Transform<'a>,
 }
 
@@ -72,7 +74,7 @@ impl<L: Load> TransformTiles<'_, L> {
         ahead: usize,
         strip: *mut f32,
     ) {
-        let grid = &self.to.grid;
+        let grid = &self.grid;
         let (y0, x0) = grid.first(place);
         // Padding to the left is one pixel at most.
         let first = usize::from(x0 < 0);
@@ -134,29 +136,12 @@ impl<L: Load> TransformTiles<'_, L> {
                         pixels[r] = self.load.apply::<S, PART>(affine, at(r) + lane, n);
                     }
                 }
-                let to = to.add(lane);
+                let to = (to.add(lane), WIDTH * BLOCK);
                 if WHOLE {
-                    put_column::<S, SIDE>(pixels, to);
+                    put_side::<S, Input, SIDE>(pixels, to);
                 } else {
-                    with_side!(columns.side, T => { put_column::<S, T>(pixels, to) });
+                    with_side!(columns.side, T => { put_side::<S, Input, T>(pixels, to) });
                 }
-            }
-        }
-    }
-}
-
-/// Transforms one vector of a column.
-///
-/// # Safety
-/// The instruction set must be available, and `to` lie in a strip.
-#[inline(always)]
-unsafe fn put_column<S: Simd, const T: usize>(pixels: [S::V; 6], to: *mut f32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let points = Input::apply::<S, T>(pixels);
-        for p in 0..6 {
-            if Input::gives(T, p) {
-                S::store(to.add(p * WIDTH * BLOCK), points[p]);
             }
         }
     }
@@ -188,18 +173,9 @@ impl Job for Rows<'_> {
                     for r in (0..6).filter(|&r| Input::gives(rows, r)) {
                         // All vectors of a tile, one after the other: they share the cache lines that are written.
                         for lane in (0..BLOCK).step_by(S::LANES) {
-                            let mut values = [S::zero(); 6];
-                            for q in 0..6 {
-                                if Input::reads(T, q) {
-                                    values[q] = S::load(from.add((r * WIDTH + q) * BLOCK + lane));
-                                }
-                            }
-                            let points = Input::apply::<S, T>(values);
-                            for q in 0..6 {
-                                if Input::gives(T, q) {
-                                    S::store(to.add((r * 6 + q) * point_stride + lane), points[q]);
-                                }
-                            }
+                            let from = from.add(r * WIDTH * BLOCK + lane);
+                            let to = to.add(r * 6 * point_stride + lane);
+                            one_side::<S, Input, T>((from, BLOCK), (to, point_stride));
                         }
                     }
                 });
@@ -212,6 +188,7 @@ impl<L: Load> Job for TransformTiles<'_, L> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
+        let grid = &self.grid;
         let (t, first, count) = (self.to.tiling, self.to.tiles.start, self.to.tiles.len());
         let mut strip = Strip([const { MaybeUninit::uninit() }; 6 * WIDTH * BLOCK]);
         let strip = strip.0.as_mut_ptr().cast::<f32>();
@@ -229,12 +206,11 @@ impl<L: Load> Job for TransformTiles<'_, L> {
                 *position = positions.next(sides);
                 place.advance(t);
             }
-            let last = of_phase(sides, self.to.phase);
-            let whole = of_phase((sides.0, t.whole), self.to.phase);
+            let last = of_phase(sides, grid.phase);
+            let whole = of_phase((sides.0, t.whole), grid.phase);
             let size = (last.0, (tiles - 1) * SIDE + inputs(last.1));
             // The strip after the next.
             let next = t.locate(first + (done + 2 * tiles).min(count));
-            let grid = &self.to.grid;
             let ahead = (grid.pixel(next) - grid.pixel(at)) as usize * self.to.channels;
             for block in 0..self.to.channels.div_ceil(BLOCK) {
                 // SAFETY: the maker of the job promises that the tiles exist and the output has room; the strip has room

@@ -45,10 +45,8 @@ impl Tiling {
         if self.last == (LONE, LONE) {
             return self.last;
         }
-        (
-            if self.rows == 1 && self.strided() { self.last.0 } else { self.whole },
-            if self.columns == 1 && self.strided() { self.last.1 } else { self.whole },
-        )
+        let side = |count, last| if count == 1 && self.strided() { last } else { self.whole };
+        (side(self.rows, self.last.0), side(self.columns, self.last.1))
     }
 
     /// Whether the convolution has stride 2.
@@ -107,28 +105,24 @@ pub(super) struct Grid {
     pub step: usize,
     /// Along columns, and along rows.
     pub offset: (isize, isize),
+    /// The kind of pixels.
+    pub phase: Phase,
 }
 
 impl Grid {
-    /// The inputs of a convolution.
+    /// The inputs of a convolution: there is a pixel of padding above and to the left.
     pub fn inputs(shape: [usize; 4], phase: Phase) -> Self {
-        let [_, h, w, _] = shape;
-        let offset = |phase| if phase == EVEN { 0 } else { -1 };
-        let step = if phase == ANY { 1 } else { 2 };
-        Self { h, w, step, offset: (offset(phase.0), offset(phase.1)) }
+        Self::new(shape, phase, |phase| if phase == EVEN { 0 } else { -1 })
     }
 
-    /// The inputs' gradients.
-    pub fn input_gradients(shape: [usize; 4], phase: Phase) -> Self {
-        let [_, h, w, _] = shape;
-        let offset = |phase| isize::from(phase == ODD);
-        let step = if phase == ANY { 1 } else { 2 };
-        Self { h, w, step, offset: (offset(phase.0), offset(phase.1)) }
+    /// What a pass writes, and what the data pass of a strided convolution reads: tiles begin at a map's first pixel.
+    pub fn outputs(shape: [usize; 4], phase: Phase) -> Self {
+        Self::new(shape, phase, |phase| isize::from(phase == ODD))
     }
 
-    /// The pixels of the tiles themselves.
-    pub fn outputs(tiling: &Tiling) -> Self {
-        Self { h: tiling.h, w: tiling.w, step: 1, offset: (0, 0) }
+    fn new([_, h, w, _]: [usize; 4], phase: Phase, offset: fn(usize) -> isize) -> Self {
+        let step = if phase == ANY { 1 } else { 2 };
+        Self { h, w, step, offset: (offset(phase.0), offset(phase.1)), phase }
     }
 
     /// The first row and column of a tile; they may lie outside the map.
@@ -239,9 +233,6 @@ impl TileOrder {
 #[derive(Clone)]
 pub(super) struct Transform<'a> {
     pub tiling: &'a Tiling,
-    /// Which pixels they are, and of which kind.
-    pub grid: Grid,
-    pub phase: Phase,
     /// Channels of the source.
     pub channels: usize,
     pub tiles: Range<usize>,

@@ -73,8 +73,7 @@ pub(super) fn map_points(map: [usize; 2]) -> usize {
     points(h, last.0) * points(w, last.1)
 }
 
-/// A linear map along a side `T` of a tile. Values are indexed as in the full tile; missing
-/// ones are not looked at.
+/// A linear map along a side `T` of a tile. Values are indexed as in the full tile; missing ones are not looked at.
 pub(super) trait Side {
     /// Whether the map reads value `i`.
     fn reads(side: usize, i: usize) -> bool;

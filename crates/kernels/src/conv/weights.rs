@@ -4,8 +4,7 @@
 //! output channels as rows and input channels as columns. Where weights are few, tasks sum over different pixels
 //! into separate buffers, which are added up in order.
 
-use super::direct::Reader;
-use super::fill::{Columns, Region, Words, fill, fill_columns};
+use super::fill::{Reader, Region, Words, fill};
 use super::geometry::{Geometry, Run, Split};
 use super::{ConvSpec, Source};
 use crate::Context;
@@ -199,22 +198,15 @@ impl Pass<'_> {
                 // SAFETY: the instruction set is available; the buffers hold the regions, and what the tiles touch
                 // lies inside them and inside this task's part of the gradient.
                 unsafe {
-                    match self.x {
-                        Reader::Pixels(source) => {
-                            let rows = (source_rows.start, source_rows.end);
-                            fill::<S>(
-                                &source,
-                                Region { geometry: g, images, rows, blocks: x_blocks, words, dst: x },
-                            );
-                        }
-                        Reader::Columns(source, spec) => {
-                            let shape = source.shape();
-                            fill_columns::<S>(
-                                &source,
-                                Columns { spec, shape, pixels: images, blocks: x_blocks, words, dst: x },
-                            );
-                        }
-                    }
+                    let rows_ = (source_rows.start, source_rows.end);
+                    self.x.fill::<S>(Region {
+                        geometry: g,
+                        images,
+                        rows: rows_,
+                        blocks: x_blocks,
+                        words,
+                        dst: x,
+                    });
                     let (geometry, rows_) = (&self.dy_geometry, (rows.start, rows.end));
                     let blocks = (y_blocks.start, y_blocks.end);
                     fill::<S>(&self.dy, Region { geometry, images, rows: rows_, blocks, words, dst: y });

@@ -22,7 +22,7 @@ use crate::Context;
 use crate::activations::Activations;
 use crate::micro::Tile;
 use crate::simd::{BLOCK, Job, Simd};
-use crate::work::{Shared, part, sweep, tasks, with_scratch};
+use crate::work::{Shared, part, parts, sweep, tasks, with_scratch};
 
 struct Pass<'a> {
     source: Source<'a>,
@@ -243,15 +243,12 @@ impl Pass<'_> {
     unsafe fn transform_tiles<S: Simd>(&self, set: &Set, out: *mut f32) {
         let block_len = set.tiles.len() * BLOCK;
         for (i, &phase) in self.sources.iter().enumerate() {
-            let grid = match self.weights.direction {
-                Direction::Forward => Grid::inputs(self.source.shape(), phase),
-                Direction::Backward if self.tiling.strided() => Grid::outputs(&self.tiling),
-                Direction::Backward => Grid::inputs(self.source.shape(), phase),
-            };
+            // A strided data pass reads the map that the tiles are of.
+            let shape = self.source.shape();
+            let of_tiles = self.tiling.strided() && phase == ANY;
+            let grid = if of_tiles { Grid::outputs(shape, phase) } else { Grid::inputs(shape, phase) };
             let to = Transform {
                 tiling: &self.tiling,
-                grid,
-                phase,
                 channels: self.weights.depth(),
                 tiles: set.tiles.clone(),
                 positions: set.order.positions(),
@@ -260,7 +257,7 @@ impl Pass<'_> {
                 out: out.wrapping_add(i * self.weights.blocks() * block_len),
             };
             // SAFETY: the caller's promise.
-            unsafe { transform_inputs::<S>(&self.source, to) };
+            unsafe { transform_inputs::<S>(&self.source, grid, to) };
         }
     }
 
@@ -288,14 +285,12 @@ impl Pass<'_> {
                 let point = *point;
                 let with_point = set.order.with_point(point);
                 // With few channels, dividing for each product takes as long as some of its steps.
-                let parts = with_point.len().div_ceil(S::TILE_ROWS);
-                let (least, longer) = (with_point.len() / parts.max(1), with_point.len() % parts.max(1));
-                let mut first = with_point.start;
-                for p in 0..parts {
-                    let count = least + usize::from(p < longer);
+                let tiles = with_point.len().div_ceil(S::TILE_ROWS);
+                for r in parts(with_point.len(), tiles) {
+                    let first = with_point.start + r.start;
                     // SAFETY: the caller's promise; all offsets are inside the buffers.
                     unsafe {
-                        kernels[count - 1](&Tile {
+                        kernels[r.len() - 1](&Tile {
                             list: list.as_ptr(),
                             blocks: list.len(),
                             a: v.add(point * stride + first * BLOCK),
@@ -307,24 +302,11 @@ impl Pass<'_> {
                             cold: false,
                         });
                     }
-                    first += count;
                 }
             }
-            let grid = match self.weights.direction {
-                Direction::Forward => Grid::outputs(&self.tiling),
-                Direction::Backward => Grid::input_gradients(self.shape, phase),
-            };
-            let c0 = j * self.panels.full();
-            let visitor = OutputVisitor::<S> {
-                pass: self,
-                set,
-                grid,
-                phase,
-                products: m,
-                width,
-                c0,
-                simd: PhantomData,
-            };
+            let (grid, c0) = (Grid::outputs(self.shape, phase), j * self.panels.full());
+            let visitor =
+                OutputVisitor::<S> { pass: self, set, grid, products: m, width, c0, simd: PhantomData };
             self.finisher.visit(self.output, visitor);
         }
     }
@@ -333,9 +315,8 @@ impl Pass<'_> {
 struct OutputVisitor<'a, S> {
     pass: &'a Pass<'a>,
     set: &'a Set,
-    /// Which pixels the outputs are, and of which kind.
+    /// Which pixels the outputs are.
     grid: Grid,
-    phase: Phase,
     /// `[tile][point][channel of a full panel]`
     products: *const f32,
     width: usize,
@@ -393,7 +374,7 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                         }
                     }
                 }
-                let sides = of_phase(t.sides(place), v.phase);
+                let sides = of_phase(t.sides(place), grid.phase);
                 let products = v.products.add(positions.next(sides) * PLACES * full);
                 let first = pixel(place) * channels;
                 for (lane, of_vector) in lanes().zip(&mut sums) {

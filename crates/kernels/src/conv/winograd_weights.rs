@@ -16,7 +16,7 @@ use super::grad_tiles::transform_gradients;
 use super::tiles::transform_inputs;
 use super::tiling::{Grid, Positions, SIDE, TileOrder, Tiling, Transform, of_phase, point_stride};
 use super::transforms::{FilterAdjoint, LONE, POINTS, Side, two_sided};
-use super::two_taps::{ANY, Phase};
+use super::two_taps::Phase;
 use super::weights::add_sets;
 use crate::Context;
 use crate::micro::GradTile;
@@ -192,8 +192,6 @@ impl Pass<'_> {
     unsafe fn transform<S: Simd>(&self, operands: &Operands, tiles: Range<usize>, positions: Positions) {
         let dy = Transform {
             tiling: &self.tiling,
-            grid: Grid::outputs(&self.tiling),
-            phase: ANY,
             channels: self.c_out,
             tiles: tiles.clone(),
             positions,
@@ -202,18 +200,17 @@ impl Pass<'_> {
             out: operands.y,
         };
         let blocks_len = self.phase_columns() * operands.count;
-        let x = |(i, &phase): (usize, &Phase)| Transform {
-            grid: Grid::inputs(self.x.shape(), phase),
-            phase,
+        let x = |i: usize| Transform {
             channels: self.c_in,
             point_stride: point_stride(operands.count, self.columns),
             out: operands.x.wrapping_add(i * blocks_len),
             ..dy.clone()
         };
-        let inputs = self.phases.iter().enumerate().map(x);
         // SAFETY: the caller's promise.
         unsafe {
-            inputs.for_each(|x| transform_inputs::<S>(&self.x, x));
+            for (i, &phase) in self.phases.iter().enumerate() {
+                transform_inputs::<S>(&self.x, Grid::inputs(self.x.shape(), phase), x(i));
+            }
             transform_gradients::<S>(&self.dy, dy.clone());
         }
     }

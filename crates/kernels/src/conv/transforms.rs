@@ -38,7 +38,7 @@ pub(super) fn last_outputs([h, w]: [usize; 2]) -> (usize, usize) {
     if (h, w) == (2, 2) { (LONE, LONE) } else { (last(h), last(w)) }
 }
 
-/// Whether a side has this point: of a number of outputs, of [`LONE`], or, with two taps, of [`ODD`] or [`EVEN`] and
+/// Whether a side has this point: of a number of outputs, of [`LONE`], or, with two taps, of [`ODD`] or `EVEN` and
 /// outputs.
 pub(super) fn has_point(side: usize, point: usize) -> bool {
     match side {

@@ -1,5 +1,6 @@
 //! What every call shares: options and the pool of buffers.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
 use crate::activations::words_for;
@@ -200,21 +201,21 @@ pub struct BufferPool {
 impl BufferPool {
     /// A buffer of `len` words with unspecified (but initialised) contents.
     pub fn take(&self, len: usize) -> Vec<f32> {
-        let mut free = self.lock();
-        // The smallest that is long enough without wasting a quarter; the newest of equals is warmest in cache.
-        let best = (0..free.len())
-            .rev()
-            .filter(|&i| free[i].len() >= len && free[i].len() <= len + len / 4)
-            .min_by_key(|&i| free[i].len());
-        let found = best.map(|i| free.swap_remove(i));
-        drop(free);
-        match found {
+        // To waste more costs more memory than it saves: others then find no buffer.
+        match self.find(len, len + len / 2) {
             Some(mut buffer) => {
                 buffer.truncate(len);
                 buffer
             }
             None => vec![0.0; len],
         }
+    }
+
+    /// A buffer of `len` words with unspecified contents for the time of a pass. However long the buffer is that they
+    /// begin, it is back before activations are asked for.
+    pub(crate) fn scratch(&self, len: usize) -> Scratch<'_> {
+        let found = if len > 0 { self.find(len, usize::MAX) } else { None };
+        Scratch { pool: self, buffer: found.unwrap_or_else(|| vec![0.0; len]), len }
     }
 
     /// Hands a buffer to the pool.
@@ -226,6 +227,14 @@ impl BufferPool {
         let capacity = buffer.capacity();
         buffer.resize(capacity, 0.0);
         self.lock().push(buffer);
+    }
+
+    /// Takes the smallest free buffer of at least and at most so many words; the newest of equals is warmest in cache.
+    fn find(&self, least: usize, most: usize) -> Option<Vec<f32>> {
+        let mut free = self.lock();
+        let fitting = (0..free.len()).rev().filter(|&i| (least..=most).contains(&free[i].len()));
+        let best = fitting.min_by_key(|&i| free[i].len())?;
+        Some(free.swap_remove(best))
     }
 
     /// Words held for later use.
@@ -241,6 +250,34 @@ impl BufferPool {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Vec<f32>>> {
         // A panic elsewhere cannot leave the list half changed.
         self.free.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A buffer that goes back to the pool when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Scratch<'a> {
+    pool: &'a BufferPool,
+    /// At least `len` words.
+    buffer: Vec<f32>,
+    len: usize,
+}
+
+impl Deref for Scratch<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.buffer[..self.len]
+    }
+}
+
+impl DerefMut for Scratch<'_> {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.buffer[..self.len]
+    }
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        self.pool.give(std::mem::take(&mut self.buffer));
     }
 }
 
@@ -268,6 +305,22 @@ mod tests {
         pool.give(vec![0.0; 1000]);
         assert_eq!(pool.take(10).len(), 10);
         assert_eq!(pool.free_words(), 1000);
+    }
+
+    #[test]
+    fn scratch_memory_is_part_of_any_longer_buffer_and_comes_back_whole() {
+        let pool = BufferPool::default();
+        pool.give(vec![0.0; 1000]);
+        pool.give(vec![0.0; 500]);
+        let mut scratch = pool.scratch(10);
+        assert_eq!((scratch.len(), pool.free_words()), (10, 1000));
+        scratch.fill(1.0);
+        let second = pool.scratch(600);
+        assert_eq!((second.len(), pool.free_words()), (600, 0));
+        assert_eq!(pool.scratch(0).len(), 0);
+        drop(scratch);
+        drop(second);
+        assert_eq!(pool.free_words(), 1500);
     }
 
     #[test]

@@ -73,7 +73,6 @@ pub(super) fn run<S: Simd>(
             images * part(geometry.dst[0], split.strips, s % split.strips).len() * geometry.dst[1]
         })
         .collect();
-    ctx.pool().give(packed);
     (partials, counts)
 }
 

@@ -242,7 +242,6 @@ pub(super) fn forward<S: Simd>(
     };
     sweep(n_tasks, |task| pass.task::<S>(task));
     let counts = (0..n_tasks).map(|t| part(rows.count(), n_tasks, t).len() * rows.output[1]).collect();
-    ctx.pool().give(packed);
     (partials, counts)
 }
 
@@ -395,7 +394,7 @@ pub(super) fn backward_weights<S: Simd>(
     let width = spec.c_out.next_multiple_of(S::LANES);
     let depth = spec.kernel * rows.depth();
     let sets = TASKS.min(rows.count()).max(1);
-    let mut partial = ctx.pool().take(sets * depth * width);
+    let mut partial = ctx.pool().scratch(sets * depth * width);
     let out = Shared::new(&mut partial);
     sweep(sets, |set| {
         let lens = [spec.kernel * rows.stride(), rows.output[1] * width, 0];
@@ -422,7 +421,6 @@ pub(super) fn backward_weights<S: Simd>(
             *grad += of_sets.sum::<f32>();
         }
     }
-    ctx.pool().give(partial);
 }
 
 /// Adds one output row's share to the sums.

@@ -1,6 +1,7 @@
 //! Weights, packed into panels as wide as the product tile.
 
 use crate::Context;
+use crate::context::Scratch;
 use crate::simd::{BLOCK, SQUARE, Simd};
 use crate::work::{Shared, tasks};
 
@@ -155,10 +156,10 @@ impl Weights<'_> {
     }
 }
 
-/// Packed weights: `[panel][block][tap][16][width]`, in a buffer of the pool.
-pub(super) fn pack<S: Simd>(ctx: &Context, weights: Weights<'_>, panels: Panels) -> Vec<f32> {
+/// Packed weights: `[panel][block][tap][16][width]`.
+pub(super) fn pack<'a, S: Simd>(ctx: &'a Context, weights: Weights<'_>, panels: Panels) -> Scratch<'a> {
     let (blocks, taps) = (weights.blocks(), weights.taps);
-    let mut packed = ctx.pool().take(blocks * taps * BLOCK * panels.total_width());
+    let mut packed = ctx.pool().scratch(blocks * taps * BLOCK * panels.total_width());
     let out = Shared::new(&mut packed);
     // One task for a few blocks of a panel.
     let chunks = blocks.div_ceil(4);

@@ -74,7 +74,7 @@ pub(super) fn run<S: Simd>(
 ) -> (Partials, Vec<usize>) {
     let panels = Panels::new::<S>(weights.channels());
     let (pairs, blocks) = (panels.count() / 2, weights.blocks() / 2);
-    let mut packed = ctx.pool().take(pairs * PARTS * blocks * BLOCK * panels.full());
+    let mut packed = ctx.pool().scratch(pairs * PARTS * blocks * BLOCK * panels.full());
     pack::<S>(weights, panels, &mut packed);
     let rows = 2 * S::TILE_ROWS;
     let most = (4 * SCRATCH / (PARTS * weights.depth())).clamp(rows, 32 * rows) / rows * rows;
@@ -95,7 +95,6 @@ pub(super) fn run<S: Simd>(
     };
     sweep(sets * panel_parts, |task| pass.task::<S>(task));
     let counts = (0..sets).map(|set| 2 * part(geometry.n / 2, sets, set).len()).collect();
-    ctx.pool().give(packed);
     (partials, counts)
 }
 

@@ -63,12 +63,11 @@ pub(super) fn run<S: Simd>(
         row_parts,
         words: if pairs { Words::Images } else { Words::Single },
     };
-    let mut partial = if sets > 1 { ctx.pool().take(sets * per_set) } else { Vec::new() };
+    let mut partial = ctx.pool().scratch(if sets > 1 { sets * per_set } else { 0 });
     let out = if sets > 1 { Shared::new(&mut partial) } else { Shared::new(grad) };
     sweep(sets * column_parts * row_parts, |task| pass.task::<S>(task, out));
     if sets > 1 {
         add_sets::<S>(&partial, grad);
-        ctx.pool().give(partial);
     }
 }
 

@@ -118,7 +118,7 @@ impl Pass<'_> {
     /// First all weights are transformed, and then each task transforms some tiles and computes their outputs.
     fn run_by_tiles<S: Simd>(&self, ctx: &Context) {
         let blocks = self.weights.blocks();
-        let mut weights = ctx.pool().take(self.panels.count() * self.weights_len());
+        let mut weights = ctx.pool().scratch(self.panels.count() * self.weights_len());
         let shared = Shared::new(&mut weights);
         let of_panel = |j: usize| shared.offset(j * self.weights_len()).get();
         tasks(self.panels.count() * blocks, |task| {
@@ -142,7 +142,6 @@ impl Pass<'_> {
                 }
             });
         });
-        ctx.pool().give(weights);
     }
 
     /// First all tiles are transformed, and then each task transforms a panel of weights and computes its channels. Where
@@ -151,7 +150,7 @@ impl Pass<'_> {
     fn run_by_panels<S: Simd>(&self, ctx: &Context) {
         let most = self.tiling.count.div_ceil(self.sets);
         let longest = POINTS * self.stride(most);
-        let mut tiles = ctx.pool().take(self.sets * longest);
+        let mut tiles = ctx.pool().scratch(self.sets * longest);
         let shared = Shared::new(&mut tiles);
         let of_set = |set: usize| shared.offset(set * longest).get();
         // SAFETY: each set has room for its tiles.
@@ -172,7 +171,6 @@ impl Pass<'_> {
                 }
             });
         });
-        ctx.pool().give(tiles);
     }
 
     fn set(&self, index: usize) -> Set {

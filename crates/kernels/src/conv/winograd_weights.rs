@@ -103,11 +103,10 @@ impl Pass<'_> {
         if sets == 1 {
             task(0, Shared::new(grad), true);
         } else {
-            let mut partial = ctx.pool().take(sets * len);
+            let mut partial = ctx.pool().scratch(sets * len);
             let out = Shared::new(&mut partial);
             sweep(sets, |set| task(set, out.offset(set * len), false));
             add_sets::<S>(&partial, grad);
-            ctx.pool().give(partial);
         }
     }
 
@@ -127,7 +126,7 @@ impl Pass<'_> {
             point_stride(longest, self.columns),
             if by_points { point_stride(self.rows, self.columns) } else { 0 },
         ];
-        let mut buffers = lens.map(|len| ctx.pool().take(POINTS * len));
+        let mut buffers = lens.map(|len| ctx.pool().scratch(POINTS * len));
         let [y, x, sums] = buffers.each_mut().map(|buffer| Shared::new(buffer));
         let out = Shared::new(grad);
         let all = || Block { rows: 0..self.rows, columns: 0..self.columns, sums: sums.get() };
@@ -177,7 +176,6 @@ impl Pass<'_> {
                 unsafe { S::run(Back { pass: self, block: &all(), rows, out: out.get(), add: true }) };
             });
         }
-        buffers.into_iter().for_each(|buffer| ctx.pool().give(buffer));
     }
 
     /// The points that tiles have.

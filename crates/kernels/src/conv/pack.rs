@@ -2,8 +2,11 @@
 
 use crate::Context;
 use crate::context::Scratch;
-use crate::simd::{BLOCK, SQUARE, Simd};
+use crate::simd::{BLOCK, Job, SQUARE, Simd};
 use crate::work::{Shared, tasks};
+
+/// Blocks of a panel that a task packs.
+pub(super) const PER_TASK: usize = 16;
 
 /// How output channels are cut into panels: all two vectors wide, but for a last one of a single vector where
 /// that is enough.
@@ -55,6 +58,17 @@ pub(super) enum Direction {
     Forward,
     /// Reduction over output channels, one column an input channel.
     Backward,
+}
+
+impl Direction {
+    /// The panel and the block to take in `i`-th place, of so many each: such that successive ones lie side by side in the
+    /// weights.
+    pub fn in_order(self, i: usize, panels: usize, blocks: usize) -> (usize, usize) {
+        match self {
+            Direction::Forward => (i / blocks, i % blocks),
+            Direction::Backward => (i % panels, i / panels),
+        }
+    }
 }
 
 /// Weights `[c_out][taps][c_in]`, to read as matrices.
@@ -143,13 +157,37 @@ impl Weights<'_> {
                 }
             }
             Direction::Backward => {
-                for k in 0..depth {
-                    let row = &self.values[((k0 + k) * self.taps + tap) * self.c_in + n0..][..cols];
-                    let dst = &mut dst[k * width..][..cols];
-                    // Constant lengths, so that the copy is no call.
-                    let ((dst, dst_rest), (row, row_rest)) = (dst.as_chunks_mut::<8>(), row.as_chunks::<8>());
-                    dst.iter_mut().zip(row).for_each(|(dst, row)| *dst = *row);
-                    dst_rest.copy_from_slice(row_rest);
+                let row = |k: usize| &self.values[((k0 + k) * self.taps + tap) * self.c_in + n0..][..cols];
+                if depth == BLOCK && cols == width {
+                    // SAFETY: the instruction set is available; the rows that `row` gives lie `taps * c_in` apart.
+                    unsafe { S::run(CopyRows { from: row(0), step: self.taps * self.c_in, width, to: dst }) };
+                } else {
+                    (0..depth).for_each(|k| dst[k * width..][..cols].copy_from_slice(row(k)));
+                }
+            }
+        }
+    }
+}
+
+/// Copies the rows of a block. Calls for them would take longer.
+struct CopyRows<'a> {
+    /// The first row, and how far it is to the next.
+    from: &'a [f32],
+    step: usize,
+    width: usize,
+    to: &'a mut [f32],
+}
+
+impl Job for CopyRows<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        for k in 0..BLOCK {
+            for lane in (0..self.width).step_by(S::LANES) {
+                // SAFETY: the maker of the job promises that the rows are there.
+                unsafe {
+                    let value = S::load(self.from.as_ptr().add(k * self.step + lane));
+                    S::store(self.to.as_mut_ptr().add(k * self.width + lane), value);
                 }
             }
         }
@@ -161,12 +199,11 @@ pub(super) fn pack<'a, S: Simd>(ctx: &'a Context, weights: Weights<'_>, panels: 
     let (blocks, taps) = (weights.blocks(), weights.taps);
     let mut packed = ctx.pool().scratch(blocks * taps * BLOCK * panels.total_width());
     let out = Shared::new(&mut packed);
-    // One task for a few blocks of a panel.
-    let chunks = blocks.div_ceil(4);
-    tasks(panels.count() * chunks, |task| {
-        let (j, chunk) = (task / chunks, task % chunks);
-        let width = panels.width(j);
-        for block in chunk * 4..(chunk * 4 + 4).min(blocks) {
+    let all = panels.count() * blocks;
+    tasks(all.div_ceil(PER_TASK), |task| {
+        for i in task * PER_TASK..((task + 1) * PER_TASK).min(all) {
+            let (j, block) = weights.direction.in_order(i, panels.count(), blocks);
+            let width = panels.width(j);
             for tap in 0..taps {
                 let size = BLOCK * width;
                 let at = j * panels.full() * blocks * taps * BLOCK + (block * taps + tap) * size;

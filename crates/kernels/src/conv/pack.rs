@@ -6,7 +6,7 @@ use crate::simd::{BLOCK, Job, SQUARE, Simd};
 use crate::work::{Shared, tasks};
 
 /// Blocks of a panel that a task packs.
-pub(super) const PER_TASK: usize = 16;
+const PER_TASK: usize = 4;
 
 /// How output channels are cut into panels: all two vectors wide, but for a last one of a single vector where
 /// that is enough.
@@ -61,13 +61,18 @@ pub(super) enum Direction {
 }
 
 impl Direction {
-    /// The panel and the block to take in `i`-th place, of so many each: such that successive ones lie side by side in the
-    /// weights.
-    pub fn in_order(self, i: usize, panels: usize, blocks: usize) -> (usize, usize) {
-        match self {
-            Direction::Forward => (i / blocks, i % blocks),
-            Direction::Backward => (i % panels, i / panels),
-        }
+    /// Calls `pack` for each of `blocks` blocks of each of `panels` panels, with the numbers of both, in tasks of
+    /// neighbours: in the order in which they lie in the weights.
+    pub fn each_block(self, panels: usize, blocks: usize, pack: impl Fn(usize, usize) + Send + Sync) {
+        let all = panels * blocks;
+        tasks(all.div_ceil(PER_TASK), |task| {
+            for i in task * PER_TASK..((task + 1) * PER_TASK).min(all) {
+                match self {
+                    Direction::Forward => pack(i / blocks, i % blocks),
+                    Direction::Backward => pack(i % panels, i / panels),
+                }
+            }
+        });
     }
 }
 
@@ -199,22 +204,18 @@ pub(super) fn pack<'a, S: Simd>(ctx: &'a Context, weights: Weights<'_>, panels: 
     let (blocks, taps) = (weights.blocks(), weights.taps);
     let mut packed = ctx.pool().scratch(blocks * taps * BLOCK * panels.total_width());
     let out = Shared::new(&mut packed);
-    let all = panels.count() * blocks;
-    tasks(all.div_ceil(PER_TASK), |task| {
-        for i in task * PER_TASK..((task + 1) * PER_TASK).min(all) {
-            let (j, block) = weights.direction.in_order(i, panels.count(), blocks);
-            let width = panels.width(j);
-            for tap in 0..taps {
-                let size = BLOCK * width;
-                let at = j * panels.full() * blocks * taps * BLOCK + (block * taps + tap) * size;
-                // SAFETY: the buffer holds every panel's blocks; each is written by one task.
-                let dst = unsafe { std::slice::from_raw_parts_mut(out.get().add(at), size) };
-                let (k0, n0) = (block * weights.block_depth(), j * panels.full());
-                if weights.pairs {
-                    weights.block_of_pairs::<S>(tap, k0, n0, width, dst);
-                } else {
-                    weights.block::<S>(tap, k0, n0, width, dst);
-                }
+    weights.direction.each_block(panels.count(), blocks, |j, block| {
+        let width = panels.width(j);
+        for tap in 0..taps {
+            let size = BLOCK * width;
+            let at = j * panels.full() * blocks * taps * BLOCK + (block * taps + tap) * size;
+            // SAFETY: the buffer holds every panel's blocks; each is written once.
+            let dst = unsafe { std::slice::from_raw_parts_mut(out.get().add(at), size) };
+            let (k0, n0) = (block * weights.block_depth(), j * panels.full());
+            if weights.pairs {
+                weights.block_of_pairs::<S>(tap, k0, n0, width, dst);
+            } else {
+                weights.block::<S>(tap, k0, n0, width, dst);
             }
         }
     });

@@ -20,12 +20,12 @@ use std::ops::Range;
 use super::fill::{Reader, Region, Words};
 use super::finish::{Finisher, Output, Partials, PartialsPtr, ReadyTile};
 use super::geometry::Geometry;
-use super::pack::{PER_TASK, Panels, Weights};
+use super::pack::{Panels, Weights};
 use crate::Context;
 use crate::activations::Activations;
 use crate::micro::Tile;
 use crate::simd::{BLOCK, Job, Simd};
-use crate::work::{Shared, part, parts, sweep, tasks, with_scratch};
+use crate::work::{Shared, part, parts, sweep, with_scratch};
 
 /// The f32 of copied pixels and their sums that a task keeps: a quarter of the second-level cache, through which the weights
 /// and their sums pass as well.
@@ -103,23 +103,19 @@ fn pack<S: Simd>(weights: Weights<'_>, panels: Panels, packed: &mut [f32]) {
     let (pairs, blocks, width) = (panels.count() / 2, weights.blocks() / 2, panels.full());
     let size = BLOCK * width;
     let out = Shared::new(packed);
-    let all = pairs * blocks;
-    tasks(all.div_ceil(PER_TASK), |task| {
+    weights.direction.each_block(pairs, blocks, |pair, block| {
         with_scratch([4 * size, 0, 0], |[halves, ..]| {
             // SAFETY: scratch memory holds four blocks.
             let halves = unsafe { std::slice::from_raw_parts_mut(halves, 4 * size) };
-            for i in task * PER_TASK..((task + 1) * PER_TASK).min(all) {
-                let (pair, block) = weights.direction.in_order(i, pairs, blocks);
-                for (i, half) in halves.chunks_exact_mut(size).enumerate() {
-                    let (k0, n0) = ((block + i / 2 * blocks) * BLOCK, (pair + i % 2 * pairs) * width);
-                    weights.block::<S>(0, k0, n0, width, half);
-                }
-                let first = (pair * PARTS * blocks + block) * size;
-                // SAFETY: the instruction set is available; each task writes its own blocks.
-                unsafe {
-                    let out = out.get().add(first);
-                    S::run(WeightSums { halves: halves.as_ptr(), size, out, step: blocks * size });
-                }
+            for (i, half) in halves.chunks_exact_mut(size).enumerate() {
+                let (k0, n0) = ((block + i / 2 * blocks) * BLOCK, (pair + i % 2 * pairs) * width);
+                weights.block::<S>(0, k0, n0, width, half);
+            }
+            let first = (pair * PARTS * blocks + block) * size;
+            // SAFETY: the instruction set is available; each block is written once.
+            unsafe {
+                let out = out.get().add(first);
+                S::run(WeightSums { halves: halves.as_ptr(), size, out, step: blocks * size });
             }
         });
     });

@@ -197,18 +197,24 @@ impl Pass<'_> {
                 // SAFETY: the instruction set is available; the buffers hold the regions, and what the tiles touch
                 // lies inside them and inside this task's part of the gradient.
                 unsafe {
-                    let rows_ = (source_rows.start, source_rows.end);
-                    self.x.fill::<S>(Region {
+                    let of_x = Region {
                         geometry: g,
                         images,
-                        rows: rows_,
+                        rows: (source_rows.start, source_rows.end),
                         blocks: x_blocks,
                         words,
                         dst: x,
-                    });
-                    let (geometry, rows_) = (&self.dy_geometry, (rows.start, rows.end));
-                    let blocks = (y_blocks.start, y_blocks.end);
-                    fill::<S>(&self.dy, Region { geometry, images, rows: rows_, blocks, words, dst: y });
+                    };
+                    self.x.fill::<S>(of_x);
+                    let of_y = Region {
+                        geometry: &self.dy_geometry,
+                        images,
+                        rows: (rows.start, rows.end),
+                        blocks: (y_blocks.start, y_blocks.end),
+                        words,
+                        dst: y,
+                    };
+                    fill::<S>(&self.dy, of_y);
                     for tap in 0..taps {
                         let (ty, tx) = (tap / g.kernel, tap % g.kernel);
                         let Some((x0, count, column)) = self.tap_columns(tx) else { continue };

@@ -121,10 +121,9 @@ impl Pass<'_> {
         let mut weights = ctx.pool().scratch(self.panels.count() * self.weights_len());
         let shared = Shared::new(&mut weights);
         let of_panel = |j: usize| shared.offset(j * self.weights_len()).get();
-        tasks(self.panels.count() * blocks, |task| {
-            let (j, block) = (task / blocks, task % blocks);
+        self.weights.direction.each_block(self.panels.count(), blocks, |j, block| {
             with_scratch([9 * BLOCK * self.panels.full(), 0, 0], |[taps, ..]| {
-                // SAFETY: scratch memory holds nine blocks, and each task writes its own block of each point.
+                // SAFETY: scratch memory holds nine blocks, and each block is written once.
                 unsafe { self.transform_weights::<S>(j, block, taps, of_panel(j)) };
             });
         });

@@ -5,7 +5,7 @@ use crate::context::Scratch;
 use crate::simd::{BLOCK, Job, SQUARE, Simd};
 use crate::work::{Shared, tasks};
 
-/// Blocks of a panel that a task packs.
+/// Blocks that a task packs.
 const PER_TASK: usize = 4;
 
 /// How output channels are cut into panels: all two vectors wide, but for a last one of a single vector where

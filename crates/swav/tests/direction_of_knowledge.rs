@@ -11,6 +11,7 @@ use toml::Table;
 /// Package, and the packages of this workspace that it may depend on. Development dependencies may add `swav-fixtures`.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("swav-ot", &[]),
+    ("swav-collective", &[]),
     ("swav-augment", &[]),
     ("swav-kernels", &[]),
     ("swav-prototypes", &[]),

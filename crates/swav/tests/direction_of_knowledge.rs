@@ -14,6 +14,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("swav-collective", &[]),
     ("swav-augment", &[]),
     ("swav-kernels", &[]),
+    // Its tests compare with the CPU kernels.
+    ("swav-cuda", &["swav-kernels"]),
     ("swav-prototypes", &[]),
     ("swav-losses", &[]),
     ("swav-fixtures", &[]),

@@ -1,0 +1,1 @@
+//! Places of buffers in one block of memory.

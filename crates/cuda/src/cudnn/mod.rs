@@ -1,0 +1,1 @@
+//! cuDNN's graph API, as far as single convolutions need it.

@@ -1,0 +1,1 @@
+//! The card: context, streams, events, memory, graphs, kernels.

@@ -1,0 +1,1 @@
+//! The machine that runs a tape on the CPU, to test against.

@@ -1,0 +1,1 @@
+//! The compiler of the crate's own kernels.

@@ -1,0 +1,1 @@
+//! Which of cuDNN's ways to compute a convolution is taken.

@@ -1,10 +1,10 @@
 //! What every call shares: options and the pool of buffers.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crate::activations::words_for;
-use crate::{Activations, Error, Precision};
+use crate::{Activations, Error, Precision, SumAcross};
 
 /// The instruction sets there are kernels for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,6 +108,7 @@ pub struct Context {
     checkpointing: Checkpointing,
     isa: Isa,
     bf16_products: bool,
+    sum_across: Option<Arc<dyn SumAcross>>,
     pool: BufferPool,
 }
 
@@ -130,8 +131,20 @@ impl Context {
             checkpointing: options.checkpointing,
             isa,
             bf16_products: options.precision == Precision::Mixed && !options.exact && multiplies_bf16(isa),
+            sum_across: None,
             pool: BufferPool::default(),
         })
+    }
+
+    /// Normalises batches of several processes by their common statistics: batch norm's sums go through `across` from now
+    /// on, see [`SumAcross`]. `None`, the initial state, normalises by this process's own.
+    pub fn set_sum_across(&mut self, across: Option<Arc<dyn SumAcross>>) {
+        self.sum_across = across;
+    }
+
+    /// What adds up batch norm's sums over processes, if there are several.
+    pub fn sum_across(&self) -> Option<&dyn SumAcross> {
+        self.sum_across.as_deref()
     }
 
     /// Storage of feature maps.

@@ -1,7 +1,7 @@
 //! The errors of this crate.
 
 /// What can be wrong with a call.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A buffer or tensor does not have the size that the operation needs.
@@ -27,6 +27,12 @@ pub enum Error {
         name: String,
         /// The names that would work.
         available: String,
+    },
+    /// Sums over processes failed, see [`SumAcross`](crate::SumAcross).
+    #[error("batch norm's sums over all processes failed")]
+    SumAcross {
+        /// What kept the processes from adding up.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 

@@ -30,6 +30,7 @@
 //! # Ok::<(), swav_kernels::Error>(())
 //! ```
 
+mod across;
 mod activations;
 mod alloc;
 mod context;
@@ -38,6 +39,7 @@ mod crew;
 mod error;
 mod load;
 mod micro;
+mod mutants;
 pub mod net;
 mod norm;
 pub mod ops;
@@ -48,6 +50,7 @@ pub mod reference;
 mod simd;
 mod work;
 
+pub use across::SumAcross;
 pub use activations::{Activations, Precision};
 pub use alloc::AlignedAllocator;
 pub use context::{BufferPool, Checkpointing, Context, Isa, Options};

@@ -1,12 +1,13 @@
 //! Batch normalisation's arithmetic on channels: statistics, and the affine maps that fuse it into
 //! the convolutions before and after it.
 
-use crate::Error;
+use crate::mutants::mutated;
+use crate::{Context, Error};
 
 /// Added to the variance before its square root.
 pub const BN_EPSILON: f32 = 1e-5;
 
-/// The share of the new batch in the running statistics.
+/// The weight of a new batch in the running statistics.
 pub const BN_MOMENTUM: f32 = 0.1;
 
 /// The mean and variance of a batch, by channel.
@@ -32,7 +33,11 @@ impl BatchStats {
                 return Err(Error::shape(what, self.mean.len(), len));
             }
         }
-        let unbiased = self.count as f32 / (self.count.max(2) - 1) as f32;
+        let unbiased = match mutated("bn-biased-variance") {
+            false => self.count as f32 / (self.count.max(2) - 1) as f32,
+            true => 1.0,
+        };
+        let momentum = if mutated("bn-momentum-wrong-side") { 1.0 - momentum } else { momentum };
         for c in 0..mean.len() {
             mean[c] += momentum * (self.mean[c] - mean[c]);
             var[c] += momentum * (self.var[c] * unbiased - var[c]);
@@ -80,16 +85,22 @@ pub(crate) struct GradAffine {
 }
 
 impl GradAffine {
-    /// From `dx = gamma·r·(g - Σg/N - xhat·Σ(g·xhat)/N)` with `r = 1/sqrt(var + eps)`; adds the gradients
-    /// of gamma and beta to `d_gamma` and `d_beta`.
+    /// From `dx = gamma·r·(g - Σg/N - xhat·Σ(g·xhat)/N)` with `r = 1/sqrt(var + eps)`, where statistics and sums are those
+    /// of the whole batch, over all processes. Adds the gradients of gamma and beta, which are those of this process's part
+    /// of it, to `d_gamma` and `d_beta`.
+    ///
+    /// # Errors
+    /// [`Error::SumAcross`] if processes cannot add up their sums.
     pub fn new(
+        ctx: &Context,
         stats: &BatchStats,
         sums: &GradSums,
         gamma: &[f32],
         d_gamma: &mut [f32],
         d_beta: &mut [f32],
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let channels = gamma.len();
+        let whole = ctx.merge_sums(sums)?;
         let mut out = Self {
             on_grad: Vec::with_capacity(channels),
             on_raw: Vec::with_capacity(channels),
@@ -98,16 +109,15 @@ impl GradAffine {
         let n = stats.count as f64;
         for c in 0..channels {
             let r = 1.0 / (f64::from(stats.var[c]) + f64::from(BN_EPSILON)).sqrt();
-            let grad_gamma = sums.grad_centred[c] * r;
-            d_gamma[c] += grad_gamma as f32;
+            d_gamma[c] += (sums.grad_centred[c] * r) as f32;
             d_beta[c] += sums.grad[c] as f32;
             let a = f64::from(gamma[c]) * r;
-            let b = -a * r * grad_gamma / n;
+            let b = -a * r * (whole.grad_centred[c] * r) / n;
             out.on_grad.push(a as f32);
             out.on_raw.push(b as f32);
-            out.constant.push((-a * sums.grad[c] / n - b * f64::from(stats.mean[c])) as f32);
+            out.constant.push((-a * whole.grad[c] / n - b * f64::from(stats.mean[c])) as f32);
         }
-        out
+        Ok(out)
     }
 }
 

@@ -92,7 +92,7 @@ impl Block {
         input: &Activations,
         params: &[&[f32]],
         known: Option<&[Affine]>,
-    ) -> (Vec<Activations>, Vec<Affine>, Vec<BatchStats>) {
+    ) -> Result<(Vec<Activations>, Vec<Affine>, Vec<BatchStats>), Error> {
         let mut raw: Vec<Activations> = Vec::new();
         let mut affines: Vec<Affine> = known.map(<[Affine]>::to_vec).unwrap_or_default();
         let mut stats = Vec::new();
@@ -110,11 +110,12 @@ impl Block {
             }
             raw.push(out);
             if let Some(batch) = batch {
+                let batch = ctx.merge_stats(batch)?;
                 affines.push(Affine::new(&batch.mean, &batch.var, params[3 * i + 1], params[3 * i + 2]));
                 stats.push(batch);
             }
         }
-        (raw, affines, stats)
+        Ok((raw, affines, stats))
     }
 
     fn join(
@@ -183,8 +184,8 @@ impl Unit for Block {
     ) -> Result<(Activations, Saved), Error> {
         check_precision(&input, ctx.precision())?;
         let output_shape = check_forward(self, &input, params)?;
-        check_batch(output_shape)?;
-        let (mut raw, affines, stats) = self.run(ctx, &input, params, None);
+        check_batch(ctx, output_shape)?;
+        let (mut raw, affines, stats) = self.run(ctx, &input, params, None)?;
         let out = self.join(ctx, &input, &raw, &affines);
         if ctx.checkpointing() == Checkpointing::Blocks {
             raw.drain(..).for_each(|a| ctx.recycle(a));
@@ -209,7 +210,7 @@ impl Unit for Block {
             .map(|(i, s)| Affine::new(&s.mean, &s.var, params[3 * i + 1], params[3 * i + 2]))
             .collect();
         if raw.is_empty() {
-            raw = self.run(ctx, &input, params, Some(&affines)).0;
+            raw = self.run(ctx, &input, params, Some(&affines))?.0;
         }
         let last = self.convs.len() - 1;
         let mut grad = grad_output;
@@ -229,14 +230,14 @@ impl Unit for Block {
         if let (Some(_), Some(sums)) = (&self.downsample, &side_sums) {
             let i = last + 1;
             let (d_gamma, d_beta) = pair_mut(grads, 3 * i + 1);
-            side = Some(GradAffine::new(&stats[i], sums, params[3 * i + 1], d_gamma, d_beta));
+            side = Some(GradAffine::new(ctx, &stats[i], sums, params[3 * i + 1], d_gamma, d_beta)?);
         }
         let mut outer = Some(grad);
         let mut inner: Option<Activations> = None;
         let mut grad_input = None;
         for i in (0..self.convs.len()).rev() {
             let (d_gamma, d_beta) = pair_mut(grads, 3 * i + 1);
-            let affine = GradAffine::new(&stats[i], &sums, params[3 * i + 1], d_gamma, d_beta);
+            let affine = GradAffine::new(ctx, &stats[i], &sums, params[3 * i + 1], d_gamma, d_beta)?;
             // The last convolution's gradient is `outer`, which the shortcut still needs.
             let Some(grad) = inner.as_ref().or(outer.as_ref()) else {
                 unreachable!("either there is an inner gradient or the outer one is still here")
@@ -292,7 +293,7 @@ impl Unit for Block {
         let affines: Vec<Affine> = (running.iter().enumerate())
             .map(|(i, s)| Affine::new(s.mean, s.var, params[3 * i + 1], params[3 * i + 2]))
             .collect();
-        let (raw, affines, _) = self.run(ctx, input, params, Some(&affines));
+        let (raw, affines, _) = self.run(ctx, input, params, Some(&affines))?;
         let out = self.join(ctx, input, &raw, &affines);
         raw.into_iter().for_each(|a| ctx.recycle(a));
         Ok(out)

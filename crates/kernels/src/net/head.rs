@@ -241,8 +241,8 @@ impl Unit for BatchNorm1d {
     ) -> Result<(Activations, Saved), Error> {
         check_precision(&input, Precision::F32)?;
         let output_shape = check_forward(self, &input, params)?;
-        check_batch(output_shape)?;
-        let stats = pointwise::batch_stats(ctx, &input);
+        check_batch(ctx, output_shape)?;
+        let stats = ctx.merge_stats(pointwise::batch_stats(ctx, &input))?;
         let out = self.apply(ctx, &input, &Affine::new(&stats.mean, &stats.var, params[0], params[1]));
         Ok((
             out,
@@ -280,7 +280,7 @@ impl Unit for BatchNorm1d {
             pointwise::grad_sums(ctx, &mut grad, &input, &stats.mean)
         };
         let (d_gamma, d_beta) = pair_mut(grads, 0);
-        let affine = GradAffine::new(&stats, &sums, params[0], d_gamma, d_beta);
+        let affine = GradAffine::new(ctx, &stats, &sums, params[0], d_gamma, d_beta)?;
         let grad_input = want_grad_input.then(|| {
             let mut out = ctx.activations(input.shape, input.precision);
             pointwise::norm_grad(ctx, &grad, &input, &affine, &mut out);

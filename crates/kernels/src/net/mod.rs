@@ -199,10 +199,14 @@ fn check_precision(input: &Activations, expected: Precision) -> Result<(), Error
     Ok(())
 }
 
-/// Checks that batch norms can have statistics.
-fn check_batch(shape: [usize; 4]) -> Result<(), Error> {
+/// Checks that batch norms can have statistics. Where processes merge theirs, the whole batch is checked when they do.
+fn check_batch(ctx: &Context, shape: [usize; 4]) -> Result<(), Error> {
     let got = shape[0] * shape[1] * shape[2];
-    if got < 2 { Err(Error::TooFewForBatchNorm { got }) } else { Ok(()) }
+    if got < if ctx.sum_across().is_some() { 1 } else { 2 } {
+        Err(Error::TooFewForBatchNorm { got })
+    } else {
+        Ok(())
+    }
 }
 
 /// Checks a backward pass's arguments.

@@ -77,10 +77,11 @@ impl Unit for Stem {
         check_precision(&input, Precision::F32)?;
         let output_shape = check_forward(self, &input, params)?;
         let shape = self.conv.output_shape(input.shape);
-        check_batch(shape)?;
+        check_batch(ctx, shape)?;
         let mut raw = ctx.activations(shape, ctx.precision());
         let stats = conv::forward(ctx, &self.conv, Source::Plain(&input), params[0], &mut raw, true)
             .unwrap_or_else(|| unreachable!("statistics were asked for"));
+        let stats = ctx.merge_stats(stats)?;
         let affine = Affine::new(&stats.mean, &stats.var, params[1], params[2]);
         let out = self.finish(ctx, &raw, &affine, output_shape);
         Ok((
@@ -122,7 +123,7 @@ impl Unit for Stem {
             pointwise::relu_norm_backward(ctx, &mut grad, &raw, &affine, &stats.mean)
         };
         let (d_gamma, d_beta) = pair_mut(grads, 1);
-        let affine = GradAffine::new(&stats, &sums, params[1], d_gamma, d_beta);
+        let affine = GradAffine::new(ctx, &stats, &sums, params[1], d_gamma, d_beta)?;
         let dy = Source::NormGrad { grad: &grad, raw: &raw, affine: &affine };
         conv::backward_weights(ctx, &self.conv, Source::Plain(&input), dy, &mut grads[0]);
         let grad_input = want_grad_input.then(|| {

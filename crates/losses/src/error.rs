@@ -5,32 +5,39 @@
 #[non_exhaustive]
 pub enum LossError {
     /// The temperature does not allow a softmax.
-    #[error("temperature has to be finite and above 0, got {0}")]
-    Temperature(f32),
+    #[error("temperature: expected a finite number above 0, got {got}")]
+    Temperature {
+        /// The temperature that came.
+        got: f32,
+    },
     /// Swapping needs two crops at least.
-    #[error("swapped prediction needs at least 2 crops, got {0}")]
-    TooFewCrops(usize),
+    #[error("crops of each image: expected at least 2, since one predicts the other, got {got}")]
+    TooFewCrops {
+        /// The number of crops that came.
+        got: usize,
+    },
     /// The assignment crops are not distinct crops.
-    #[error("assignment crops have to be distinct, at least one, and below {n_crops}; got {assign:?}")]
+    #[error("assignment crops: expected at least one, all distinct and below {n_crops}, got {got:?}")]
     AssignmentCrops {
         /// Crops of each image.
         n_crops: usize,
         /// What came.
-        assign: Vec<usize>,
+        got: Vec<usize>,
     },
     /// Two extents that have to agree do not.
-    #[error("{what}: expected {expected}, got {actual}")]
+    #[error("{what}: expected {expected}, got {got}")]
     Shape {
         /// Which extent it is.
         what: &'static str,
         /// The extent that fits.
         expected: usize,
         /// The extent that came.
-        actual: usize,
+        got: usize,
     },
-    /// The scores have no rows or no columns, or not a whole number of rows a crop.
+    /// The scores have no rows or no columns, or not the same whole number of rows for every crop.
     #[error(
-        "scores of {n_rows} rows and {n_columns} columns are not the same number of samples for {n_crops} crops"
+        "scores: expected at least one column and a positive multiple of {n_crops} rows (crops), \
+         got {n_rows} rows and {n_columns} columns"
     )]
     Scores {
         /// Rows that came.

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::diagnostics::{Diagnostics, entropy};
 use crate::error::LossError;
+use crate::mutants::mutated;
 use crate::softmax;
 
 /// Rows that one task takes; part of the summation order, so it depends on nothing.
@@ -23,7 +24,7 @@ pub struct SwappedPrediction {
 pub struct SwappedLoss {
     /// The loss in nats, averaged over samples and pairs of crops.
     pub loss: f64,
-    /// Its gradient by the scores, in their shape.
+    /// Its gradient with respect to the scores, in their shape.
     pub grad_scores: Array2<f32>,
     /// State of codes and predictions.
     pub diagnostics: Diagnostics,
@@ -38,19 +39,32 @@ impl SwappedPrediction {
     /// is not finite and positive.
     pub fn new(n_crops: usize, assign: &[usize], temperature: f32) -> Result<Self, LossError> {
         if n_crops < 2 {
-            return Err(LossError::TooFewCrops(n_crops));
+            return Err(LossError::TooFewCrops { got: n_crops });
         }
         let repeated = |(n, crop): (usize, &usize)| assign[..n].contains(crop);
         if assign.is_empty()
             || assign.iter().any(|&crop| crop >= n_crops)
             || assign.iter().enumerate().any(repeated)
         {
-            return Err(LossError::AssignmentCrops { n_crops, assign: assign.to_vec() });
+            return Err(LossError::AssignmentCrops { n_crops, got: assign.to_vec() });
         }
-        if !(temperature.is_finite() && temperature > 0.0) {
-            return Err(LossError::Temperature(temperature));
-        }
+        check_temperature(temperature)?;
         Ok(Self { n_crops, assign: assign.to_vec(), temperature })
+    }
+
+    /// The temperature τ, above 0.
+    pub fn temperature(&self) -> f32 {
+        self.temperature
+    }
+
+    /// Changes the temperature, as a schedule does from step to step.
+    ///
+    /// # Errors
+    /// [`LossError::Temperature`] if it is not finite and above 0; the old one then stays.
+    pub fn set_temperature(&mut self, temperature: f32) -> Result<(), LossError> {
+        check_temperature(temperature)?;
+        self.temperature = temperature;
+        Ok(())
     }
 
     /// Crops of each image.
@@ -94,9 +108,12 @@ impl SwappedPrediction {
         let flat_codes: Vec<&[f32]> =
             codes.iter().map(|code| code.as_slice().expect("standard layout is contiguous")).collect();
 
-        let pairs = self.assign.len() * (self.n_crops - 1) * batch;
+        let others = if mutated("loss-mean-counts-own-crop") { self.n_crops } else { self.n_crops - 1 };
+        let pairs = self.assign.len() * others * batch;
         let inverse_temperature = 1.0 / self.temperature;
-        let scale = (f64::from(inverse_temperature) / pairs as f64) as f32;
+        let slope = if mutated("temperature-missing-in-gradient") { 1.0 } else { inverse_temperature };
+        let scale = (f64::from(slope) / pairs as f64) as f32;
+        let swapped = !mutated("codes-not-swapped");
         let mut grad_scores = Array2::<f32>::zeros((n_rows, k));
         let grad = grad_scores.as_slice_mut().expect("a new array is contiguous");
         let tasks: Vec<Partial> = grad
@@ -108,7 +125,7 @@ impl SwappedPrediction {
                 for (i, grad) in grad.chunks_exact_mut(k).enumerate() {
                     let row = task * ROWS_PER_TASK + i;
                     let (crop, sample) = (row / batch, row % batch);
-                    partial.code_entropy += self.target(crop, sample, &flat_codes, &mut target);
+                    partial.code_entropy += self.target(crop, sample, &flat_codes, swapped, &mut target);
                     let scores = &flat_scores[row * k..][..k];
                     partial.loss +=
                         softmax::row(scores, &target, inverse_temperature, scale, grad, &mut partial.usage);
@@ -138,15 +155,19 @@ impl SwappedPrediction {
 
     /// Sums the codes that `crop` has to predict for `sample` into `target`; returns the entropy of the
     /// crop's own code, or 0 if it has none, so that over all rows each code is counted once.
-    fn target(&self, crop: usize, sample: usize, codes: &[&[f32]], target: &mut [f32]) -> f64 {
+    ///
+    /// `swapped` is true but for a fault that tests switch on: assignment crops then predict their own codes.
+    fn target(&self, crop: usize, sample: usize, codes: &[&[f32]], swapped: bool, target: &mut [f32]) -> f64 {
         let k = target.len();
         target.fill(0.0);
         let mut own = 0.0;
+        let predicts_others = swapped || !self.assign.contains(&crop);
         for (&assign, code) in self.assign.iter().zip(codes) {
             let code = &code[sample * k..][..k];
             if assign == crop {
                 own = entropy(code.iter().map(|&q| f64::from(q)));
-            } else {
+            }
+            if (assign != crop) == predicts_others {
                 for (t, &q) in target.iter_mut().zip(code) {
                     *t += q;
                 }
@@ -174,6 +195,14 @@ fn mean_code(codes: &[&[f32]], k: usize) -> Vec<f64> {
     sums
 }
 
-fn check(what: &'static str, expected: usize, actual: usize) -> Result<(), LossError> {
-    if expected == actual { Ok(()) } else { Err(LossError::Shape { what, expected, actual }) }
+fn check_temperature(temperature: f32) -> Result<(), LossError> {
+    if temperature.is_finite() && temperature > 0.0 {
+        Ok(())
+    } else {
+        Err(LossError::Temperature { got: temperature })
+    }
+}
+
+fn check(what: &'static str, expected: usize, got: usize) -> Result<(), LossError> {
+    if expected == got { Ok(()) } else { Err(LossError::Shape { what, expected, got }) }
 }

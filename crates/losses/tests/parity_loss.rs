@@ -1,4 +1,4 @@
-//! The loss and its gradient by scores against PyTorch's autograd.
+//! The loss and its gradient with respect to the scores against PyTorch's autograd.
 
 use ndarray::{Array2, ArrayView2, Ix2};
 use swav_fixtures::{Tensors, json, relative_error};
@@ -23,7 +23,7 @@ fn codes(scores: ArrayView2<'_, f32>, epsilon: f64, n_iters: u64) -> Array2<f32>
 }
 
 #[test]
-fn parity_loss_and_gradient_by_scores() {
+fn parity_loss_and_gradient_of_the_scores() {
     let tensors = Tensors::open("loss");
     let cases = json("loss");
     let cases = cases.as_array().expect("a list of cases");
@@ -51,6 +51,6 @@ fn parity_loss_and_gradient_by_scores() {
         let out = loss.evaluate(scores.view(), &views).unwrap();
         assert!((out.loss - number("loss")).abs() < 1e-5, "{name}: {} against {}", out.loss, number("loss"));
         let error = relative_error(&out.grad_scores, &read("grad_scores"));
-        assert!(error < 1e-4, "{name}: relative error {error} of the gradient by scores");
+        assert!(error < 1e-5, "{name}: relative error {error} of the gradient with respect to the scores");
     }
 }

@@ -21,12 +21,12 @@ fn main() -> Result<(), swav_prototypes::PrototypeError> {
     let work = |rows: usize| (rows * k * dim) as f64;
     report("scores of 512 rows", work(512), || matrix_product(z, prototypes.weights(0).unwrap().t()));
     report("scores of the queue", work(3840), || matrix_product(queued, prototypes.weights(0).unwrap().t()));
-    report("gradient by z", work(512), || prototypes.grad_embeddings(0, grad.view()).unwrap());
-    report("gradient by C", work(512), || prototypes.grad_weights(0, grad.view(), z).unwrap());
+    report("gradient of z", work(512), || prototypes.grad_embeddings(0, grad.view()).unwrap());
+    report("gradient of C", work(512), || prototypes.grad_weights(0, grad.view(), z).unwrap());
     Ok(())
 }
 
-/// Prints the fastest of several runs and its GFLOP/s, two operations a multiply-add.
+/// Prints the fastest of several runs and its GFLOP/s, two operations per multiply-add.
 fn report<T>(name: &str, multiply_adds: f64, mut run: impl FnMut() -> T) {
     let fastest = (0..9)
         .map(|_| {

@@ -6,6 +6,7 @@ use ndarray_rand::rand_distr::StandardNormal;
 use rand::Rng;
 
 use crate::error::PrototypeError;
+use crate::mutants::mutated;
 use crate::product::matrix_product;
 
 /// The smallest norm that [`Prototypes::normalise`] divides by, as in PyTorch's `normalize`.
@@ -57,7 +58,7 @@ impl Prototypes {
         Ok(prototypes)
     }
 
-    /// Takes weights as they are, one (K, D) matrix a head.
+    /// Takes weights as they are, one (K, D) matrix per head.
     ///
     /// # Errors
     /// Empty heads, dimensions that differ between heads, values that are not finite.
@@ -72,8 +73,8 @@ impl Prototypes {
                 return Err(PrototypeError::Empty { what: "prototypes of a head" });
             }
             expect("embedding dimension of a head", dim, weights.ncols())?;
-            if let Some(row) = weights.rows().into_iter().position(|row| !row.iter().all(|x| x.is_finite())) {
-                return Err(PrototypeError::NotFinite { head, row });
+            if let Some(((row, _), &got)) = weights.indexed_iter().find(|(_, x)| !x.is_finite()) {
+                return Err(PrototypeError::NotFinite { head, row, got });
             }
         }
         let heads = heads.into_iter().map(|weights| weights.as_standard_layout().into_owned()).collect();
@@ -98,7 +99,7 @@ impl Prototypes {
         Ok(self.head(head)?.nrows())
     }
 
-    /// The parameters' names, one a head, in the reference's convention.
+    /// The parameters' names, one per head, in the reference's convention.
     pub fn names(&self) -> Vec<String> {
         match self.heads.len() {
             1 => vec!["prototypes.weight".to_owned()],
@@ -128,6 +129,9 @@ impl Prototypes {
     ///
     /// A row shorter than 1e-12 is divided by 1e-12 (a row of zeros stays zero), as PyTorch's `normalize` does.
     pub fn normalise(&mut self) {
+        if mutated("prototypes-not-normalised") {
+            return;
+        }
         for weights in &mut self.heads {
             for mut row in weights.axis_iter_mut(Axis(0)) {
                 let square: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
@@ -149,7 +153,7 @@ impl Prototypes {
         Ok(matrix_product(z, weights.t()))
     }
 
-    /// Gradient by the embeddings, `dL/dz = dL/ds · C` (B, D), given `grad_scores` (B, K) of one head.
+    /// Gradient with respect to the embeddings, `dL/dz = dL/ds · C` (B, D), given `grad_scores` (B, K) of one head.
     ///
     /// # Errors
     /// A head that does not exist, a number of prototypes that does not fit.
@@ -163,7 +167,7 @@ impl Prototypes {
         Ok(matrix_product(grad_scores, weights.view()))
     }
 
-    /// Gradient by the prototypes, `dL/dC = (dL/ds)ᵀ · z` (K, D), given `grad_scores` (B, K) of one head
+    /// Gradient with respect to the prototypes, `dL/dC = (dL/ds)ᵀ · z` (K, D), given `grad_scores` (B, K) of one head
     /// and the embeddings `z` (B, D).
     ///
     /// The projection onto the sphere is not differentiated through: it happens outside the graph, as in
@@ -190,8 +194,8 @@ impl Prototypes {
     }
 }
 
-fn expect(what: &'static str, expected: usize, actual: usize) -> Result<(), PrototypeError> {
-    if expected == actual { Ok(()) } else { Err(PrototypeError::Shape { what, expected, actual }) }
+fn expect(what: &'static str, expected: usize, got: usize) -> Result<(), PrototypeError> {
+    if expected == got { Ok(()) } else { Err(PrototypeError::Shape { what, expected, got }) }
 }
 
 #[cfg(test)]
@@ -264,14 +268,14 @@ mod tests {
         let z = Array2::zeros((2, 4));
         assert_eq!(
             prototypes.scores(0, z.view()),
-            Err(PrototypeError::Shape { what: "embedding dimension", expected: 5, actual: 4 })
+            Err(PrototypeError::Shape { what: "embedding dimension", expected: 5, got: 4 })
         );
         assert_eq!(prototypes.scores(1, z.view()), Err(PrototypeError::NoSuchHead { head: 1, n_heads: 1 }));
         assert_eq!(Prototypes::random(&[], 5, &mut rng()), Err(PrototypeError::Empty { what: "heads" }));
-        assert_eq!(
+        assert!(matches!(
             Prototypes::from_weights(vec![array![[1.0, 0.0], [f32::NAN, 0.0]]]),
-            Err(PrototypeError::NotFinite { head: 0, row: 1 })
-        );
+            Err(PrototypeError::NotFinite { head: 0, row: 1, got }) if got.is_nan()
+        ));
     }
 
     #[test]

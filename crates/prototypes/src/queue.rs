@@ -3,6 +3,7 @@
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, Axis, s};
 
 use crate::error::PrototypeError;
+use crate::mutants::{mutated, stale};
 use crate::prototypes::Prototypes;
 
 /// Past embeddings, one list for each assignment crop, newest first.
@@ -65,14 +66,10 @@ impl FeatureQueue {
             return Err(PrototypeError::QueueLength { length, batch_size });
         }
         if filled.len() != n_assign {
-            return Err(PrototypeError::Shape {
-                what: "fill counts",
-                expected: n_assign,
-                actual: filled.len(),
-            });
+            return Err(PrototypeError::Shape { what: "fill counts", expected: n_assign, got: filled.len() });
         }
-        if let Some(&actual) = filled.iter().find(|&&n| n > length || !n.is_multiple_of(batch_size)) {
-            return Err(PrototypeError::Shape { what: "filled rows of the queue", expected: length, actual });
+        if let Some(&got) = filled.iter().find(|&&n| n > length || !n.is_multiple_of(batch_size)) {
+            return Err(PrototypeError::Shape { what: "filled rows of the queue", expected: length, got });
         }
         Ok(Self { rows, batch_size, filled })
     }
@@ -120,15 +117,19 @@ impl FeatureQueue {
         batch_scores: ArrayView2<'_, f32>,
     ) -> Result<Array2<f32>, PrototypeError> {
         self.check_index(index)?;
+        let stale = if mutated("stale-queue-scores") { stale(index, prototypes) } else { None };
         if !self.is_ready(index) {
             return Ok(batch_scores.to_owned());
         }
         let k = prototypes.n_prototypes(head)?;
         check("prototypes in the scores", k, batch_scores.ncols())?;
+        let prototypes = stale.as_ref().unwrap_or(prototypes);
         let queued = prototypes.scores(head, self.rows.index_axis(Axis(0), index))?;
+        let parts = [queued.view(), batch_scores];
+        let [first, second] = if mutated("queue-after-batch") { [parts[1], parts[0]] } else { parts };
         let mut all = Array2::zeros((queued.nrows() + batch_scores.nrows(), k));
-        all.slice_mut(s![..queued.nrows(), ..]).assign(&queued);
-        all.slice_mut(s![queued.nrows().., ..]).assign(&batch_scores);
+        all.slice_mut(s![..first.nrows(), ..]).assign(&first);
+        all.slice_mut(s![first.nrows().., ..]).assign(&second);
         Ok(all)
     }
 
@@ -158,14 +159,14 @@ impl FeatureQueue {
             Err(PrototypeError::Shape {
                 what: "index of the assignment crop",
                 expected: self.n_assign() - 1,
-                actual: index,
+                got: index,
             })
         }
     }
 }
 
-fn check(what: &'static str, expected: usize, actual: usize) -> Result<(), PrototypeError> {
-    if expected == actual { Ok(()) } else { Err(PrototypeError::Shape { what, expected, actual }) }
+fn check(what: &'static str, expected: usize, got: usize) -> Result<(), PrototypeError> {
+    if expected == got { Ok(()) } else { Err(PrototypeError::Shape { what, expected, got }) }
 }
 
 #[cfg(test)]
@@ -224,7 +225,7 @@ mod tests {
         );
         assert!(matches!(
             queue.push(0, Array2::zeros((3, 2)).view()),
-            Err(PrototypeError::Shape { expected: 2, actual: 3, .. })
+            Err(PrototypeError::Shape { expected: 2, got: 3, .. })
         ));
         assert!(matches!(queue.push(2, batch(0.0).view()), Err(PrototypeError::Shape { .. })));
     }

@@ -110,11 +110,11 @@ fn accuracy(
     test: &Ripples,
     settings: &swav::train::Settings,
 ) -> anyhow::Result<f64> {
-    let features = |data: &Ripples| encode(encoder, data, settings.eval_view(), Output::Features, |_| {});
+    let features = |data: &Ripples| encode(encoder, data, settings.eval_view(), Output::Features, None);
     let bank = features(train)?;
     let labels = bank.labels(train)?;
     let knn = KnnClassifier::new(KnnConfig::default().check()?, bank.rows, labels)?;
     let queries = features(test)?;
     let truth = queries.labels(test)?;
-    Ok(knn.predict(queries.rows)?.accuracy(&truth)?.top1)
+    Ok(knn.predict(queries.rows.view())?.accuracy(&truth)?.top1)
 }

@@ -70,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         data.as_ref(),
         settings.eval_view(),
         output,
-        counter("features", data.len()),
+        Some(&mut counter("features", data.len())),
     )?;
 
     let written = |path: &Path| format!("could not write {}", path.display());

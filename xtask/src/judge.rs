@@ -107,7 +107,7 @@ impl<'a> Judge<'a> {
     pub fn encoder(&self, encoder: &dyn Encoder) -> anyhow::Result<Pair> {
         let view = self.settings.eval_view();
         self.pair("features", |data, progress| {
-            swav_eval::encode(encoder, data, view, Output::Features, progress)
+            swav_eval::encode(encoder, data, view, Output::Features, Some(progress))
         })
     }
 
@@ -125,7 +125,7 @@ impl<'a> Judge<'a> {
     pub fn raw_pixels(&self) -> anyhow::Result<Pair> {
         let evaluation = &self.settings.config().evaluation;
         let crop = CenterCrop { resize: evaluation.resize, size: evaluation.size };
-        self.pair("pixels", |data, progress| swav_eval::raw_pixels(data, crop, progress))
+        self.pair("pixels", |data, progress| swav_eval::raw_pixels(data, crop, Some(progress)))
     }
 
     /// Replaces batch-norm statistics by those of the training images as they are evaluated.
@@ -145,7 +145,7 @@ impl<'a> Judge<'a> {
         let accuracy = match (pair.queries, &self.queries) {
             (Some(features), Some(data)) => {
                 let truth = features.labels(data.as_ref())?;
-                knn.predict(features.rows)?.accuracy(&truth)?
+                knn.predict(features.rows.view())?.accuracy(&truth)?
             }
             _ => knn.leave_one_out()?.accuracy(&labels)?,
         };

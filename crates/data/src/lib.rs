@@ -21,6 +21,7 @@ mod sampler;
 mod shapes;
 mod shards;
 mod tar;
+mod views;
 
 pub use batch::{BadImage, CropGroup, MultiCropBatch, ViewKey, ViewShape, Views};
 pub use cache::Cached;
@@ -42,3 +43,4 @@ pub use sampler::Shuffle;
 pub use shapes::{Shapes, ShapesConfig};
 pub use shards::{Shards, split_member_name};
 pub use tar::{TarMember, TarSummary, scan_tar};
+pub use views::{ReadViews, read_views, view_batch_size, view_values};

@@ -19,7 +19,7 @@ fn main() -> Result<(), EvalError> {
     let knn = KnnClassifier::new(KnnConfig::default().check()?, bank, labels)?;
 
     let begin = Instant::now();
-    let predictions = knn.predict(queries)?;
+    let predictions = knn.predict(queries.view())?;
     let seconds = begin.elapsed().as_secs_f64();
     let gflops = 2.0 * (n_queries * n_bank * dim) as f64 / seconds / 1e9;
     println!("{} queries x {n_bank} x {dim}: {seconds:.2} s, {gflops:.0} GFLOP/s", predictions.ranked.len());

@@ -7,14 +7,14 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum EvalError {
     /// A value of the configuration is out of its range.
-    #[error("{key} = {value}: expected {expected}")]
+    #[error("{key}: expected {expected}, got {got}")]
     Config {
         /// The configuration key.
         key: &'static str,
-        /// The value that came.
-        value: String,
         /// The values that are allowed.
         expected: String,
+        /// The value that came.
+        got: String,
     },
     /// There are no features to compare with.
     #[error("no features in the {what}; expected at least one row and one column")]
@@ -34,7 +34,7 @@ pub enum EvalError {
     },
     /// A feature is not a finite number.
     #[error(
-        "row {row} of the {what} holds {value}, which is not a finite number: \
+        "row {row} of the {what}: expected finite numbers, got {got}: \
          has the network that made these features diverged?"
     )]
     NotFinite {
@@ -43,12 +43,12 @@ pub enum EvalError {
         /// Its first such row.
         row: usize,
         /// The value found there.
-        value: f32,
+        got: f32,
     },
     /// An image without a label, where labels are needed.
     #[error(
         "{image} has no label (data: {dataset}); k-NN accuracy needs labelled images, \
-         for example one folder a class"
+         for example one folder per class"
     )]
     NoLabel {
         /// The first such image.
@@ -56,18 +56,34 @@ pub enum EvalError {
         /// The data set it belongs to.
         dataset: String,
     },
-    /// Not one image could be read.
-    #[error("no image can be used (data: {dataset}); {first}")]
+    /// The data set is empty.
+    #[error("data set {dataset}: expected at least one image, got none")]
     NoImages {
         /// The data set.
         dataset: String,
-        /// The first image and what is wrong with it.
-        first: String,
+    },
+    /// Not one image could be read.
+    #[error("data set {dataset}: none of its images can be read; the first is {image}")]
+    Unreadable {
+        /// The data set.
+        dataset: String,
+        /// Its first image.
+        image: String,
+        /// What is wrong with that.
+        source: swav_data::SampleError,
     },
     /// The view of the images is out of range.
-    #[error(transparent)]
-    View(#[from] swav_augment::AugmentError),
+    #[error("the view of the images cannot be used")]
+    View {
+        /// Which value it is.
+        #[from]
+        source: swav_augment::AugmentError,
+    },
     /// The encoder failed.
-    #[error(transparent)]
-    Encoder(#[from] swav_encoder::EncoderError),
+    #[error("the encoder could not embed the images")]
+    Encoder {
+        /// What it said.
+        #[from]
+        source: swav_encoder::EncoderError,
+    },
 }

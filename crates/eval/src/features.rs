@@ -2,10 +2,13 @@
 
 use ndarray::Array2;
 use swav_augment::{CenterCrop, EvalView, Normalize};
-use swav_data::{Dataset, SampleError};
+use swav_data::{Dataset, SampleError, read_views, view_batch_size, view_values};
 use swav_encoder::{Encoder, ImageBatch, Output};
 
-use crate::{EvalError, batch};
+use crate::EvalError;
+
+/// Told after each batch how many images are done.
+pub type Progress<'a> = &'a mut dyn FnMut(usize);
 
 /// The longest side that raw pixels are compared at; larger views are reduced first.
 const RAW_PIXELS_SIZE: usize = 32;
@@ -14,7 +17,7 @@ const RAW_PIXELS_SIZE: usize = 32;
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Features {
-    /// One row an image.
+    /// One row per image.
     pub rows: Array2<f32>,
     /// The positions in the data set that the rows belong to, rising.
     pub indices: Vec<usize>,
@@ -39,17 +42,17 @@ impl Features {
 
 /// Features of every image, from an encoder in inference mode.
 ///
-/// `progress` is told after each batch how many images are done. Images that cannot be read are left out, with a
+/// `progress`, if given, is told after each batch how many images are done. Images that cannot be read are left out, with a
 /// warning in the log.
 ///
 /// # Errors
-/// [`EvalError::NoImages`] if not one image can be read, [`EvalError::Encoder`].
+/// [`EvalError::NoImages`], [`EvalError::Unreadable`] if not one image can be read, [`EvalError::Encoder`].
 pub fn encode<D, E>(
     encoder: &E,
     dataset: &D,
     view: &EvalView,
     output: Output,
-    progress: impl FnMut(usize),
+    progress: Option<Progress<'_>>,
 ) -> Result<Features, EvalError>
 where
     D: Dataset + ?Sized,
@@ -70,14 +73,15 @@ where
 /// The pixels themselves, from 0 to 1, as features: the baseline that any training has to beat.
 ///
 /// A crop larger than 32 pixels is reduced to 32. Of images without colour one channel is kept, which changes no
-/// cosine.
+/// cosine. `progress` and unreadable images are as in [`encode`].
 ///
 /// # Errors
-/// [`EvalError::NoImages`] if not one image can be read, [`EvalError::View`] if the crop is out of range.
+/// [`EvalError::NoImages`], [`EvalError::Unreadable`] if not one image can be read, [`EvalError::View`] if the crop is out of
+/// range.
 pub fn raw_pixels<D: Dataset + ?Sized>(
     dataset: &D,
     crop: CenterCrop,
-    progress: impl FnMut(usize),
+    progress: Option<Progress<'_>>,
 ) -> Result<Features, EvalError> {
     let unchanged = Normalize { mean: [0.0; 3], std: [1.0; 3] };
     let mut view = EvalView::new(crop, unchanged)?;
@@ -86,7 +90,7 @@ pub fn raw_pixels<D: Dataset + ?Sized>(
         view = EvalView::new(CenterCrop { resize, size: RAW_PIXELS_SIZE }, unchanged)?;
     }
     let mut grey = true;
-    let mut features = collect(dataset, &view, batch::n_values(&view), progress, |pixels, _, rows| {
+    let mut features = collect(dataset, &view, view_values(&view), progress, |pixels, _, rows| {
         grey &= pixels.chunks_exact(3).all(|pixel| pixel[0] == pixel[1] && pixel[0] == pixel[2]);
         rows.extend_from_slice(pixels);
         Ok(())
@@ -97,20 +101,20 @@ pub fn raw_pixels<D: Dataset + ?Sized>(
     Ok(features)
 }
 
-/// Runs `make` over batches of views and gathers what it appends, `width` values an image.
+/// Runs `make` over batches of views and gathers what it appends, `width` values per image.
 fn collect<D: Dataset + ?Sized>(
     dataset: &D,
     view: &EvalView,
     width: usize,
-    mut progress: impl FnMut(usize),
+    mut progress: Option<Progress<'_>>,
     mut make: impl FnMut(&[f32], usize, &mut Vec<f32>) -> Result<(), EvalError>,
 ) -> Result<Features, EvalError> {
     // Data sets fit in memory only just; a vector that doubles would not.
     let mut rows = Vec::with_capacity(dataset.len() * width);
     let (mut indices, mut skipped) = (Vec::new(), Vec::new());
     let all: Vec<usize> = (0..dataset.len()).collect();
-    for chosen in all.chunks(batch::batch_size(view)) {
-        let batch = batch::read(dataset, view, chosen);
+    for chosen in all.chunks(view_batch_size(view)) {
+        let batch = read_views(dataset, view, chosen);
         for (index, error) in batch.skipped {
             tracing::warn!("{}: {error}; left out of the evaluation", dataset.name(index));
             skipped.push((index, error));
@@ -119,7 +123,9 @@ fn collect<D: Dataset + ?Sized>(
             make(&batch.pixels, batch.indices.len(), &mut rows)?;
             indices.extend(batch.indices);
         }
-        progress(indices.len() + skipped.len());
+        if let Some(progress) = &mut progress {
+            progress(indices.len() + skipped.len());
+        }
     }
     if indices.is_empty() {
         return Err(no_images(dataset, skipped));
@@ -134,12 +140,11 @@ fn collect<D: Dataset + ?Sized>(
 }
 
 fn no_images<D: Dataset + ?Sized>(dataset: &D, skipped: Vec<(usize, SampleError)>) -> EvalError {
-    let first = skipped.into_iter().next();
-    EvalError::NoImages {
-        dataset: dataset.describe(),
-        first: first.map_or_else(
-            || "it is empty".to_owned(),
-            |(index, error)| format!("{}: {error}", dataset.name(index)),
-        ),
+    let described = dataset.describe();
+    match skipped.into_iter().next() {
+        Some((index, source)) => {
+            EvalError::Unreadable { dataset: described, image: dataset.name(index), source }
+        }
+        None => EvalError::NoImages { dataset: described },
     }
 }

@@ -3,9 +3,8 @@
 //! self-supervised literature reports: every one of the k most similar training features votes for its class
 //! with weight exp(similarity / temperature).
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::EvalError;
 use crate::neighbours::{Bank, Neighbours};
@@ -14,8 +13,9 @@ use crate::neighbours::{Bank, Neighbours};
 const N_RANKED_CLASSES: usize = 5;
 
 /// Settings of the k-NN evaluation, as written in a configuration file.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default, deny_unknown_fields))]
 pub struct KnnConfig {
     /// Neighbours that vote, at least 1. Default: 20.
     pub k: usize,
@@ -34,15 +34,15 @@ impl KnnConfig {
     ///
     /// # Errors
     /// [`EvalError::Config`] names the first value that is out of range.
-    pub fn check(self) -> Result<KnnSpec, EvalError> {
+    pub fn check(&self) -> Result<KnnSpec, EvalError> {
         if self.k == 0 {
-            return Err(EvalError::Config { key: "k", value: "0".into(), expected: "at least 1".into() });
+            return Err(EvalError::Config { key: "k", expected: "at least 1".into(), got: "0".into() });
         }
         if !(self.temperature.is_finite() && self.temperature > 0.0) {
             return Err(EvalError::Config {
                 key: "temperature",
-                value: self.temperature.to_string(),
-                expected: "a number above 0".into(),
+                expected: "a finite number above 0".into(),
+                got: self.temperature.to_string(),
             });
         }
         Ok(KnnSpec { k: self.k, temperature: self.temperature })
@@ -54,6 +54,18 @@ impl KnnConfig {
 pub struct KnnSpec {
     k: usize,
     temperature: f64,
+}
+
+impl KnnSpec {
+    /// Neighbours that vote, at least 1.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Temperature of the votes' weights, above 0.
+    pub fn temperature(&self) -> f64 {
+        self.temperature
+    }
 }
 
 /// Classifies features by the labels of their neighbours.
@@ -80,7 +92,7 @@ impl KnnClassifier {
     ///
     /// # Errors
     /// See [`Bank::nearest`].
-    pub fn predict(&self, queries: Array2<f32>) -> Result<Predictions, EvalError> {
+    pub fn predict(&self, queries: ArrayView2<'_, f32>) -> Result<Predictions, EvalError> {
         Ok(self.vote(&self.bank.nearest(queries, self.spec.k)?))
     }
 
@@ -145,7 +157,8 @@ impl Predictions {
 }
 
 /// Shares of images that were classified right.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Accuracy {
     /// Share of images whose class got the largest vote, 0 to 1.
     pub top1: f64,

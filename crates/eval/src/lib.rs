@@ -1,12 +1,11 @@
 #![doc = include_str!("../README.md")]
 
-mod batch;
 mod error;
 mod features;
 mod knn;
 mod neighbours;
 
 pub use error::EvalError;
-pub use features::{Features, encode, raw_pixels};
+pub use features::{Features, Progress, encode, raw_pixels};
 pub use knn::{Accuracy, KnnClassifier, KnnConfig, KnnSpec, Predictions};
 pub use neighbours::{Bank, Neighbours};

@@ -34,7 +34,13 @@ impl Bank {
     /// # Errors
     /// [`EvalError::Empty`] without rows or columns, [`EvalError::NotFinite`] if a value is infinite or not a number.
     pub fn new(features: Array2<f32>) -> Result<Self, EvalError> {
-        Ok(Self { unit: unit_rows(features, "bank")? })
+        check_values(features.view(), "bank")?;
+        let mut unit =
+            if features.is_standard_layout() { features } else { features.as_standard_layout().into_owned() };
+        let width = unit.ncols();
+        let values = unit.as_slice_mut().expect("standard layout is contiguous");
+        values.par_chunks_mut(width).for_each(scale_to_unit_length);
+        Ok(Self { unit })
     }
 
     /// How many rows the bank has.
@@ -50,13 +56,14 @@ impl Bank {
     /// The `k` rows that are most similar to each row of `queries` (m, d), by the cosine of their angle.
     ///
     /// Of equally similar rows the one that comes first in the bank ranks first. Each similarity is computed
-    /// in one fixed order, whatever the number of threads. Memory beyond the result is about 1 MiB a thread.
+    /// in one fixed order, whatever the number of threads. Memory beyond the result is about 1 MiB per thread,
+    /// and a copy of the queries that each thread is at.
     ///
     /// # Errors
     /// [`EvalError::Config`] unless 1 <= `k` <= the bank's length, [`EvalError::Length`] if the dimensions
     /// differ, and what [`Bank::new`] says of the queries.
-    pub fn nearest(&self, queries: Array2<f32>, k: usize) -> Result<Neighbours, EvalError> {
-        let queries = unit_rows(queries, "queries")?;
+    pub fn nearest(&self, queries: ArrayView2<'_, f32>, k: usize) -> Result<Neighbours, EvalError> {
+        check_values(queries, "queries")?;
         if queries.ncols() != self.unit.ncols() {
             return Err(EvalError::Length {
                 what: "columns in the queries, as in the bank",
@@ -65,7 +72,7 @@ impl Bank {
             });
         }
         self.check_k(k, self.len())?;
-        Ok(self.blocks(queries.view(), k, false))
+        Ok(self.blocks(queries, k, Queries::Others))
     }
 
     /// The `k` *other* rows that are most similar to each row of the bank: neighbours for a leave-one-out evaluation.
@@ -74,7 +81,7 @@ impl Bank {
     /// [`EvalError::Config`] unless 1 <= `k` < the bank's length.
     pub fn nearest_others(&self, k: usize) -> Result<Neighbours, EvalError> {
         self.check_k(k, self.len() - 1)?;
-        Ok(self.blocks(self.unit.view(), k, true))
+        Ok(self.blocks(self.unit.view(), k, Queries::TheBankItself))
     }
 
     fn check_k(&self, k: usize, choices: usize) -> Result<(), EvalError> {
@@ -83,19 +90,22 @@ impl Bank {
         }
         Err(EvalError::Config {
             key: "k",
-            value: k.to_string(),
             expected: format!("1 to {choices}, the number of features to choose neighbours from"),
+            got: k.to_string(),
         })
     }
 
-    fn blocks(&self, queries: ArrayView2<f32>, k: usize, skip_own: bool) -> Neighbours {
+    fn blocks(&self, queries: ArrayView2<'_, f32>, k: usize, kind: Queries) -> Neighbours {
         let n_blocks = queries.nrows().div_ceil(QUERY_BLOCK);
         let ranked: Vec<Vec<(f32, usize)>> = (0..n_blocks)
             .into_par_iter()
             .flat_map_iter(|block| {
                 let first = block * QUERY_BLOCK;
                 let queries = queries.slice(s![first..queries.nrows().min(first + QUERY_BLOCK), ..]);
-                search(self.unit.view(), queries, k, skip_own.then_some(first))
+                match kind {
+                    Queries::Others => search(self.unit.view(), unit_rows(queries).view(), k, None),
+                    Queries::TheBankItself => search(self.unit.view(), queries, k, Some(first)),
+                }
             })
             .collect();
         Neighbours {
@@ -105,27 +115,42 @@ impl Bank {
     }
 }
 
-/// Divides each row by its Euclidean norm, after a look for values that no similarity can be made of.
-fn unit_rows(features: Array2<f32>, what: &'static str) -> Result<Array2<f32>, EvalError> {
+/// What neighbours are looked for of.
+#[derive(Clone, Copy)]
+enum Queries {
+    /// Features as they came.
+    Others,
+    /// The bank's own rows, of unit length; none may find itself.
+    TheBankItself,
+}
+
+/// Looks for values that no similarity can be made of.
+fn check_values(features: ArrayView2<'_, f32>, what: &'static str) -> Result<(), EvalError> {
     if features.is_empty() {
         return Err(EvalError::Empty { what });
     }
-    let width = features.ncols();
-    let mut features =
-        if features.is_standard_layout() { features } else { features.as_standard_layout().into_owned() };
-    let values = features.as_slice_mut().expect("standard layout is contiguous");
-    let bad = values.iter().enumerate().find(|(_, value)| !value.is_finite());
-    if let Some((position, &value)) = bad {
-        return Err(EvalError::NotFinite { what, row: position / width, value });
+    match features.indexed_iter().find(|(_, value)| !value.is_finite()) {
+        Some(((row, _), &got)) => Err(EvalError::NotFinite { what, row, got }),
+        None => Ok(()),
     }
-    values.par_chunks_mut(width).for_each(|row| {
-        // In f64 no square of an f32 overflows or vanishes.
-        let norm = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        if norm > 0.0 {
-            row.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
-        }
-    });
-    Ok(features)
+}
+
+/// A copy in which each row has unit length.
+fn unit_rows(features: ArrayView2<'_, f32>) -> Array2<f32> {
+    let mut unit = features.as_standard_layout().into_owned();
+    for mut row in unit.rows_mut() {
+        scale_to_unit_length(row.as_slice_mut().expect("standard layout is contiguous"));
+    }
+    unit
+}
+
+/// Divides by the Euclidean norm; a row of zeros stays.
+fn scale_to_unit_length(row: &mut [f32]) {
+    // In f64 no square of an f32 overflows or vanishes.
+    let norm = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    if norm > 0.0 {
+        row.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
+    }
 }
 
 /// The best neighbours of one block of queries. `own` is the bank's row that belongs to the first query, if

@@ -36,7 +36,7 @@ fn features_of_a_data_set_are_those_of_its_images() {
     let encoder = build_cpu(&config.check().unwrap(), 5).unwrap();
     let view = EvalView::new(CenterCrop { resize: 8, size: 8 }, Normalize::default()).unwrap();
     for (output, dim) in [(Output::Features, 16), (Output::Embedding, 6)] {
-        let features = encode(encoder.as_ref(), &Stripes, &view, output, |_| {}).unwrap();
+        let features = encode(encoder.as_ref(), &Stripes, &view, output, None).unwrap();
         assert_eq!((features.rows.dim(), &features.indices[..]), ((5, dim), &[0, 1, 3, 4, 5][..]));
         assert_eq!(features.skipped.len(), 1);
         for (row, &index) in features.indices.iter().enumerate() {

@@ -1,12 +1,12 @@
 //! The k-NN evaluation against brute force, on ties, on bad input, and for any number of threads.
 
-use ndarray::{Array2, Axis, array, concatenate};
+use ndarray::{Array2, ArrayView2, Axis, array, concatenate};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use swav_eval::{Bank, EvalError, KnnClassifier, KnnConfig};
 
-/// Features around one centre a class, so that labels can be found again but not perfectly.
+/// Features around one centre per class, so that labels can be found again but not perfectly.
 fn clusters(n: usize, d: usize, n_classes: u32, seed: u64) -> (Array2<f32>, Vec<u32>) {
     let mut centres = ChaCha8Rng::seed_from_u64(7);
     let centres =
@@ -50,7 +50,7 @@ fn agrees_with_brute_force_across_block_borders() {
     for (k, temperature) in [(1, 0.07), (20, 0.07), (200, 0.5)] {
         let spec = KnnConfig { k, temperature }.check().unwrap();
         let knn = KnnClassifier::new(spec, bank.clone(), labels.clone()).unwrap();
-        let predicted = knn.predict(queries.clone()).unwrap();
+        let predicted = knn.predict(queries.view()).unwrap();
         for (query, ranked) in queries.rows().into_iter().zip(&predicted.ranked) {
             let expected = brute_force((&bank, &labels), &query.to_vec(), None, k, temperature);
             assert_eq!(ranked[0], expected, "k = {k}");
@@ -76,12 +76,12 @@ fn leave_one_out_never_asks_the_feature_itself() {
 fn equal_similarities_rank_by_position_and_equal_votes_by_class() {
     let same = array![[1.0f32, 0.0], [2.0, 0.0], [0.5, 0.0]];
     let bank = Bank::new(same.clone()).unwrap();
-    assert_eq!(bank.nearest(array![[3.0, 0.0]], 3).unwrap().indices, array![[0, 1, 2]]);
+    assert_eq!(bank.nearest(array![[3.0, 0.0]].view(), 3).unwrap().indices, array![[0, 1, 2]]);
 
     let spec = KnnConfig { k: 2, temperature: 0.1 }.check().unwrap();
     let knn = KnnClassifier::new(spec, same, vec![9, 4, 1]).unwrap();
     // The first two vote with weight 1 each; the third is as near, but not asked.
-    assert_eq!(knn.predict(array![[1.0, 0.0]]).unwrap().ranked, vec![vec![4, 9]]);
+    assert_eq!(knn.predict(array![[1.0, 0.0]].view()).unwrap().ranked, vec![vec![4, 9]]);
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_nearer_neighbour_outvotes_two_distant_ones_only_at_a_low_temperature() {
     for (temperature, expected) in [(0.1, 0), (1.0, 1)] {
         let spec = KnnConfig { k: 3, temperature }.check().unwrap();
         let knn = KnnClassifier::new(spec, bank.clone(), vec![0, 1, 1]).unwrap();
-        assert_eq!(knn.predict(array![[1.0, 0.0]]).unwrap().ranked[0][0], expected);
+        assert_eq!(knn.predict(array![[1.0, 0.0]].view()).unwrap().ranked[0][0], expected);
     }
 }
 
@@ -99,7 +99,10 @@ fn tiny_temperatures_and_huge_features_do_not_overflow() {
     let spec = KnnConfig { k: 2, temperature: 1e-300 }.check().unwrap();
     let bank = array![[f32::MAX, f32::MAX], [f32::MAX, 0.0], [f32::MIN_POSITIVE, 0.0]];
     let knn = KnnClassifier::new(spec, bank, vec![0, 1, 1]).unwrap();
-    assert_eq!(knn.predict(array![[1.0, 1.0], [1e-38, 0.0]]).unwrap().ranked, vec![vec![0, 1], vec![1]]);
+    assert_eq!(
+        knn.predict(array![[1.0, 1.0], [1e-38, 0.0]].view()).unwrap().ranked,
+        vec![vec![0, 1], vec![1]]
+    );
 }
 
 #[test]
@@ -129,14 +132,14 @@ fn bad_input_is_an_error_that_names_it() {
         Err(EvalError::NotFinite { row: 1, .. })
     ));
     assert!(matches!(
-        bank.nearest(array![[1.0, 2.0, 3.0]], 1),
+        bank.nearest(array![[1.0, 2.0, 3.0]].view(), 1),
         Err(EvalError::Length { expected: 2, got: 3, .. })
     ));
-    assert!(matches!(bank.nearest(rows(), 3), Err(EvalError::Config { key: "k", .. })));
+    assert!(matches!(bank.nearest(rows().view(), 3), Err(EvalError::Config { key: "k", .. })));
     assert!(matches!(bank.nearest_others(2), Err(EvalError::Config { key: "k", .. })));
     assert!(matches!(KnnClassifier::new(spec, rows(), vec![1]), Err(EvalError::Length { .. })));
-    let message = bank.nearest(rows(), 3).unwrap_err().to_string();
-    assert_eq!(message, "k = 3: expected 1 to 2, the number of features to choose neighbours from");
+    let message = bank.nearest(rows().view(), 3).unwrap_err().to_string();
+    assert_eq!(message, "k: expected 1 to 2, the number of features to choose neighbours from, got 3");
 }
 
 #[test]
@@ -157,14 +160,17 @@ proptest! {
         let (bank, _) = clusters(n, 13, 4, seed);
         let (queries, _) = clusters(m, 13, 4, !seed);
         let bank = Bank::new(bank).unwrap();
-        let ask = |threads: usize, queries: Array2<f32>| {
+        let ask = |threads: usize, queries: ArrayView2<'_, f32>| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| bank.nearest(queries, k)).unwrap()
         };
-        let one = ask(1, queries.clone());
-        prop_assert_eq!(&one, &ask(3, queries.clone()));
+        let one = ask(1, queries.view());
+        let other = ask(3, queries.view());
+        prop_assert_eq!(&one.indices, &other.indices);
+        let same = one.similarities.iter().zip(&other.similarities).all(|(a, b)| a.to_bits() == b.to_bits());
+        prop_assert!(same);
         let (front, back) = queries.view().split_at(Axis(0), m / 2);
-        let parts = [ask(2, front.to_owned()), ask(2, back.to_owned())];
+        let parts = [ask(2, front), ask(2, back)];
         prop_assert_eq!(one.indices, concatenate![Axis(0), parts[0].indices, parts[1].indices]);
     }
 }

@@ -1,52 +1,85 @@
-//! Reads the manifests of the workspace and checks which crates may know which: the map in ARCHITECTURE.md.
+//! Reads the manifests of the workspace and checks which crates may know which, and that the drawing of it in
+//! ARCHITECTURE.md is the truth.
 //!
-//! `ot`, `augment`, `kernels`, `prototypes` and `losses` are useful alone, so they know none of their siblings, and
-//! nothing but the encoder knows the tensor engine.
+//! Crates at the bottom are useful alone, so they know none of their siblings; nothing but the encoder knows the tensor
+//! engine. `SWAV_WRITE=1 cargo test -p swav --test direction_of_knowledge` draws anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use toml::Table;
 
-/// Package, and the packages of this workspace that it may depend on. Development dependencies may add `swav-fixtures`.
+/// Package, and the packages of this workspace that it may depend on, each listed before those that may know it.
+/// Development dependencies may add `swav-fixtures`, the package itself (with other features), and what [`TESTED_WITH`] says.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("swav-ot", &[]),
-    ("swav-collective", &[]),
     ("swav-augment", &[]),
     ("swav-kernels", &[]),
-    // Its tests compare with the CPU kernels.
-    ("swav-cuda", &["swav-kernels"]),
+    ("swav-cuda", &[]),
+    ("swav-optim", &[]),
+    ("swav-collective", &[]),
     ("swav-prototypes", &[]),
     ("swav-losses", &[]),
     ("swav-fixtures", &[]),
     ("swav-data", &["swav-augment"]),
-    ("swav-encoder", &["swav-kernels"]),
+    ("swav-encoder", &["swav-collective", "swav-cuda", "swav-kernels", "swav-optim"]),
     (
         "swav-train",
-        &["swav-augment", "swav-data", "swav-encoder", "swav-losses", "swav-ot", "swav-prototypes"],
-    ),
-    ("swav-eval", &["swav-augment", "swav-data", "swav-encoder"]),
-    (
-        "swav",
         &[
             "swav-augment",
+            "swav-collective",
             "swav-data",
             "swav-encoder",
-            "swav-eval",
-            "swav-kernels",
             "swav-losses",
+            "swav-optim",
             "swav-ot",
             "swav-prototypes",
-            "swav-train",
         ],
     ),
+    ("swav-eval", &["swav-augment", "swav-data", "swav-encoder"]),
+    ("swav", LIBRARIES),
+    ("swav-cli", &PROGRAM),
 ];
+
+/// What the facade re-exports.
+const LIBRARIES: &[&str] = &[
+    "swav-augment",
+    "swav-collective",
+    "swav-data",
+    "swav-encoder",
+    "swav-eval",
+    "swav-kernels",
+    "swav-losses",
+    "swav-optim",
+    "swav-ot",
+    "swav-prototypes",
+    "swav-train",
+];
+
+/// What the program may know: every library.
+const PROGRAM: [&str; LIBRARIES.len() + 1] = {
+    let mut all = ["swav"; LIBRARIES.len() + 1];
+    let mut i = 0;
+    while i < LIBRARIES.len() {
+        all[i] = LIBRARIES[i];
+        i += 1;
+    }
+    all
+};
+
+/// What the tests of a package are compared with, though the package itself may not know it.
+const TESTED_WITH: &[(&str, &[&str])] = &[("swav-cuda", &["swav-kernels"])];
 
 /// Packages at the top, which nobody may depend on.
 const TOP: &[&str] = &["swav-benches", "swav-examples", "xtask"];
 
-/// Packages besides the encoder that may not know the tensor engine: all of them.
+/// The tensor engine, and the only package that may know it.
 const ENGINE: (&str, &str) = ("dfdx", "swav-encoder");
+
+/// The lines of ARCHITECTURE.md that the drawing stands between.
+const BEGIN: &str =
+    "<!-- who knows whom: drawn from the manifests by crates/swav/tests/direction_of_knowledge.rs -->";
+const END: &str = "<!-- end of who knows whom -->";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -90,8 +123,9 @@ const DEVELOPMENT: &[&str] = &["dev-dependencies"];
 #[test]
 fn every_package_has_its_place_on_the_map() {
     let known: BTreeSet<&str> = ALLOWED.iter().map(|(name, _)| *name).chain(TOP.iter().copied()).collect();
-    let found = manifests();
-    assert_eq!(found.keys().map(String::as_str).collect::<BTreeSet<_>>(), known);
+    for name in manifests().keys() {
+        assert!(known.contains(name.as_str()), "{name} is not on the map");
+    }
 }
 
 #[test]
@@ -99,16 +133,22 @@ fn crates_know_only_what_lies_below_them() {
     let manifests = manifests();
     let members: BTreeSet<&str> = manifests.keys().map(String::as_str).collect();
     for (name, allowed) in ALLOWED {
+        let Some(manifest) = manifests.get(*name) else { continue };
         let siblings = |kinds| {
-            let all = dependencies(&manifests[*name], kinds);
+            let all = dependencies(manifest, kinds);
             all.into_iter().filter(|other| members.contains(other.as_str())).collect::<Vec<_>>()
         };
         for other in siblings(NORMAL) {
             assert!(allowed.contains(&other.as_str()), "{name} depends on {other}, which it may not know");
         }
         for other in siblings(DEVELOPMENT) {
-            let allowed = other == "swav-fixtures" || allowed.contains(&other.as_str());
-            assert!(allowed, "the tests of {name} depend on {other}, which it may not know");
+            let tested = TESTED_WITH.iter().find(|(package, _)| package == name);
+            let tested = tested.is_some_and(|(_, others)| others.contains(&other.as_str()));
+            let own = other == "swav-fixtures" || other == *name;
+            assert!(
+                own || tested || allowed.contains(&other.as_str()),
+                "the tests of {name} depend on {other}, which it may not know"
+            );
         }
     }
 }
@@ -130,4 +170,54 @@ fn the_order_has_no_cycle() {
         let before: Vec<&str> = ALLOWED[..position].iter().map(|(name, _)| *name).collect();
         assert!(allowed.iter().all(|other| before.contains(other)), "{name} is listed before what it knows");
     }
+}
+
+/// One line per package: how many layers lie below it, its name, and whom it knows directly. Top first.
+fn drawing() -> String {
+    let manifests = manifests();
+    let direct = |name: &str| -> BTreeSet<String> {
+        let all = dependencies(&manifests[name], NORMAL);
+        all.into_iter().filter(|other| manifests.contains_key(other) && *other != name).collect()
+    };
+    fn depth(name: &str, direct: &dyn Fn(&str) -> BTreeSet<String>) -> usize {
+        direct(name).iter().map(|other| depth(other, direct) + 1).max().unwrap_or(0)
+    }
+    let mut packages: Vec<(usize, &String)> = manifests
+        .keys()
+        .filter(|name| *name != "swav-fixtures")
+        .map(|name| (depth(name, &direct), name))
+        .collect();
+    packages.sort_by_key(|&(depth, name)| (std::cmp::Reverse(depth), name));
+    let short = |name: &str| name.strip_prefix("swav-").unwrap_or(name).to_owned();
+    let mut lines = String::from("```text\n");
+    let mut last = usize::MAX;
+    for (depth, name) in packages {
+        let layer = if depth == last { String::new() } else { depth.to_string() };
+        last = depth;
+        let known: Vec<String> = direct(name).iter().map(|other| short(other)).collect();
+        let known = if known.is_empty() { "nobody".to_owned() } else { known.join(", ") };
+        lines += &format!("{layer:>2}  {:<11} -> {known}\n", short(name));
+    }
+    lines + "```\n"
+}
+
+#[test]
+fn the_drawing_is_true() {
+    let path = root().join("ARCHITECTURE.md");
+    let text = std::fs::read_to_string(&path).expect("ARCHITECTURE.md can be read");
+    let (before, rest) =
+        text.split_once(&format!("{BEGIN}\n")).expect("ARCHITECTURE.md has a place for the drawing");
+    let (drawn, after) = rest.split_once(END).expect("the place for the drawing has an end");
+    let expected = drawing();
+    if drawn == expected {
+        return;
+    }
+    if std::env::var_os("SWAV_WRITE").is_some() {
+        std::fs::write(&path, format!("{before}{BEGIN}\n{expected}{END}{after}"))
+            .expect("ARCHITECTURE.md can be written");
+        return;
+    }
+    panic!(
+        "ARCHITECTURE.md has another drawing than the manifests (SWAV_WRITE=1 draws anew); expected\n{expected}"
+    );
 }

@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde::de::DeserializeOwned;
-use swav_encoder::{Checkpointing, Encoder, EncoderConfig, Head, ImageBatch, Precision, UpdateRule};
+use swav_encoder::{Checkpointing, Encoder, EncoderConfig, Head, ImageBatch, Method, Precision, UpdateRule};
 use swav_losses::SwappedPrediction;
 use swav_ot::Codes;
 use swav_prototypes::Prototypes;
@@ -13,7 +13,8 @@ use swav_train::{Single, StepOutput, Swav};
 
 /// Iterations from the start in which prototypes get no update.
 const FREEZE_ITERS: usize = 100;
-const RULE: UpdateRule = UpdateRule::Larc { lr: 0.1, momentum: 0.9, weight_decay: 1e-6, trust: 1e-3 };
+const RULE: UpdateRule =
+    UpdateRule::new(Method::Larc { lr: 0.1, momentum: 0.9, weight_decay: 1e-6, trust: 1e-3 });
 pub const TEMPERATURE: f32 = 0.1;
 pub const EPSILON: f64 = 0.05;
 pub const SINKHORN_ITERS: usize = 3;

@@ -16,12 +16,13 @@ use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 use swav_kernels as kernels;
 use swav_kernels::net::RunningStats;
+use swav_optim::apply;
 
 use crate::device::{Arguments, EncoderDevice, Momentum, Running};
 use crate::layers::Unit;
 use crate::{
-    Checkpointing, EncoderError, EncoderSpec, IMAGE_CHANNELS, ImageBatch, Precision, Slots, UpdateRule,
-    UpdateStats, apply,
+    Checkpointing, EncoderError, EncoderSpec, IMAGE_CHANNELS, ImageBatch, Precision, Role, Slots, UpdateRule,
+    UpdateStats,
 };
 
 /// The key of a gradient.
@@ -249,6 +250,7 @@ impl EncoderDevice for Kernels {
     fn update(
         &self,
         rule: &UpdateRule,
+        roles: &[Role],
         parameters: &mut [Values],
         slots: &mut [Slots],
         mut gradients: CpuGradients,
@@ -263,10 +265,10 @@ impl EncoderDevice for Kernels {
         }
         // A parameter a task: each is summed in order, and the norms are merged in order.
         let values = parameters.iter_mut().map(|parameter| Arc::make_mut(&mut parameter.values));
-        let tasks: Vec<_> = values.zip(slots).zip(&taken).collect();
+        let tasks: Vec<_> = values.zip(slots).zip(taken.iter().zip(roles)).collect();
         let stats: Vec<UpdateStats> = tasks
             .into_par_iter()
-            .map(|((values, slots), gradient)| apply(rule, values, gradient, slots))
+            .map(|((values, slots), (gradient, &role))| apply(rule, role, values, gradient, slots))
             .collect();
         taken.into_iter().for_each(|gradient| self.context.pool().give(gradient));
         Ok(stats.into_iter().fold(UpdateStats::default(), UpdateStats::merge))

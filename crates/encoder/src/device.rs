@@ -9,7 +9,7 @@ use dfdx::prelude::{Device, Gradients, OwnedTape};
 use ndarray::{Array2, ArrayView2};
 
 use crate::layers::Unit;
-use crate::{EncoderError, ImageBatch, Slots, UpdateRule, UpdateStats};
+use crate::{EncoderError, ImageBatch, Role, Slots, UpdateRule, UpdateStats};
 
 /// dfdx's tape on a device.
 pub(crate) type TapeOf<D> = OwnedTape<f32, <D as EncoderDevice>::Tensors>;
@@ -113,10 +113,11 @@ pub(crate) trait EncoderDevice: 'static {
         values: Vec<f32>,
     ) -> Result<(), EncoderError>;
 
-    /// Applies a rule to all parameters.
+    /// Applies a rule to all parameters, each of the role given.
     fn update(
         &self,
         rule: &UpdateRule,
+        roles: &[Role],
         parameters: &mut [Self::Parameter],
         slots: &mut [Self::Slots],
         gradients: GradientsOf<Self>,

@@ -158,7 +158,7 @@ pub trait Encoder {
     /// [`EncoderError::Missing`], [`EncoderError::Unexpected`], [`EncoderError::StateShape`].
     fn load_state(&mut self, state: &StateDict) -> Result<(), EncoderError>;
 
-    /// Momentum and moments of every parameter, see [`Slots::store`](crate::Slots::store).
+    /// Momentum and moments of every parameter, see [`StateDict::insert_slots`].
     ///
     /// # Errors
     /// A device's error.

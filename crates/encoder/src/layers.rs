@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use swav_kernels::ConvSpec;
 use swav_kernels::net::{self, ParamKind, Unit as KernelUnit};
+use swav_optim::Role;
 
 use crate::{BlockKind, EncoderSpec, Head, Stem};
 
@@ -62,6 +63,15 @@ pub(crate) struct ParameterInfo {
 }
 
 impl ParameterInfo {
+    /// What it is to an optimiser.
+    pub(crate) fn role(&self) -> Role {
+        match self.kind {
+            ParamKind::NormWeight | ParamKind::NormBias => Role::Norm,
+            ParamKind::LinearBias => Role::Bias,
+            _ => Role::Weight,
+        }
+    }
+
     /// The shape in a state: convolutions in OIHW.
     pub(crate) fn state_shape(&self) -> Vec<usize> {
         match (self.kind, self.device_shape.as_slice()) {

@@ -4,7 +4,7 @@
 //! [`EncoderConfig`] chooses the network, [`build`] puts it on a device.
 //!
 //! ```
-//! use swav_encoder::{Arch, BlockKind, EncoderConfig, Head, ImageBatch, Output, Stem, UpdateRule, build_cpu};
+//! use swav_encoder::{Arch, BlockKind, EncoderConfig, Head, ImageBatch, Method, Output, Stem, build_cpu};
 //!
 //! let config = EncoderConfig {
 //!     arch: Arch::Custom { block: BlockKind::Basic, layers: vec![1, 1] },
@@ -23,7 +23,7 @@
 //! assert_eq!(z.dim(), (18, 4));
 //! let gradient = z.mapv(|x| 0.1 * x + 0.01);
 //! encoder.backward(gradient.view())?;
-//! encoder.update(&UpdateRule::Larc { lr: 0.1, momentum: 0.9, weight_decay: 1e-6, trust: 1e-3 })?;
+//! encoder.update(&Method::Larc { lr: 0.1, momentum: 0.9, weight_decay: 1e-6, trust: 1e-3 }.into())?;
 //!
 //! let features = encoder.embed(groups[0], Output::Features)?;
 //! assert_eq!(features.dim(), (6, 16));
@@ -43,14 +43,13 @@ mod network;
 mod state;
 #[cfg(test)]
 mod tests;
-mod update;
 
 pub use builder::{build, build_cpu};
 pub use config::{Arch, BlockKind, Checkpointing, EncoderConfig, EncoderSpec, Head, Precision, Stem};
 pub use encoder::{Encoder, IMAGE_CHANNELS, ImageBatch, Output};
 pub use error::EncoderError;
 pub use state::{StateDict, StateTensor};
-pub use update::{Slots, UpdateRule, UpdateStats, apply};
+pub use swav_optim::{Groups, Method, Role, Slots, UpdateRule, UpdateStats};
 
 /// The README's example is tested with the others.
 #[cfg(doctest)]

@@ -9,7 +9,7 @@ use crate::device::{Arguments, EncoderDevice, GradientsOf, Momentum, Running, Ta
 use crate::init::initial_values;
 use crate::layers::{Layer, Layers, ParameterInfo};
 use crate::{
-    Encoder, EncoderError, EncoderSpec, ImageBatch, Output, Slots, StateDict, StateTensor, UpdateRule,
+    Encoder, EncoderError, EncoderSpec, ImageBatch, Output, Role, Slots, StateDict, StateTensor, UpdateRule,
     UpdateStats,
 };
 
@@ -249,7 +249,8 @@ impl<D: EncoderDevice> Encoder for Network<D> {
 
     fn update(&mut self, rule: &UpdateRule) -> Result<UpdateStats, EncoderError> {
         let gradients = self.gradients.get_mut().take().ok_or(EncoderError::NoGradients)?;
-        self.device.update(rule, &mut self.parameters, &mut self.slots, gradients)
+        let roles: Vec<Role> = self.layers.parameters.iter().map(ParameterInfo::role).collect();
+        self.device.update(rule, &roles, &mut self.parameters, &mut self.slots, gradients)
     }
 
     fn state(&self) -> Result<StateDict, EncoderError> {
@@ -306,19 +307,19 @@ impl<D: EncoderDevice> Encoder for Network<D> {
             let convert =
                 |values: Vec<f32>| if values.is_empty() { values } else { info.to_state_layout(values) };
             let slots = Slots { first: convert(first), second: convert(second), n_updates };
-            slots.store(&info.name, &info.state_shape(), &mut state);
+            state.insert_slots(&info.name, &info.state_shape(), &slots);
         }
         Ok(state)
     }
 
     fn load_optimizer_state(&mut self, state: &StateDict) -> Result<(), EncoderError> {
         let names = self.layers.parameters.iter().map(|info| info.name.as_str());
-        if let Some((name, _)) = state.iter().find(|(name, _)| !Slots::owns(name, names.clone())) {
+        if let Some(name) = state.foreign_slot(names) {
             return Err(EncoderError::Unexpected { name: name.to_owned() });
         }
         let mut all = Vec::with_capacity(self.slots.len());
         for info in &self.layers.parameters {
-            let Slots { first, second, n_updates } = Slots::restore(&info.name, &info.state_shape(), state)?;
+            let Slots { first, second, n_updates } = state.slots(&info.name, &info.state_shape())?;
             let convert =
                 |values: Vec<f32>| if values.is_empty() { values } else { info.to_device_layout(&values) };
             let slots = Slots { first: convert(first), second: convert(second), n_updates };

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use swav_optim::Slots;
+
 use crate::EncoderError;
 
 /// A tensor on the host, row-major.
@@ -110,6 +112,62 @@ impl StateDict {
     }
 }
 
+/// The suffix of an optimiser's count of updates; those of its vectors are `first` and `second`.
+const UPDATES: &str = "n_updates";
+
+/// What [`Slots`] are called in a state.
+impl StateDict {
+    /// Adds what an optimiser remembers of the parameter `name`: `NAME.first`, `NAME.second` (if used) and
+    /// `NAME.n_updates`; nothing before the first update.
+    ///
+    /// # Panics
+    /// If a slot has another length than the shape.
+    pub fn insert_slots(&mut self, name: &str, shape: &[usize], slots: &Slots) {
+        if slots.n_updates == 0 {
+            return;
+        }
+        for (slot, values) in slots.vectors() {
+            let tensor = StateTensor::new(shape.to_vec(), values.to_vec());
+            self.insert(format!("{name}.{slot}"), tensor.expect("slots have their parameter's length"));
+        }
+        // Two parts of 24 bits, since an f32 counts exactly only up to 2^24.
+        let parts = [(slots.n_updates >> 24) as f32, (slots.n_updates & 0xff_ffff) as f32];
+        let count = StateTensor::new(vec![2], parts.to_vec()).expect("two values");
+        self.insert(format!("{name}.{UPDATES}"), count);
+    }
+
+    /// Reads what [`StateDict::insert_slots`] added; empty slots where there are none for this parameter.
+    ///
+    /// # Errors
+    /// [`EncoderError::StateShape`] or [`EncoderError::Missing`] if the state is of another parameter.
+    pub fn slots(&self, name: &str, shape: &[usize]) -> Result<Slots, EncoderError> {
+        let key = format!("{name}.{UPDATES}");
+        if self.get(&key).is_none() {
+            return Ok(Slots::default());
+        }
+        let parts = self.expect(&key, &[2])?.data();
+        let n_updates = ((parts[0] as u64) << 24) + parts[1] as u64;
+        let first = self.expect(&format!("{name}.first"), shape)?.data().to_vec();
+        let key = format!("{name}.second");
+        let second = match self.get(&key) {
+            Some(_) => self.expect(&key, shape)?.data().to_vec(),
+            None => Vec::new(),
+        };
+        Ok(Slots { first, second, n_updates })
+    }
+
+    /// The first name that [`StateDict::insert_slots`] does not give to a slot of one of these parameters.
+    pub(crate) fn foreign_slot<'a>(&self, parameters: impl Iterator<Item = &'a str> + Clone) -> Option<&str> {
+        let known = |name: &str| {
+            name.rsplit_once('.').is_some_and(|(parameter, slot)| {
+                ["first", "second", UPDATES].contains(&slot)
+                    && parameters.clone().any(|known| known == parameter)
+            })
+        };
+        self.tensors.keys().map(String::as_str).find(|name| !known(name))
+    }
+}
+
 impl IntoIterator for StateDict {
     type Item = (String, StateTensor);
     type IntoIter = std::collections::btree_map::IntoIter<String, StateTensor>;
@@ -136,6 +194,18 @@ mod tests {
             Err(EncoderError::TensorLength { expected: 6, got: 5, .. })
         ));
         assert_eq!(StateTensor::new(vec![], vec![3.0]).unwrap(), StateTensor::scalar(3.0));
+    }
+
+    #[test]
+    fn slots_survive_a_state() {
+        let slots = Slots { first: vec![1.0, 2.0], second: vec![3.0, 4.0], n_updates: (5 << 24) + 7 };
+        let mut state = StateDict::new();
+        state.insert_slots("w", &[2, 1], &slots);
+        assert_eq!(state.slots("w", &[2, 1]).unwrap(), slots);
+        assert_eq!(state.slots("other", &[2]).unwrap(), Slots::default());
+        assert!(matches!(state.slots("w", &[3]), Err(EncoderError::StateShape { .. })));
+        assert_eq!(state.foreign_slot(["w"].into_iter()), None);
+        assert_eq!(state.foreign_slot(["v"].into_iter()), Some("w.first"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub use swav_encoder as encoder;
 pub use swav_eval as eval;
 pub use swav_kernels as kernels;
 pub use swav_losses as losses;
+pub use swav_optim as optim;
 pub use swav_ot as ot;
 pub use swav_prototypes as prototypes;
 pub use swav_train as train;

@@ -1,6 +1,7 @@
 //! Is training still going anywhere? Detects collapse, and says what is likely to help.
 
-use swav_encoder::{Precision, UpdateRule};
+use swav_encoder::Precision;
+use swav_optim::UpdateRule;
 
 use crate::config::{MonitorConfig, OptimizerKind, Settings};
 use crate::step::StepOutput;
@@ -107,10 +108,7 @@ fn collapse_advice(settings: &Settings) -> String {
 /// What is likely to have made a number infinite or not a number, and the key to change.
 pub(crate) fn divergence_advice(what: &str, step: u64, rule: &UpdateRule, settings: &Settings) -> String {
     let config = settings.config();
-    let lr = match *rule {
-        UpdateRule::Larc { lr, .. } | UpdateRule::Sgd { lr, .. } | UpdateRule::AdamW { lr, .. } => lr,
-        _ => config.optimizer.base_lr as f32,
-    };
+    let lr = rule.lr();
     let mut advice = Vec::new();
     if step == 0 {
         advice.push(

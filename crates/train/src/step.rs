@@ -1,8 +1,9 @@
 //! One training step: scores, codes, loss, gradients, update; generic over the encoder.
 
 use ndarray::{Array2, s};
-use swav_encoder::{Encoder, ImageBatch, Slots, StateDict, StateTensor, UpdateRule, UpdateStats};
+use swav_encoder::{Encoder, ImageBatch, StateDict, StateTensor};
 use swav_losses::{Diagnostics, SwappedPrediction};
+use swav_optim::{Role, Slots, UpdateRule, UpdateStats};
 use swav_ot::Codes;
 use swav_prototypes::{FeatureQueue, Prototypes};
 
@@ -148,7 +149,8 @@ impl Swav {
                 let mut weights = self.prototypes.weights_mut(head)?;
                 let values = weights.as_slice_mut().expect("weights are contiguous");
                 let grad = grad.as_slice().expect("a gradient is a new array");
-                stats = stats.merge(swav_encoder::apply(rule, values, grad, &mut self.slots[head]));
+                stats =
+                    stats.merge(swav_optim::apply(rule, Role::Weight, values, grad, &mut self.slots[head]));
             }
         }
         if stats.gradient_norm.is_finite() { Ok(stats) } else { Err(not_finite("a gradient")) }
@@ -169,12 +171,12 @@ impl Swav {
     }
 
     /// The optimiser's memory of the prototypes, in the form of
-    /// [`Slots::store`](swav_encoder::Slots::store).
+    /// [`StateDict::insert_slots`].
     pub fn optimizer_state(&self) -> StateDict {
         let mut state = StateDict::new();
         for (head, name) in self.prototypes.names().into_iter().enumerate() {
             let shape = self.prototypes.weights(head).map(|w| w.shape().to_vec()).unwrap_or_default();
-            self.slots[head].store(&name, &shape, &mut state);
+            state.insert_slots(&name, &shape, &self.slots[head]);
         }
         state
     }
@@ -191,7 +193,7 @@ impl Swav {
             let tensor = state.expect(&name, &[shape[0], shape[1]])?;
             let weights = Array2::from_shape_vec(shape, tensor.data().to_vec());
             heads.push(weights.expect("the shape was just compared"));
-            slots.push(Slots::restore(&name, &[shape[0], shape[1]], optimizer)?);
+            slots.push(optimizer.slots(&name, &[shape[0], shape[1]])?);
         }
         self.prototypes = Prototypes::from_weights(heads)?;
         self.slots = slots;

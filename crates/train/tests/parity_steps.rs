@@ -11,8 +11,8 @@ use ndarray::{Array2, ArrayD, IxDyn, s};
 use serde_json::Value;
 use support::to_nhwc;
 use swav_encoder::{
-    Arch, BlockKind, Checkpointing, Encoder, EncoderConfig, Head, ImageBatch, Output, Precision, StateDict,
-    StateTensor, Stem, UpdateRule, build_cpu,
+    Arch, BlockKind, Checkpointing, Encoder, EncoderConfig, Head, ImageBatch, Method, Output, Precision,
+    StateDict, StateTensor, Stem, UpdateRule, build_cpu,
 };
 use swav_fixtures::{Start, Tensors, ensure, json, max_abs_difference, relative_error, replay};
 use swav_losses::SwappedPrediction;
@@ -222,12 +222,12 @@ fn train(recorded: &Recorded, start: Start, exact: bool, checkpointing: Checkpoi
         })?);
 
         let lr = expected["lr"].as_f64().expect("a learning rate") as f32;
-        let rule = UpdateRule::Larc {
+        let rule = UpdateRule::new(Method::Larc {
             lr,
             momentum: recorded.number("momentum") as f32,
             weight_decay: recorded.number("weight_decay") as f32,
             trust: recorded.number("trust") as f32,
-        };
+        });
         let thawed = step >= recorded.count("freeze_prototypes_iters");
         swav.update(encoder.as_mut(), &output, &rule, thawed).unwrap();
     }

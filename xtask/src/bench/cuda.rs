@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use swav_encoder::{
-    Arch, BlockKind, Encoder, EncoderConfig, Head, ImageBatch, Output, Stem, UpdateRule, build,
+    Arch, BlockKind, Encoder, EncoderConfig, Head, ImageBatch, Method, Output, Stem, UpdateRule, build,
 };
 
 /// Largest relative difference from the CPU that counts as the same, for each of [`KINDS`]. Gradients get more: an
@@ -15,7 +15,8 @@ use swav_encoder::{
 const TOLERANCES: [f64; KINDS.len()] = [1e-3, 2e-2, 1e-3, 1e-3];
 /// A small learning rate: parameters that are zero at first take their gradient unscaled, and a large step of theirs
 /// would magnify the rounding that is to be measured.
-const RULE: UpdateRule = UpdateRule::Larc { lr: 0.01, momentum: 0.9, weight_decay: 1e-4, trust: 1e-3 };
+const RULE: UpdateRule =
+    UpdateRule::new(Method::Larc { lr: 0.01, momentum: 0.9, weight_decay: 1e-4, trust: 1e-3 });
 const SEED: u64 = 31;
 /// What is compared after each step.
 const KINDS: [&str; 4] = ["embeddings", "gradients", "state", "features"];

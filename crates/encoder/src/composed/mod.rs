@@ -23,7 +23,8 @@ use ndarray::{Array2, ArrayView2};
 use crate::device::{Arguments, EncoderDevice, Momentum, Running};
 use crate::layers::Unit;
 use crate::{
-    Checkpointing, EncoderError, EncoderSpec, IMAGE_CHANNELS, ImageBatch, Slots, UpdateRule, UpdateStats,
+    Checkpointing, EncoderError, EncoderSpec, IMAGE_CHANNELS, ImageBatch, Role, Slots, UpdateRule,
+    UpdateStats,
 };
 use graph::{BatchStatistics, Graph};
 use indices::Indices;
@@ -253,11 +254,12 @@ impl<D: Device<f32>> EncoderDevice for Composed<D> {
     fn update(
         &self,
         rule: &UpdateRule,
+        roles: &[Role],
         parameters: &mut [Vector<D>],
         slots: &mut [DeviceSlots<D>],
         mut gradients: Gradients<f32, D>,
     ) -> Result<UpdateStats, EncoderError> {
-        update::update(&self.tensors, rule, parameters, slots, &mut gradients).map_err(device_error)
+        update::update(&self.tensors, rule, roles, parameters, slots, &mut gradients).map_err(device_error)
     }
 
     fn download_slots(&self, slots: &DeviceSlots<D>) -> Slots {

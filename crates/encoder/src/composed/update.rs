@@ -1,15 +1,16 @@
 //! The optimiser's rules as dfdx operations, without a wait for the device between parameters.
 //!
-//! Same formulas as [`crate::apply`], with norms in f32.
+//! Same formulae as [`swav_optim::apply`], with norms in f32.
 
 use dfdx::prelude::{
     Axis, BroadcastTo, ChooseFrom, Device, Gradients, HasShape, ReshapeTo, Tensor, TryAdd, TryDiv, TryMatMul,
     TryMul, TryNe,
 };
 
+use swav_optim::{LARC_EPSILON, adam_corrections};
+
 use super::{DeviceSlots, Vector, read};
-use crate::update::adam_corrections;
-use crate::{UpdateRule, UpdateStats};
+use crate::{Method, Role, UpdateRule, UpdateStats};
 
 type Scalar<D> = Tensor<(usize,), f32, D>;
 
@@ -17,33 +18,38 @@ type Scalar<D> = Tensor<(usize,), f32, D>;
 pub(super) fn update<D: Device<f32>>(
     tensors: &D,
     rule: &UpdateRule,
+    roles: &[Role],
     parameters: &mut [Vector<D>],
     slots: &mut [DeviceSlots<D>],
     gradients: &mut Gradients<f32, D>,
 ) -> Result<UpdateStats, D::Err> {
     let mut squares: Option<(Scalar<D>, Scalar<D>)> = None;
-    for (parameter, slots) in parameters.iter_mut().zip(slots) {
+    for ((parameter, slots), &role) in parameters.iter_mut().zip(slots).zip(roles) {
         gradients.try_alloc_for(parameter)?;
-        let gradient = gradients.get(parameter);
+        let mut gradient = gradients.get(parameter);
         let of_parameter = dot(parameter, parameter)?;
         let of_gradient = dot(&gradient, &gradient)?;
         squares = Some(match squares {
             None => (of_parameter.clone(), of_gradient.clone()),
             Some((p, g)) => (p.try_add(of_parameter.clone())?, g.try_add(of_gradient.clone())?),
         });
+        let mut norms = (of_parameter.try_sqrt()?, of_gradient.try_sqrt()?);
+        if rule.gradient_scale != 1.0 {
+            gradient = gradient.try_mul(rule.gradient_scale)?;
+            norms.1 = norms.1.try_mul(rule.gradient_scale)?;
+        }
         slots.n_updates += 1;
-        match *rule {
-            UpdateRule::Larc { lr, momentum, weight_decay, trust } => {
-                let norms = (of_parameter.try_sqrt()?, of_gradient.try_sqrt()?);
+        match rule.for_role(role) {
+            Method::Larc { lr, momentum, weight_decay, trust } => {
                 let decayed = larc(tensors, parameter, gradient, norms, weight_decay, trust)?;
                 momentum_step(parameter, decayed, slots, lr, momentum)?;
             }
-            UpdateRule::Sgd { lr, momentum, weight_decay } => {
+            Method::Sgd { lr, momentum, weight_decay } => {
                 let mut decayed = gradient;
                 decayed.try_axpy(1.0, parameter, weight_decay)?;
                 momentum_step(parameter, decayed, slots, lr, momentum)?;
             }
-            UpdateRule::AdamW { lr, beta1, beta2, epsilon, weight_decay } => {
+            Method::AdamW { lr, beta1, beta2, epsilon, weight_decay } => {
                 let (first_scale, second_scale) = adam_corrections(beta1, beta2, slots.n_updates);
                 let square = gradient.clone().try_square()?;
                 let first = average(slots.first.take(), gradient, beta1)?;
@@ -73,7 +79,7 @@ fn larc<D: Device<f32>>(
     let usable = parameter_norm.try_ne(0.0)?;
     let other = gradient_norm.try_ne(0.0)?;
     let decay_norm = parameter_norm.clone().try_mul(weight_decay)?;
-    let denominator = gradient_norm.try_add(decay_norm)?.try_add(1e-8)?;
+    let denominator = gradient_norm.try_add(decay_norm)?.try_add(LARC_EPSILON as f32)?;
     let scale = parameter_norm.try_mul(trust)?.try_div(denominator)?;
     let (one, zero) = (tensors.try_tensor_from_vec(vec![1.0], (1,))?, tensors.try_zeros_like(&(1,))?);
     let decay = scale.clone().try_mul(weight_decay)?;

@@ -1,7 +1,9 @@
 //! Devices against each other: the kernels' gradients are derived by hand, dfdx derives its own.
 
 use super::{Images, devices, encoder, gradient, noise, relative, small};
-use crate::{BlockKind, Checkpointing, Encoder, EncoderConfig, Head, Output, Precision, Stem, UpdateRule};
+use crate::{
+    BlockKind, Checkpointing, Encoder, EncoderConfig, Head, Method, Output, Precision, Stem, UpdateRule,
+};
 
 /// Embeddings, gradients and the state after one update.
 fn step(encoder: &mut dyn Encoder, rule: &UpdateRule, seed: u64) -> Vec<(String, Vec<f32>)> {
@@ -32,7 +34,8 @@ fn compare(what: &str, actual: &[(String, Vec<f32>)], expected: &[(String, Vec<f
     }
 }
 
-const LARC: UpdateRule = UpdateRule::Larc { lr: 0.3, momentum: 0.9, weight_decay: 1e-2, trust: 1e-2 };
+const LARC: UpdateRule =
+    UpdateRule::new(Method::Larc { lr: 0.3, momentum: 0.9, weight_decay: 1e-2, trust: 1e-2 });
 
 fn configs() -> Vec<EncoderConfig> {
     use BlockKind::{Basic, Bottleneck};
@@ -46,8 +49,14 @@ fn configs() -> Vec<EncoderConfig> {
 
 #[test]
 fn devices_agree() {
-    let adamw = UpdateRule::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.99, epsilon: 1e-3, weight_decay: 0.1 };
-    let sgd = UpdateRule::Sgd { lr: 1e-2, momentum: 0.8, weight_decay: 0.1 };
+    let adamw = UpdateRule::new(Method::AdamW {
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.99,
+        epsilon: 1e-3,
+        weight_decay: 0.1,
+    });
+    let sgd = UpdateRule::new(Method::Sgd { lr: 1e-2, momentum: 0.8, weight_decay: 0.1 });
     for (config, rule) in configs().iter().zip([LARC, LARC, adamw, sgd]) {
         let mut results = devices().map(|device| {
             let mut encoder = encoder(&device, config);
@@ -100,7 +109,13 @@ fn fast_algorithms_and_mixed_precision_stay_close() {
 #[test]
 fn state_moves_between_devices() {
     let config = small(BlockKind::Bottleneck, Stem::Cifar, Head::Mlp { hidden: 7 });
-    let adamw = UpdateRule::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.99, epsilon: 1e-3, weight_decay: 0.1 };
+    let adamw = UpdateRule::new(Method::AdamW {
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.99,
+        epsilon: 1e-3,
+        weight_decay: 0.1,
+    });
     for rule in [LARC, adamw] {
         for (from, to) in [(0, 0), (0, 1), (1, 0)] {
             let devices = devices();

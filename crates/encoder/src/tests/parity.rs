@@ -2,14 +2,15 @@
 
 use ndarray::{Array2, Axis, aview1, concatenate, s};
 use swav_fixtures::{Start, Tensors, ensure, json, max_abs_difference, relative_error, replay};
+use swav_optim::{Role, apply};
 
 use serde_json::Value;
 
 use super::devices;
 use crate::builder::build_without_head;
 use crate::{
-    Arch, BlockKind, Encoder, EncoderConfig, Head, ImageBatch, Output, Slots, StateDict, StateTensor, Stem,
-    UpdateRule, apply, build,
+    Arch, BlockKind, Encoder, EncoderConfig, Head, ImageBatch, Method, Output, Slots, StateDict, StateTensor,
+    Stem, UpdateRule, build,
 };
 
 /// Loads the parameters `init.*`. Running statistics stay those of a new network: the fixtures were written after
@@ -228,16 +229,22 @@ fn train(
         if index == 0 || index + 1 == steps.len() {
             compare_gradients(name, encoder, tensors, &format!("step{index}.grad."), 1e-3)?;
         }
-        let rule = UpdateRule::Larc {
+        let rule = UpdateRule::new(Method::Larc {
             lr: step["lr"].as_f64().unwrap() as f32,
             momentum: number("momentum"),
             weight_decay: number("weight_decay"),
             trust: number("trust"),
-        };
+        });
         encoder.update(&rule).unwrap();
         if index as f32 >= number("freeze_prototypes_iters") {
             let gradient = grad_scores.t().dot(&z).as_standard_layout().to_owned();
-            apply(&rule, prototypes.as_slice_mut().unwrap(), gradient.as_slice().unwrap(), &mut slots);
+            apply(
+                &rule,
+                Role::Weight,
+                prototypes.as_slice_mut().unwrap(),
+                gradient.as_slice().unwrap(),
+                &mut slots,
+            );
         }
     }
     if n_steps < steps.len() {

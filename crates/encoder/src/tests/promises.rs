@@ -2,11 +2,11 @@
 
 use super::{Images, devices, encoder, gradient, noise, relative, small};
 use crate::{
-    Arch, BlockKind, EncoderConfig, EncoderError, Head, Output, StateDict, StateTensor, Stem, UpdateRule,
-    build,
+    Arch, BlockKind, EncoderConfig, EncoderError, Head, Method, Output, StateDict, StateTensor, Stem,
+    UpdateRule, build,
 };
 
-const SGD: UpdateRule = UpdateRule::Sgd { lr: 0.1, momentum: 0.9, weight_decay: 0.0 };
+const SGD: UpdateRule = UpdateRule::new(Method::Sgd { lr: 0.1, momentum: 0.9, weight_decay: 0.0 });
 
 fn mlp() -> EncoderConfig {
     small(BlockKind::Basic, Stem::Cifar, Head::Mlp { hidden: 7 })
@@ -92,7 +92,7 @@ fn gradients_can_be_rewritten() {
         let doubled: Vec<f32> = before.iter().map(|x| 2.0 * x).collect();
         assert_eq!(encoder.gradient("conv1.weight").unwrap(), doubled);
         let start = encoder.state().unwrap().get("conv1.weight").unwrap().data().to_vec();
-        encoder.update(&UpdateRule::Sgd { lr: 1.0, momentum: 0.0, weight_decay: 0.0 }).unwrap();
+        encoder.update(&UpdateRule::new(Method::Sgd { lr: 1.0, momentum: 0.0, weight_decay: 0.0 })).unwrap();
         let end = encoder.state().unwrap().get("conv1.weight").unwrap().data().to_vec();
         let expected: Vec<f32> = start.iter().zip(&doubled).map(|(p, g)| p - g).collect();
         assert!(relative(&end, &expected) < 1e-6, "{device}");

@@ -2,8 +2,9 @@
 
 use swav_augment::{AugmentError, CenterCrop, EvalView, MultiCrop};
 use swav_data::{DataError, LoaderConfig, LoaderError, OnBad};
-use swav_encoder::{EncoderError, EncoderSpec, UpdateRule};
+use swav_encoder::{EncoderError, EncoderSpec};
 use swav_losses::SwappedPrediction;
+use swav_optim::{Method, UpdateRule};
 use swav_ot::Codes;
 use swav_prototypes::FeatureQueue;
 
@@ -92,17 +93,13 @@ impl Settings {
     pub fn update_rule(&self, lr: f64) -> UpdateRule {
         let o = &self.config.optimizer;
         let (lr, momentum, weight_decay) = (lr as f32, o.momentum, o.weight_decay);
-        match o.kind {
-            OptimizerKind::Larc => UpdateRule::Larc { lr, momentum, weight_decay, trust: o.trust },
-            OptimizerKind::Sgd => UpdateRule::Sgd { lr, momentum, weight_decay },
-            OptimizerKind::Adamw => UpdateRule::AdamW {
-                lr,
-                beta1: o.beta1,
-                beta2: o.beta2,
-                epsilon: o.adam_epsilon,
-                weight_decay,
-            },
-        }
+        UpdateRule::new(match o.kind {
+            OptimizerKind::Larc => Method::Larc { lr, momentum, weight_decay, trust: o.trust },
+            OptimizerKind::Sgd => Method::Sgd { lr, momentum, weight_decay },
+            OptimizerKind::Adamw => {
+                Method::AdamW { lr, beta1: o.beta1, beta2: o.beta2, epsilon: o.adam_epsilon, weight_decay }
+            }
+        })
     }
 
     /// Rows of each list of the queue in this process, of `world_size`; 0 for no queue.

@@ -8,8 +8,9 @@ use ndarray::{Array2, ArrayView2, s};
 use swav_augment::{Channels, Image};
 use swav_data::{Dataset, SampleError};
 use swav_encoder::{
-    Encoder, EncoderError, ImageBatch, Output, Slots, StateDict, StateTensor, UpdateRule, UpdateStats, apply,
+    Encoder, EncoderError, ImageBatch, Output, Slots, StateDict, StateTensor, UpdateRule, UpdateStats,
 };
+use swav_optim::{Role, apply};
 use swav_train::{Outcome, RunFolder, Settings, StopFlag, TrainConfig, TrainError, Trainer};
 
 /// Coloured gradients; image i is a function of (salt, i).
@@ -159,7 +160,7 @@ impl Encoder for Linear {
     fn update(&mut self, rule: &UpdateRule) -> Result<UpdateStats, EncoderError> {
         let gradient = self.gradient.take().ok_or(EncoderError::NoGradients)?;
         let gradient: Vec<f32> = gradient.iter().copied().collect();
-        Ok(apply(rule, self.weight.as_slice_mut().unwrap(), &gradient, &mut self.slots))
+        Ok(apply(rule, Role::Weight, self.weight.as_slice_mut().unwrap(), &gradient, &mut self.slots))
     }
 
     fn state(&self) -> Result<StateDict, EncoderError> {
@@ -175,12 +176,12 @@ impl Encoder for Linear {
 
     fn optimizer_state(&self) -> Result<StateDict, EncoderError> {
         let mut state = StateDict::new();
-        self.slots.store("linear.weight", self.weight.shape(), &mut state);
+        state.insert_slots("linear.weight", self.weight.shape(), &self.slots);
         Ok(state)
     }
 
     fn load_optimizer_state(&mut self, state: &StateDict) -> Result<(), EncoderError> {
-        self.slots = Slots::restore("linear.weight", self.weight.shape(), state)?;
+        self.slots = state.slots("linear.weight", self.weight.shape())?;
         Ok(())
     }
 }

@@ -1,1 +1,109 @@
-//! Operations of a network as data.
+//! Operations of a network as data: a list that a machine runs, over buffers that only have a size.
+//!
+//! A [`Program`] names its buffers once; its [`Tape`]s (forward, backward, a whole training step) are lists of
+//! operations on them. Who runs a tape decides where the buffers lie: [`crate::arena`] plans them into one allocation
+//! for the card, [`crate::host`] gives each a vector.
+//!
+//! A tape runs on one or more *streams*. Operations of one stream run in order; what different streams do in between
+//! is unordered, but for [`Op::Wait`].
+
+mod buffer;
+mod ops;
+mod scalars;
+mod views;
+
+pub use buffer::{Buffer, BufferId, Role, View};
+pub use ops::{
+    BnGradientBranch, BnReduceBranch, CodesView, Gate, InputLayout, Op, PixelFormat, PoolShape, Rule,
+    ScoreShape, Shortcut, Statistics, UpdateTable, UpdatedTensor,
+};
+
+pub use scalars::{N_CLASSES, Report, Scalars, UpdateScalars};
+
+use crate::shape::Element;
+
+/// Values of a parameter that one block of threads updates.
+pub const CHUNK: usize = 8192;
+
+/// Bytes of a parameter in an [`UpdateTable`].
+pub const TENSOR_BYTES: usize = 80;
+
+/// One operation and where it runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// The stream, from 0.
+    pub stream: usize,
+    /// What is done.
+    pub op: Op,
+}
+
+/// A list of operations.
+///
+/// A run begins on stream 0 and ends when stream 0 does, so the others wait for it first ([`Tape::wait`]), and it for
+/// them last.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Tape {
+    /// The operations in an order that is right for one stream too.
+    pub nodes: Vec<Node>,
+}
+
+impl Tape {
+    /// Adds an operation.
+    pub fn push(&mut self, stream: usize, op: Op) {
+        self.nodes.push(Node { stream, op });
+    }
+
+    /// From here on, `stream` waits for everything that `other` was given so far.
+    pub fn wait(&mut self, stream: usize, other: usize) {
+        if stream != other {
+            self.push(stream, Op::Wait { other });
+        }
+    }
+
+    /// The number of streams.
+    pub fn n_streams(&self) -> usize {
+        self.nodes.iter().map(|node| node.stream + 1).max().unwrap_or(1)
+    }
+}
+
+/// Buffers, and the tapes over them by their number.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Program {
+    /// The buffers, by [`BufferId`].
+    pub buffers: Vec<Buffer>,
+    /// The tapes, in the order in which a step runs them.
+    pub tapes: Vec<Tape>,
+    /// How activations, their gradients, and the weights that convolutions read and their gradients are stored.
+    pub element: Element,
+}
+
+impl Program {
+    /// No buffers and no tapes yet.
+    pub fn new(element: Element) -> Self {
+        Program { buffers: Vec::new(), tapes: Vec::new(), element }
+    }
+
+    /// Adds a buffer of `bytes` bytes.
+    pub fn buffer(&mut self, name: impl Into<String>, bytes: usize, role: Role) -> BufferId {
+        self.buffers.push(Buffer { name: name.into(), bytes, role, contents: None });
+        BufferId(self.buffers.len() - 1)
+    }
+
+    /// Adds a buffer that holds `contents` from the start.
+    pub fn constant(&mut self, name: impl Into<String>, contents: Vec<u8>) -> BufferId {
+        let id = self.buffer(name, contents.len(), Role::Persistent);
+        self.buffers[id.0].contents = Some(contents);
+        id
+    }
+
+    /// Adds room for the table of an update.
+    pub fn update_table(&mut self, tensors: &[UpdatedTensor]) -> UpdateTable {
+        let n_chunks = tensors.iter().map(|tensor| tensor.len.div_ceil(CHUNK)).sum();
+        UpdateTable {
+            tensors: self.buffer("tensors", TENSOR_BYTES * tensors.len(), Role::Input).view(),
+            chunks: self.buffer("chunks", 8 * n_chunks, Role::Input).view(),
+            n_chunks,
+            partials: self.buffer("partial norms", 8 * n_chunks, Role::Scratch).view(),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! A residual network as tapes: from layers and groups of crops to operations on buffers.
+//!
+//! The network pads its channels to multiples of 8; what is padding stays zero through every operation and update.
+//! Parameters, momenta and running statistics are persistent buffers, which all programs of a network share by name;
+//! everything else belongs to one program.
+
+mod backward;
+mod forward;
+mod parameters;
+mod spec;
+mod step;
+
+pub use parameters::{Gradients, Norm, Parameter, ParameterShape, Parameters};
+pub use spec::{BlockKind, Head, NetworkSpec, Stem, padded};
+pub use step::{PrototypeBuffers, StepProgram, StepSpec};
+
+use crate::shape::Element;
+use crate::tape::{BufferId, Op, PixelFormat, Program, Report, Role, Rule, Tape, UpdatedTensor, View};
+use backward::Backward;
+use forward::Forward;
+
+/// Bytes of scratch that sums over rows may take on each stream.
+pub const SCRATCH_BYTES: usize = 16 << 20;
+
+/// A group of crops: all of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Group {
+    /// Crops.
+    pub images: usize,
+    /// Rows of pixels.
+    pub height: usize,
+    /// Columns of pixels.
+    pub width: usize,
+}
+
+/// How a network's programs are made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Options {
+    /// How activations are stored.
+    pub element: Element,
+    /// Whether only the inputs of blocks are kept, and their insides computed again in the backward pass.
+    pub checkpointing: bool,
+    /// How pixels come.
+    pub pixels: PixelFormat,
+}
+
+/// What a program for inference ends in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// The output of global average pooling.
+    Features,
+    /// The head's output, not scaled to unit length.
+    Head,
+}
+
+/// A network: its layers, and where its parameters lie.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Network {
+    spec: NetworkSpec,
+    parameters: Parameters,
+}
+
+/// The buffers of a network that outlive its programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Persistent {
+    /// All parameters, f32.
+    pub parameters: BufferId,
+    /// Momenta, or means of gradients, f32.
+    pub first: BufferId,
+    /// Copies of the parameters that convolutions read, unless they read f32.
+    pub copy: Option<BufferId>,
+    /// Running statistics, f32: norm by norm mean, then variance.
+    pub running: BufferId,
+}
+
+/// A program for training: tape 0 forward, which moves the running statistics too, tape 1 backward.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainProgram {
+    /// Buffers and tapes.
+    pub program: Program,
+    /// The shared buffers.
+    pub persistent: Persistent,
+    /// Pixels of each group, written by the host before tape 0.
+    pub pixels: Vec<BufferId>,
+    /// `[crops][padded dim]` f32: the head's output, not scaled to unit length, after tape 0.
+    pub output: BufferId,
+    /// `[crops][padded dim]` f32: the gradient with respect to it, written by the host before tape 1.
+    pub gradient: BufferId,
+    /// All gradients, after tape 1.
+    pub gradients: BufferId,
+    /// Where they lie.
+    pub gradient_layout: Gradients,
+}
+
+/// A program for inference: one tape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InferProgram {
+    /// Buffers and tape.
+    pub program: Program,
+    /// The shared buffers.
+    pub persistent: Persistent,
+    /// Pixels, written by the host.
+    pub pixels: BufferId,
+    /// `[images][padded dim]` f32.
+    pub output: BufferId,
+}
+
+impl Network {
+    /// A network of these layers.
+    pub fn new(spec: NetworkSpec) -> Self {
+        let parameters = Parameters::new(&spec);
+        Network { spec, parameters }
+    }
+
+    /// The layers.
+    pub fn spec(&self) -> &NetworkSpec {
+        &self.spec
+    }
+
+    /// The parameters.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Adds the shared buffers to a program.
+    pub fn persistent(&self, program: &mut Program) -> Persistent {
+        let bytes = 4 * self.parameters.len;
+        let copy = |program: &mut Program| {
+            program.buffer("copies", program.element.bytes() * self.parameters.len, Role::Persistent)
+        };
+        Persistent {
+            parameters: program.buffer("parameters", bytes, Role::Persistent),
+            first: program.buffer("first", bytes, Role::Persistent),
+            copy: (program.element != Element::F32).then(|| copy(program)),
+            running: program.buffer("running", 8 * self.parameters.norm_channels, Role::Persistent),
+        }
+    }
+
+    /// Forward and backward pass over groups of crops. The output's rows are those of all crops, group by group.
+    pub fn train(&self, groups: &[Group], options: &Options) -> TrainProgram {
+        let mut program = Program::new(options.element);
+        let persistent = self.persistent(&mut program);
+        let gradient_layout = self.parameters.gradients(groups.len(), options.element);
+        let name = format!("gradients of {} groups", groups.len());
+        let gradients = program.buffer(name, gradient_layout.bytes, Role::Persistent);
+        let dim = padded(self.spec.embedding_dim());
+        let rows: usize = groups.iter().map(|group| group.images).sum();
+        let output = program.buffer("output", 4 * rows * dim, Role::Output);
+        let gradient = program.buffer("gradient of output", 4 * rows * dim, Role::Input);
+
+        let mut forward = Forward::train(self, program, persistent, options, groups.len());
+        let kept = forward.groups_and_head(groups);
+        forward.widen(kept.head.output, output, rows * dim);
+        let pixels = kept.groups.iter().map(|group| group.pixels).collect();
+        forward.running(&kept);
+        let (mut program, tape) = forward.into_parts();
+        program.tapes.push(tape);
+        let gradients_at = (gradients, &gradient_layout);
+        let mut backward = Backward::new(self, &mut program, persistent, gradients_at, options.checkpointing);
+        backward.from_host(gradient, &kept);
+        let tape = backward.tape;
+        program.tapes.push(tape);
+        TrainProgram { program, persistent, pixels, output, gradient, gradients, gradient_layout }
+    }
+
+    /// Inference with running statistics.
+    pub fn infer(&self, group: Group, output: Output, options: &Options) -> InferProgram {
+        let mut program = Program::new(options.element);
+        let persistent = self.persistent(&mut program);
+        let dim = match output {
+            Output::Features => self.spec.feature_dim(),
+            Output::Head => self.spec.embedding_dim(),
+        };
+        let out = program.buffer("output", 4 * group.images * padded(dim), Role::Output);
+        let mut forward = Forward::infer(self, program, persistent, options);
+        let pixels = forward.infer_all(group, output, out);
+        let (mut program, tape) = forward.into_parts();
+        program.tapes.push(tape);
+        InferProgram { program, persistent, pixels, output: out }
+    }
+
+    /// The network's parameters as an update takes them, with the gradients of a training program: weights are class 0,
+    /// biases and parameters of norms class 1.
+    pub fn updated(
+        &self,
+        persistent: &Persistent,
+        second: Option<BufferId>,
+        gradients: BufferId,
+        layout: &Gradients,
+        element: Element,
+    ) -> Vec<UpdatedTensor> {
+        let list = self.parameters.list.iter().enumerate();
+        list.map(|(i, parameter)| UpdatedTensor {
+            value: persistent.parameters.at(4 * parameter.at),
+            first: persistent.first.at(4 * parameter.at),
+            second: second.map(|second| second.at(4 * parameter.at)),
+            copy: persistent.copy.map(|copy| copy.at(element.bytes() * parameter.at)),
+            gradient: gradients.at(layout.at[i]),
+            gradient_step: layout.step[i],
+            n_gradients: layout.count[i],
+            element: layout.element[i],
+            len: parameter.shape.padded_len(),
+            class: usize::from(matches!(parameter.shape, ParameterShape::Vector(_))),
+        })
+        .collect()
+    }
+
+    /// Updates all parameters with the gradients that a training program of `n_groups` groups left.
+    pub fn update(&self, n_groups: usize, rule: Rule, element: Element) -> Program {
+        let mut program = Program::new(element);
+        let persistent = self.persistent(&mut program);
+        let layout = self.parameters.gradients(n_groups, element);
+        let gradients =
+            program.buffer(format!("gradients of {n_groups} groups"), layout.bytes, Role::Persistent);
+        let second = (rule == Rule::AdamW)
+            .then(|| program.buffer("second", 4 * self.parameters.len, Role::Persistent));
+        let tensors = self.updated(&persistent, second, gradients, &layout, element);
+        let table = program.update_table(&tensors);
+        let report = program.buffer("report", Report::BYTES, Role::Output);
+        let mut tape = Tape::default();
+        tape.push(0, Op::Update { rule, tensors, table, report: report.view() });
+        program.tapes.push(tape);
+        program
+    }
+
+    /// Writes the copies that convolutions read, after parameters were set.
+    pub fn refresh(&self, element: Element) -> Program {
+        let mut program = Program::new(element);
+        let persistent = self.persistent(&mut program);
+        let mut tape = Tape::default();
+        if let Some(copy) = persistent.copy {
+            let op =
+                Op::Round { from: persistent.parameters.view(), to: copy.view(), len: self.parameters.len };
+            tape.push(0, op);
+        }
+        program.tapes.push(tape);
+        program
+    }
+
+    /// Where a parameter's weights for convolutions lie.
+    fn weights(&self, persistent: &Persistent, parameter: usize, element: Element) -> View {
+        let at = self.parameters.list[parameter].at;
+        match persistent.copy {
+            Some(copy) => copy.at(at * element.bytes()),
+            None => persistent.parameters.at(4 * at),
+        }
+    }
+
+    /// Where a parameter itself lies.
+    fn value(&self, persistent: &Persistent, parameter: usize) -> View {
+        persistent.parameters.at(4 * self.parameters.list[parameter].at)
+    }
+}

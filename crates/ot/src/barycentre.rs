@@ -4,12 +4,12 @@ use ndarray::{Array1, ArrayView1, ArrayView2};
 
 use crate::collective::Alone;
 use crate::cost::{CostSource, check_finite};
-use crate::engine::{Core, Domain, Engine, Side};
+use crate::engine::{Core, Domain, Dual, Engine, Side};
 use crate::error::{OtError, positive};
+use crate::outcome::Status;
 use crate::problem::Constraint;
 use crate::real::Real;
 use crate::simd::Isa;
-use crate::solver::Status;
 
 /// Which of the fixed points the iterations keep to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub struct Barycentre {
 /// The measure p on the m columns of `cost` (n, m) that minimises `Σ_k weights_k · OT(histograms_k, p)` with entropic
 /// costs, by iterative Bregman projections (Benamou et al. 2015, section 3.2).
 ///
-/// `histograms` (n, H) has one histogram a column; all must have the same mass. `weights` (H) are at least 0 and are
+/// `histograms` (n, H) has one histogram per column; all must have the same mass. `weights` (H) are at least 0 and are
 /// divided by their sum. As in that paper the entropy of a plan is taken without reference to its marginals; the
 /// barycentre is therefore blurred by about `sqrt(epsilon)`.
 ///
@@ -97,102 +97,169 @@ pub fn barycentre<T: Real>(
     weights: ArrayView1<T>,
     options: BarycentreOptions,
 ) -> Result<Barycentre, OtError> {
-    let BarycentreOptions { epsilon, tolerance, max_iters, start } = options;
-    positive("epsilon", epsilon)?;
-    positive("tolerance", tolerance)?;
-    let extremes = check_finite("cost", cost)?;
-    let ((n, m), n_histograms) = (cost.dim(), histograms.ncols());
-    if n == 0 || m == 0 || n_histograms == 0 {
-        return Err(OtError::Empty { what: "cost or histograms" });
-    }
-    if histograms.nrows() != n {
-        return Err(OtError::Shape {
-            what: "histograms",
-            expected: vec![n, n_histograms],
-            got: histograms.shape().to_vec(),
-        });
-    }
-    let shares = crate::problem::weights("barycentre weights", weights, n_histograms)?;
-    let total: f64 = shares.iter().sum();
-    let shares: Vec<f64> = shares.iter().map(|w| w / total).collect();
-    let measures = histograms
-        .columns()
-        .into_iter()
-        .map(|column| crate::problem::weights("histogram", column, n))
-        .collect::<Result<Vec<_>, _>>()?;
-    let mass: f64 = measures[0].iter().sum();
-    for measure in &measures {
-        let other: f64 = measure.iter().sum();
-        if (other - mass).abs() > T::epsilon().wide().sqrt() * mass.max(other) {
-            return Err(OtError::Unbalanced { source_mass: mass, target_mass: other });
-        }
-    }
-
-    let source = CostSource::Matrix { matrix: cost, sign: 1.0, extremes };
-    let ones = vec![1.0; m];
-    let core = |k: usize| Core {
-        cost: &source,
-        transposed: false,
-        rows: Side {
-            weights: &measures[k],
-            scale: mass / measures[k].iter().sum::<f64>(),
-            constraint: Constraint::Exact,
-        },
-        columns: Side { weights: &ones, scale: 1.0, constraint: Constraint::Exact },
-        isa: Isa::detect(),
-    };
-    let mut engine = Engine::default();
-    engine.prepare(&core(0));
-    let (low, high) = extremes;
-    engine.prepare_logarithmic(&core(0));
-    // All histograms share one kernel, where the type can hold it.
-    let mut domain = Domain::Logarithmic;
-    if (high - low) / epsilon <= T::SAFE_EXPONENT_RANGE {
-        domain = Domain::Kernel;
-        engine.announce_kernel(&core(0), epsilon, 0.5 * (low + high));
-        engine.prepare_logarithmic(&core(0));
-    }
-    let mut g = vec![vec![0.0; m]; n_histograms];
-    let mut soft = vec![vec![0.0; m]; n_histograms];
-    let mut marginals = vec![vec![0.0; m]; n_histograms];
-    let mut log_weights = vec![0.0; m];
+    positive("epsilon", options.epsilon)?;
+    positive("tolerance", options.tolerance)?;
+    let inputs = Inputs::check(cost, histograms, weights)?;
+    let mut projections = Projections::prepare(&inputs, options.epsilon);
     let (mut residual, mut n_iters, mut status) = (f64::INFINITY, 0, Status::IterationLimit);
-    while n_iters < max_iters {
-        for k in 0..n_histograms {
-            let totals = engine.sweep(domain, &core(k), epsilon, 0.0, &g[k], &mut Alone)?;
-            if totals.weak > 0.0 {
-                domain = Domain::Logarithmic;
-                let _ = engine.sweep(domain, &core(k), epsilon, 0.0, &g[k], &mut Alone)?;
-            }
-            soft[k].copy_from_slice(&engine.soft);
-            marginals[k].copy_from_slice(&engine.marginal);
-        }
-        let equal = n_iters == 0 && start == BarycentreStart::EqualWeights;
-        let share = |k: usize| if equal { 1.0 / n_histograms as f64 } else { shares[k] };
-        for (j, log_weight) in log_weights.iter_mut().enumerate() {
-            *log_weight = (0..n_histograms).map(|k| share(k) * ((g[k][j] - soft[k][j]) / epsilon)).sum();
-        }
-        residual = 0.0;
-        for k in 0..n_histograms {
-            let error: f64 = (0..m).map(|j| (marginals[k][j] - log_weights[j].exp()).abs()).sum();
-            residual += shares[k] * error / mass;
-            for j in 0..m {
-                g[k][j] = epsilon * log_weights[j] + soft[k][j];
-            }
-        }
+    while n_iters < options.max_iters {
+        projections.sweep(&inputs)?;
+        let equal = n_iters == 0 && options.start == BarycentreStart::EqualWeights;
+        residual = projections.meet(&inputs, equal);
         n_iters += 1;
         if !residual.is_finite() {
-            return Err(OtError::Overflow { what: "the residual", iters: n_iters });
+            return Err(OtError::Overflow { what: "the residual", n_iters });
         }
-        if residual <= tolerance {
+        if residual <= options.tolerance {
             status = Status::Converged;
             break;
         }
     }
-    let mut weights: Array1<f64> = log_weights.iter().map(|w| w.exp()).collect();
-    weights *= mass / weights.sum();
+    let mut weights: Array1<f64> = projections.log_weights.iter().map(|w| w.exp()).collect();
+    weights *= inputs.mass / weights.sum();
     if weights.iter().any(|w| !w.is_finite()) {
-        return Err(OtError::Overflow { what: "a weight of the barycentre", iters: n_iters });
+        return Err(OtError::Overflow { what: "a weight of the barycentre", n_iters });
     }
     Ok(Barycentre { weights, status, n_iters, residual })
+}
+
+/// What was given, checked.
+struct Inputs<'a, T> {
+    source: CostSource<'a, T>,
+    extremes: (f64, f64),
+    measures: Vec<Vec<f64>>,
+    /// Weights of the histograms, of sum 1.
+    shares: Vec<f64>,
+    /// Mass of the first histogram, and up to rounding of all.
+    mass: f64,
+    /// A weight of 1 for each column.
+    ones: Vec<f64>,
+}
+
+impl<'a, T: Real> Inputs<'a, T> {
+    fn check(
+        cost: ArrayView2<'a, T>,
+        histograms: ArrayView2<T>,
+        weights: ArrayView1<T>,
+    ) -> Result<Self, OtError> {
+        let extremes = check_finite("cost", cost)?;
+        let ((n, m), n_histograms) = (cost.dim(), histograms.ncols());
+        if n == 0 || m == 0 || n_histograms == 0 {
+            return Err(OtError::Empty { what: "cost or histograms" });
+        }
+        if histograms.nrows() != n {
+            return Err(OtError::Shape {
+                what: "histograms",
+                expected: vec![n, n_histograms],
+                got: histograms.shape().to_vec(),
+            });
+        }
+        let shares = crate::problem::weights("barycentre weights", weights, n_histograms)?;
+        let total: f64 = shares.iter().sum();
+        let shares: Vec<f64> = shares.iter().map(|w| w / total).collect();
+        let measures = histograms
+            .columns()
+            .into_iter()
+            .map(|column| crate::problem::weights("histogram", column, n))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mass: f64 = measures[0].iter().sum();
+        for measure in &measures {
+            let other: f64 = measure.iter().sum();
+            if (other - mass).abs() > T::epsilon().wide().sqrt() * mass.max(other) {
+                return Err(OtError::Unbalanced { source_mass: mass, target_mass: other });
+            }
+        }
+        let source = CostSource::Matrix { matrix: cost, sign: 1.0, extremes };
+        Ok(Self { source, extremes, measures, shares, mass, ones: vec![1.0; m] })
+    }
+
+    /// The problem of one histogram as the sweeps see it.
+    fn core(&self, k: usize) -> Core<'_, 'a, T> {
+        Core {
+            cost: &self.source,
+            transposed: false,
+            rows: Side {
+                weights: &self.measures[k],
+                scale: self.mass / self.measures[k].iter().sum::<f64>(),
+                constraint: Constraint::Exact,
+            },
+            columns: Side { weights: &self.ones, scale: 1.0, constraint: Constraint::Exact },
+            isa: Isa::detect(),
+        }
+    }
+}
+
+/// The iterations' state: each histogram's column potentials, and what the last sweep gave for them.
+struct Projections<T> {
+    engine: Engine<T>,
+    domain: Domain,
+    epsilon: f64,
+    g: Vec<Vec<f64>>,
+    soft: Vec<Vec<f64>>,
+    marginals: Vec<Vec<f64>>,
+    /// Logarithm of the barycentre.
+    log_weights: Vec<f64>,
+}
+
+impl<T: Real> Projections<T> {
+    fn prepare(inputs: &Inputs<T>, epsilon: f64) -> Self {
+        let mut engine = Engine::default();
+        let core = inputs.core(0);
+        engine.prepare(&core);
+        engine.prepare_logarithmic(&core);
+        // All histograms share one kernel, where the type can hold it.
+        let (low, high) = inputs.extremes;
+        let mut domain = Domain::Logarithmic;
+        if (high - low) / epsilon <= T::SAFE_EXPONENT_RANGE {
+            domain = Domain::Kernel;
+            engine.announce_kernel(&core, epsilon, 0.5 * (low + high));
+        }
+        let vectors = || vec![vec![0.0; inputs.ones.len()]; inputs.measures.len()];
+        Self {
+            engine,
+            domain,
+            epsilon,
+            g: vectors(),
+            soft: vectors(),
+            marginals: vectors(),
+            log_weights: vec![0.0; inputs.ones.len()],
+        }
+    }
+
+    /// Projects every plan onto its histogram.
+    fn sweep(&mut self, inputs: &Inputs<T>) -> Result<(), OtError> {
+        for k in 0..self.g.len() {
+            let (core, dual) = (inputs.core(k), Dual { epsilon: self.epsilon, lambda: 0.0, g: &self.g[k] });
+            let totals = self.engine.sweep(self.domain, &core, dual, &mut Alone)?;
+            if totals.weak > 0.0 {
+                self.domain = Domain::Logarithmic;
+                let _ = self.engine.sweep(self.domain, &core, dual, &mut Alone)?;
+            }
+            self.soft[k].copy_from_slice(&self.engine.found.soft);
+            self.marginals[k].copy_from_slice(&self.engine.found.marginal);
+        }
+        Ok(())
+    }
+
+    /// Projects the plans onto a common marginal, the weighted geometric mean of theirs; gives the residual. With `equal` all
+    /// histograms weigh the same in that mean.
+    fn meet(&mut self, inputs: &Inputs<T>, equal: bool) -> f64 {
+        let (n_histograms, epsilon) = (self.g.len(), self.epsilon);
+        let share = |k: usize| if equal { 1.0 / n_histograms as f64 } else { inputs.shares[k] };
+        for (j, log_weight) in self.log_weights.iter_mut().enumerate() {
+            let term = |k: usize| share(k) * ((self.g[k][j] - self.soft[k][j]) / epsilon);
+            *log_weight = (0..n_histograms).map(term).sum();
+        }
+        let mut residual = 0.0;
+        for (k, g) in self.g.iter_mut().enumerate() {
+            let marginals = self.marginals[k].iter().zip(&self.log_weights);
+            let error: f64 =
+                marginals.map(|(marginal, log_weight)| (marginal - log_weight.exp()).abs()).sum();
+            residual += inputs.shares[k] * error / inputs.mass;
+            for ((g, log_weight), soft) in g.iter_mut().zip(&self.log_weights).zip(&self.soft[k]) {
+                *g = epsilon * log_weight + soft;
+            }
+        }
+        residual
+    }
 }

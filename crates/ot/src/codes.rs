@@ -5,7 +5,7 @@
 //! the reference routine `distributed_sinkhorn`: prototypes first, then samples). The result, with rows that sum
 //! to 1, is the soft assignment of samples to equally used prototypes.
 //!
-//! In the usual range one exponential an element is taken, kept in the output, and every iteration reads it once:
+//! In the usual range one exponential per element is taken, kept in the output, and every iteration reads it once:
 //! while a few samples' rows are in cache their sums are formed and they are added to the next prototype sums.
 //! Where `(max - min) / epsilon` is beyond what the type can hold, the same iterations run on logarithms in double
 //! precision.
@@ -15,10 +15,11 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use crate::chunks::{self, Strip};
 use crate::collective::{Alone, Collective};
 use crate::error::{OtError, positive};
+use crate::mutants::mutated;
 use crate::real::Real;
 use crate::simd::{self, Isa, ROWS};
 
-/// Codes of a batch of scores, with the memory that their computation needs.
+/// Assigns codes to batches of scores: the parameters, and the memory that the computation needs.
 ///
 /// The memory grows to the largest batch seen and is then reused: a later call of that size or less allocates
 /// nothing.
@@ -54,11 +55,15 @@ pub struct Codes<T> {
     log_scaling: Vec<f64>,
 }
 
-/// Codes of `scores` (B, K) in a new array; see [`Codes`].
+/// Codes of `scores` (B, K) in a new array, with memory that is used once; see [`Codes`].
 ///
 /// # Errors
 /// Those of [`Codes::new`] and [`Codes::assign`].
-pub fn codes<T: Real>(scores: ArrayView2<T>, epsilon: f64, n_iters: usize) -> Result<Array2<T>, OtError> {
+pub fn sinkhorn_codes<T: Real>(
+    scores: ArrayView2<T>,
+    epsilon: f64,
+    n_iters: usize,
+) -> Result<Array2<T>, OtError> {
     let mut out = scores.as_standard_layout().into_owned();
     Codes::new(epsilon, n_iters)?.assign(out.view_mut())?;
     Ok(out)
@@ -144,7 +149,7 @@ impl<T: Real> Codes<T> {
     ///
     /// Every process calls it with the same `epsilon`, `n_iters` and K, and its own number of samples, which may be
     /// 0. One maximum of 3 numbers and `n_iters` sums of K numbers are reduced (in the logarithmic path, a maximum
-    /// and a sum of K numbers each iteration). The codes equal those of the whole batch on one process up to the
+    /// and a sum of K numbers in each iteration). The codes equal those of the whole batch on one process up to the
     /// rounding of the sums.
     ///
     /// # Errors
@@ -268,6 +273,9 @@ impl<T: Real> Codes<T> {
             }
             if iteration + 1 == self.n_iters {
                 break;
+            }
+            if iteration == 1 && mutated("sinkhorn-no-second-row-normalisation") {
+                continue;
             }
             let (rows, scaling) = (&*rows, &*scaling);
             let memory = Strip::new(partial, width);

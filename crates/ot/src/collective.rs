@@ -7,7 +7,7 @@ pub type CollectiveError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// Every process must make the same calls in the same order, and must get the same bits back: otherwise the
 /// processes would disagree on when to stop. Sums are double precision for `f32` problems too. The vectors are
-/// short (about one number a row of the shared side), so latency matters more than bandwidth.
+/// short (about one number per row of the shared side), so latency matters more than bandwidth.
 pub trait Collective {
     /// Replaces each element by its sum over all processes.
     fn sum(&mut self, values: &mut [f64]) -> Result<(), CollectiveError>;
@@ -18,7 +18,7 @@ pub trait Collective {
 
 /// One process holds everything: both reductions leave their values as they are.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Alone;
+pub(crate) struct Alone;
 
 impl Collective for Alone {
     fn sum(&mut self, _values: &mut [f64]) -> Result<(), CollectiveError> {

@@ -5,9 +5,10 @@ use ndarray::Array2;
 use crate::cost::{CostSource, Points};
 use crate::error::OtError;
 use crate::gradient::Cloud;
+use crate::outcome::Status;
 use crate::problem::{Constraint, Problem};
 use crate::real::Real;
-use crate::solver::{Solver, Status};
+use crate::solver::Solver;
 
 /// The value of a Sinkhorn divergence, in two definitions.
 #[derive(Clone, Debug)]

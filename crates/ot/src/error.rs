@@ -19,7 +19,7 @@ pub enum OtError {
         got: Vec<usize>,
     },
     /// A dimension that must be at least 1 is 0.
-    #[error("{what} is empty")]
+    #[error("{what}: expected at least one element, got none")]
     Empty {
         /// Which array or dimension.
         what: &'static str,
@@ -82,22 +82,24 @@ pub enum OtError {
         limit: f64,
     },
     /// A number of the solve left the range of its type.
-    #[error("{what} is not finite after {iters} iterations: the costs or potentials exceed the type's range")]
+    #[error(
+        "{what} is not finite after {n_iters} iterations: the costs or potentials exceed the type's range"
+    )]
     Overflow {
         /// Which quantity.
         what: &'static str,
         /// Iterations done until then.
-        iters: usize,
+        n_iters: usize,
     },
     /// A strict accessor was asked for a solution that did not converge.
     #[error(
-        "not converged after {iters} iterations: {status:?}, residual {residual:.3e}, tolerance {tolerance:.3e}"
+        "not converged after {n_iters} iterations: {status:?}, residual {residual:.3e}, tolerance {tolerance:.3e}"
     )]
     NotConverged {
         /// How the solve ended.
         status: crate::Status,
         /// Iterations done.
-        iters: usize,
+        n_iters: usize,
         /// The residual reached.
         residual: f64,
         /// The residual asked for.
@@ -112,7 +114,7 @@ pub enum OtError {
         problem: &'static str,
     },
     /// The caller's all-reduce failed.
-    #[error("all-reduce between the shards failed: {0}")]
+    #[error("the all-reduce between the shards failed")]
     Collective(#[source] CollectiveError),
 }
 

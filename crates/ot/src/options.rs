@@ -15,7 +15,7 @@ pub enum Method {
     Scaling,
     /// As `Scaling`, but potentials are absorbed into the kernel before anything leaves its range.
     Stabilised,
-    /// One exponential an element and sweep, in double precision for `f32` costs too; stores no kernel.
+    /// One exponential per element and sweep, in double precision for `f32` costs too; stores no kernel.
     Log,
 }
 

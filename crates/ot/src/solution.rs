@@ -4,12 +4,12 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
 
 use crate::error::OtError;
 use crate::options::Method;
+use crate::outcome::{Potentials, Record, Status, Summary};
 use crate::pages;
 use crate::plan::PlanRows;
 use crate::problem::{Constraint, Problem};
 use crate::real::Real;
 use crate::simd::{self, Isa};
-use crate::solver::{Potentials, Record, Status, Summary};
 
 /// The solution of a [`Problem`]. The plan is computed when it is asked for, or applied without being formed.
 #[derive(Clone, Debug)]
@@ -23,6 +23,15 @@ pub struct Solution<'p, 'a, T> {
     tolerance: f64,
     history: Vec<Record>,
     pub(crate) target_scale: f64,
+}
+
+/// What a solver tells of a solve besides the potentials.
+pub(crate) struct Solved {
+    pub(crate) lambda: f64,
+    pub(crate) target_scale: f64,
+    pub(crate) summary: Summary,
+    pub(crate) tolerance: f64,
+    pub(crate) history: Vec<Record>,
 }
 
 /// The three values of a solved problem. At convergence `entropic` and `dual` agree.
@@ -40,15 +49,8 @@ pub struct Costs {
 }
 
 impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
-    pub(crate) fn new(
-        problem: &'p Problem<'a, T>,
-        potentials: Potentials,
-        lambda: f64,
-        summary: Summary,
-        tolerance: f64,
-        history: Vec<Record>,
-        target_scale: f64,
-    ) -> Self {
+    pub(crate) fn new(problem: &'p Problem<'a, T>, potentials: Potentials, solved: Solved) -> Self {
+        let Solved { lambda, target_scale, summary, tolerance, history } = solved;
         Self { problem, potentials, lambda, summary, tolerance, history, target_scale }
     }
 
@@ -66,7 +68,7 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
             Status::Converged => Ok(self),
             status => Err(OtError::NotConverged {
                 status,
-                iters: self.summary.n_iters,
+                n_iters: self.summary.n_iters,
                 residual: self.summary.residual,
                 tolerance: self.tolerance,
             }),

@@ -5,78 +5,14 @@ use ndarray::Array1;
 use crate::anderson::Anderson;
 use crate::chunks;
 use crate::collective::{Alone, Collective};
-use crate::engine::{Core, Domain, Engine, RowTotals, Side};
+use crate::engine::{Core, Domain, Dual, Engine, RowTotals, Side};
 use crate::error::OtError;
 use crate::options::{Acceleration, Annealing, Method, Norm, Options};
+use crate::outcome::{Potentials, Record, Start, Status, Summary};
 use crate::problem::{Constraint, Problem};
 use crate::real::Real;
 use crate::simd::Isa;
-use crate::solution::Solution;
-
-/// Dual potentials in cost units: the plan is `a_i b_j exp((f_i + g_j - C_ij) / epsilon)`. They are double precision
-/// for `f32` problems too, so that they can start a solve in another precision or with another epsilon.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Potentials {
-    /// One for each source.
-    pub f: Array1<f64>,
-    /// One for each target.
-    pub g: Array1<f64>,
-}
-
-impl Potentials {
-    /// All zero.
-    pub fn zeros(n_sources: usize, n_targets: usize) -> Self {
-        Self { f: Array1::zeros(n_sources), g: Array1::zeros(n_targets) }
-    }
-}
-
-/// How a solve ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Status {
-    /// The residual is within the tolerance.
-    Converged,
-    /// The iteration limit came first.
-    IterationLimit,
-    /// The residual stopped falling above the tolerance: rounding does not let it.
-    Stalled,
-}
-
-/// Where the iterations start from.
-#[derive(Clone, Copy, Debug)]
-pub enum Start<'s> {
-    /// Zero potentials.
-    Zero,
-    /// The potentials of a similar problem. Only those of one side are read: the first update makes the others.
-    From(&'s Potentials),
-    /// Whatever the output holds: for [`Solver::solve_into`].
-    Output,
-}
-
-/// What a solve into the caller's memory tells.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[must_use]
-pub struct Summary {
-    /// How it ended.
-    pub status: Status,
-    /// Sweeps done, over all stages.
-    pub n_iters: usize,
-    /// The last residual, relative to the source's mass.
-    pub residual: f64,
-    /// The arithmetic that was chosen; never `Auto`.
-    pub method: Method,
-    /// Mass of the plan.
-    pub mass: f64,
-}
-
-/// The residual after one sweep.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Record {
-    /// Epsilon of the stage.
-    pub epsilon: f64,
-    /// Residual, relative to the source's mass.
-    pub residual: f64,
-}
+use crate::solution::{Solution, Solved};
 
 /// Spread of costs over epsilon above which `Auto` anneals.
 const ANNEAL_ABOVE: f64 = 100.0;
@@ -173,14 +109,12 @@ impl<T: Real> Solver<T> {
         let (n, m) = problem.dim();
         let mut potentials = Potentials::zeros(n, m);
         let summary = self.solve_into(problem, start, &mut potentials)?;
+        let target_scale = self.target_scale(problem)?;
+        let (tolerance, history) = (self.options.tolerance, self.history.clone());
         Ok(Solution::new(
             problem,
             potentials,
-            self.lambda,
-            summary,
-            self.options.tolerance,
-            self.history.clone(),
-            self.target_scale(problem)?,
+            Solved { lambda: self.lambda, target_scale, summary, tolerance, history },
         ))
     }
 
@@ -272,18 +206,18 @@ impl<T: Real> Solver<T> {
         self.engine.extend_to_empty_columns(&core, problem.epsilon, self.lambda, collective)?;
         for (j, g) in self.g.iter_mut().enumerate() {
             if core.columns.weights[j] == 0.0 {
-                *g = core.columns.constraint.potential(self.engine.soft[j], problem.epsilon);
+                *g = core.columns.constraint.potential(self.engine.found.soft[j], problem.epsilon);
             }
         }
         let (out_rows, out_columns) =
             if transposed { (&mut out.g, &mut out.f) } else { (&mut out.f, &mut out.g) };
-        self.engine.f.iter_mut().for_each(|f| *f += self.shift);
-        store(out_rows, &self.engine.f);
+        self.engine.found.f.iter_mut().for_each(|f| *f += self.shift);
+        store(out_rows, &self.engine.found.f);
         store(out_columns, &self.g);
         out.f += self.lambda;
         let last = self.history.last().map_or(f64::INFINITY, |record| record.residual);
         if out.f.iter().chain(&out.g).any(|potential| !potential.is_finite()) {
-            return Err(OtError::Overflow { what: "a potential", iters: self.history.len() });
+            return Err(OtError::Overflow { what: "a potential", n_iters: self.history.len() });
         }
         Ok(Summary { status, n_iters: self.history.len(), residual: last, method, mass: plan_mass })
     }
@@ -342,7 +276,7 @@ impl<T: Real> Solver<T> {
         }
         let range = (-extremes[0], extremes[1]);
         if !(range.1 - range.0).is_finite() {
-            return Err(OtError::Overflow { what: "the spread of costs", iters: 0 });
+            return Err(OtError::Overflow { what: "the spread of costs", n_iters: 0 });
         }
         Ok(range)
     }
@@ -413,7 +347,7 @@ impl<T: Real> Solver<T> {
             mass = if run.partial { run.mass } else { totals.mass };
             self.history.push(Record { epsilon, residual });
             if !residual.is_finite() {
-                return Err(OtError::Overflow { what: "the residual", iters: self.history.len() });
+                return Err(OtError::Overflow { what: "the residual", n_iters: self.history.len() });
             }
             if residual <= tolerance {
                 status = Status::Converged;
@@ -481,33 +415,27 @@ impl<T: Real> Solver<T> {
         epsilon: f64,
         collective: &mut dyn Collective,
     ) -> Result<RowTotals, OtError> {
+        let (core, dual) = (&run.core, Dual { epsilon, lambda: self.lambda, g: &self.g });
         if run.method == Method::Log {
-            return self.engine.sweep(
-                Domain::Logarithmic,
-                &run.core,
-                epsilon,
-                self.lambda,
-                &self.g,
-                collective,
-            );
+            return self.engine.sweep(Domain::Logarithmic, core, dual, collective);
         }
-        let totals =
-            self.engine.sweep(Domain::Kernel, &run.core, epsilon, self.lambda, &self.g, collective)?;
+        let totals = self.engine.sweep(Domain::Kernel, core, dual, collective)?;
         if totals.weak == 0.0 {
             return Ok(totals);
         }
         if run.method == Method::Scaling && self.options.method == Method::Scaling {
-            return Err(OtError::Overflow { what: "a scaling", iters: self.history.len() });
+            return Err(OtError::Overflow { what: "a scaling", n_iters: self.history.len() });
         }
         self.absorb(run, epsilon, collective)?;
-        self.engine.sweep(Domain::Logarithmic, &run.core, epsilon, self.lambda, &self.g, collective)
+        let dual = Dual { epsilon, lambda: self.lambda, g: &self.g };
+        self.engine.sweep(Domain::Logarithmic, core, dual, collective)
     }
 
     /// Puts the potentials after a logarithmic sweep from `g` into the kernel.
     fn absorb(&mut self, run: &Run<T>, epsilon: f64, collective: &mut dyn Collective) -> Result<(), OtError> {
         self.engine.prepare_logarithmic(&run.core);
-        let totals =
-            self.engine.sweep(Domain::Logarithmic, &run.core, epsilon, self.lambda, &self.g, collective)?;
+        let dual = Dual { epsilon, lambda: self.lambda, g: &self.g };
+        let totals = self.engine.sweep(Domain::Logarithmic, &run.core, dual, collective)?;
         self.update_columns(run, epsilon, totals);
         self.engine.build_kernel(&run.core, epsilon, &self.g_next);
         self.engine.prepare_logarithmic(&run.core);
@@ -533,8 +461,8 @@ impl<T: Real> Solver<T> {
                 self.g_next[j] = self.g[j];
                 continue;
             }
-            let next = columns.constraint.potential(self.engine.soft[j] - step, epsilon);
-            let marginal = self.engine.marginal[j] * factor;
+            let next = columns.constraint.potential(self.engine.found.soft[j] - step, epsilon);
+            let marginal = self.engine.found.marginal[j] * factor;
             let change = match columns.constraint {
                 Constraint::Exact => weight - marginal,
                 _ => marginal * ((next - self.g[j]) / epsilon).exp_m1(),

@@ -1,1 +1,0 @@
-//! The crate's own kernels and their launch descriptions.

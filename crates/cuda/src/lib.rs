@@ -19,6 +19,7 @@ pub mod cudnn;
 pub mod driver;
 mod error;
 pub mod exec;
+mod files;
 pub mod host;
 pub mod kernels;
 pub mod libs;

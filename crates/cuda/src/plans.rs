@@ -1,1 +1,0 @@
-//! Which of cuDNN's ways to compute a convolution is taken.

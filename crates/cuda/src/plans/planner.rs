@@ -1,0 +1,188 @@
+//! Chooses plans.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::timing::Stopwatch;
+use super::{Entry, Place, PlanBook};
+use crate::cudnn::{ConvPlan, Convolution, Cudnn, no_plan};
+use crate::driver::Card;
+use crate::{Error, Result};
+
+/// Which of cuDNN's proposals is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Selection {
+    /// The fastest of some, timed once.
+    #[default]
+    Fastest,
+    /// cuDNN's first, which depends on card and version alone.
+    First,
+}
+
+/// Proposals that are timed.
+const CANDIDATES: usize = 16;
+/// A proposal that is later in cuDNN's list must be faster by this factor, so that noise decides less.
+const MARGIN: f32 = 0.99;
+/// The most memory that a plan may use while it runs, in bytes.
+const WORKSPACE: u64 = 1 << 30;
+
+/// Makes plans, each once, by the choices of books or by new ones.
+#[derive(Debug)]
+pub struct Planner {
+    cudnn: Arc<Cudnn>,
+    /// The card to time on; none for the description of one.
+    card: Option<Arc<Card>>,
+    selection: Selection,
+    /// Choices of the cache and of adopted books.
+    known: PlanBook,
+    /// Whether `known` has choices that the cache lacks.
+    is_changed: bool,
+    /// The cache's folder.
+    folder: Option<PathBuf>,
+    plans: BTreeMap<Convolution, Arc<ConvPlan>>,
+    /// Choices of books that cuDNN did not take.
+    refused: Vec<Convolution>,
+    stopwatch: Option<Stopwatch>,
+}
+
+impl Planner {
+    /// A planner for a card. With [`Selection::Fastest`], choices are kept in `folder`.
+    pub fn new(
+        card: &Arc<Card>,
+        cudnn: Arc<Cudnn>,
+        selection: Selection,
+        folder: Option<PathBuf>,
+    ) -> Planner {
+        let place = Place::new(card.properties(), cudnn.version());
+        let folder = folder.filter(|_| selection == Selection::Fastest);
+        let known = folder.as_deref().map(|folder| PlanBook::load(&place, folder));
+        Planner {
+            known: known.unwrap_or_else(|| PlanBook::new(place)),
+            ..Planner::with(cudnn, Some(Arc::clone(card)), selection, folder)
+        }
+    }
+
+    /// A planner for a description ([`Cudnn::for_description`]), which cannot time.
+    pub fn for_description(cudnn: Arc<Cudnn>) -> Planner {
+        Planner::with(cudnn, None, Selection::First, None)
+    }
+
+    fn with(
+        cudnn: Arc<Cudnn>,
+        card: Option<Arc<Card>>,
+        selection: Selection,
+        folder: Option<PathBuf>,
+    ) -> Planner {
+        let (major, minor, patch) = cudnn.version();
+        let place = Place { card: "described".into(), cudnn: format!("{major}.{minor}.{patch}") };
+        Planner {
+            cudnn,
+            card,
+            selection,
+            known: PlanBook::new(place),
+            is_changed: false,
+            folder,
+            plans: BTreeMap::new(),
+            refused: Vec::new(),
+            stopwatch: None,
+        }
+    }
+
+    /// Takes over a book's choices: before all others, also with [`Selection::First`].
+    ///
+    /// # Errors
+    /// [`Error::Plans`] for a book of another card or version of cuDNN; nothing is taken over then.
+    pub fn adopt(&mut self, book: &PlanBook) -> Result<()> {
+        let (expected, got) = (self.known.place(), book.place());
+        if expected != got {
+            let reason = format!(
+                "it was made for {} with cuDNN {}, and here is {} with cuDNN {}",
+                got.card, got.cudnn, expected.card, expected.cudnn
+            );
+            return Err(Error::Plans { reason });
+        }
+        for entry in book.plans() {
+            self.known.insert(entry.clone());
+            self.plans.remove(&entry.conv);
+        }
+        Ok(())
+    }
+
+    /// The choices for all plans that were made.
+    pub fn book(&self) -> PlanBook {
+        let mut book = PlanBook::new(self.known.place().clone());
+        for (conv, plan) in &self.plans {
+            let microseconds = self.known.get(conv).and_then(|entry| entry.microseconds);
+            book.insert(Entry { conv: *conv, choice: plan.choice().clone(), microseconds });
+        }
+        book
+    }
+
+    /// Convolutions for which a book had a choice that cuDNN did not take, so that another was made.
+    pub fn refused(&self) -> &[Convolution] {
+        &self.refused
+    }
+
+    /// The plan for a convolution.
+    ///
+    /// # Errors
+    /// [`Error::NoPlan`], or the driver's while timing.
+    pub fn plan(&mut self, conv: &Convolution) -> Result<Arc<ConvPlan>> {
+        if let Some(plan) = self.plans.get(conv) {
+            return Ok(Arc::clone(plan));
+        }
+        let stored = self.known.get(conv).map(|entry| self.cudnn.plan(conv, &entry.choice));
+        let plan = match stored {
+            Some(Ok(plan)) => plan,
+            Some(Err(_)) => {
+                self.refused.push(*conv);
+                self.choose(conv)?
+            }
+            None => self.choose(conv)?,
+        };
+        self.plans.insert(*conv, Arc::clone(&plan));
+        Ok(plan)
+    }
+
+    /// Makes a choice and notes it.
+    fn choose(&mut self, conv: &Convolution) -> Result<Arc<ConvPlan>> {
+        let proposals = self.cudnn.proposals(conv, CANDIDATES)?;
+        let mut plans = proposals
+            .iter()
+            .filter_map(|proposal| self.cudnn.plan(conv, &proposal.choice).ok())
+            .filter(|plan| plan.workspace() <= WORKSPACE);
+        let Some(card) = self.card.as_ref().filter(|_| self.selection == Selection::Fastest) else {
+            return plans.next().ok_or_else(|| no_plan(conv));
+        };
+        let stopwatch = match &mut self.stopwatch {
+            Some(stopwatch) => stopwatch,
+            none => none.insert(Stopwatch::new(card)?),
+        };
+        let mut best: Option<(f32, Arc<ConvPlan>)> = None;
+        for plan in plans {
+            let Some(time) = stopwatch.time(&self.cudnn, &plan)? else { continue };
+            if best.as_ref().is_none_or(|(least, _)| time < least * MARGIN) {
+                best = Some((time, plan));
+            }
+        }
+        let (time, plan) = best.ok_or_else(|| no_plan(conv))?;
+        self.known.insert(Entry {
+            conv: *conv,
+            choice: plan.choice().clone(),
+            microseconds: Some(time * 1e3),
+        });
+        self.is_changed = true;
+        Ok(plan)
+    }
+
+    /// Ends a series of [`Planner::plan`]: frees what timing needed, and writes new choices to the cache.
+    ///
+    /// A cache that cannot be written is left out.
+    pub fn finish(&mut self) {
+        self.stopwatch = None;
+        if let Some(folder) = self.folder.as_deref().filter(|_| self.is_changed) {
+            self.is_changed = self.known.store(folder).is_err();
+        }
+    }
+}

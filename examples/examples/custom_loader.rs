@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use swav_augment::{Channels, CropConfig, Image, MultiCropConfig};
-use swav_data::{Dataset, Loader, LoaderConfig, Position, SampleError};
+use swav_data::{BatchPlan, Dataset, Loader, LoaderConfig, Position, SampleError};
 
 /// Rings whose number is the class.
 struct Rings {
@@ -24,7 +24,7 @@ impl Dataset for Rings {
         let n_rings = self.label(index).ok_or(SampleError::OutOfRange { index, len: self.len })?;
         // Every ninth image is bad, as in real life: the loader counts it, logs it, and takes the next one.
         if index % 9 == 8 {
-            return Err(SampleError::Corrupt("drawn to be bad".to_owned()));
+            return Err(SampleError::Corrupt("drawn to be bad".into()));
         }
         let centre = 12.0 + (index % 17) as f32;
         let pixels = (0..SIZE * SIZE).flat_map(|at| {
@@ -34,7 +34,7 @@ impl Dataset for Rings {
             [bright, 255 - bright, (index * 29 % 256) as u8]
         });
         let image = Image::new(SIZE, SIZE, Channels::Rgb, pixels.collect());
-        Ok(Arc::new(image.map_err(|error| SampleError::Corrupt(error.to_string()))?))
+        Ok(Arc::new(image.map_err(|error| SampleError::Corrupt(error.into()))?))
     }
 
     fn label(&self, index: usize) -> Option<u32> {
@@ -58,25 +58,20 @@ fn main() -> anyhow::Result<()> {
     };
     let crops = Some(vec![crop(32, 2, 0.3, 1.0), crop(16, 4, 0.1, 0.3)]);
     let views = Arc::new(MultiCropConfig { crops, ..MultiCropConfig::default() }.check()?);
-    let config = LoaderConfig {
-        batch_size: 50,
-        seed: 31,
-        max_bad_share: 0.2,
-        n_epochs: Some(1),
-        ..LoaderConfig::default()
-    };
+    let config = LoaderConfig { max_bad_share: 0.2, ..LoaderConfig::default() };
+    let plan = BatchPlan { batch_size: 50, seed: 31, n_epochs: Some(1), ..BatchPlan::default() };
 
-    let mut loader = Loader::new(data.clone(), views.clone(), &config, Position::default())?;
+    let mut loader = Loader::new(data.clone(), views.clone(), &config.check()?, plan, Position::default())?;
     let mut checkpoint = None;
     let mut sums = Vec::new();
     while let Some(batch) = loader.next_batch()? {
-        let sum: f32 = batch.groups.iter().flat_map(|group| &group.data).sum();
+        let sum: f32 = batch.groups.iter().flat_map(|group| &group.images).sum();
         println!(
             "epoch {} batch {}: {} images, groups {:?}, {} replaced, sum {sum:.3}",
             batch.position.epoch,
             batch.position.batch,
             batch.batch_size,
-            batch.groups.iter().map(|group| (group.n_crops, group.height)).collect::<Vec<_>>(),
+            batch.groups.iter().map(|group| (group.n_crops, group.images.dim().1)).collect::<Vec<_>>(),
             batch.bad.len()
         );
         sums.push(sum);
@@ -96,8 +91,10 @@ fn main() -> anyhow::Result<()> {
     // From the checkpoint on, everything repeats bit for bit, here with another number of workers.
     let resumed = LoaderConfig { n_workers: 3, ..config };
     let position = checkpoint.ok_or_else(|| anyhow::anyhow!("the epoch ended before the checkpoint"))?;
-    for (batch, sum) in Loader::new(data, views, &resumed, position)?.zip(&sums[position.batch as usize..]) {
-        let again: f32 = batch?.groups.iter().flat_map(|group| &group.data).sum();
+    for (batch, sum) in
+        Loader::new(data, views, &resumed.check()?, plan, position)?.zip(&sums[position.batch as usize..])
+    {
+        let again: f32 = batch?.groups.iter().flat_map(|group| &group.images).sum();
         anyhow::ensure!(again.to_bits() == sum.to_bits(), "resuming changed a batch");
     }
     println!("resumed at batch {}: the same bits", position.batch);

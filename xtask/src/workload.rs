@@ -87,17 +87,17 @@ impl Workload {
         let n_crops: usize = options.counts.iter().sum();
         if options.sizes.len() != options.counts.len() {
             let (sizes, counts) = (options.sizes.len(), options.counts.len());
-            return Err(crate::usage(format!(
+            return Err(swav_cli::usage(format!(
                 "--sizes and --counts: expected as many of one as of the other, got {sizes} and {counts}"
             )));
         }
         if n_crops < 2 || options.counts.contains(&0) || options.sizes.contains(&0) {
-            return Err(crate::usage(
+            return Err(swav_cli::usage(
                 "--sizes and --counts: expected numbers above 0, and two crops or more in all",
             ));
         }
         if options.batch == 0 || options.steps == 0 {
-            return Err(crate::usage("--batch and --steps: expected numbers above 0"));
+            return Err(swav_cli::usage("--batch and --steps: expected numbers above 0"));
         }
         let config = EncoderConfig {
             arch: named("--arch", &options.arch)?,
@@ -109,12 +109,12 @@ impl Workload {
             exact: options.exact,
             checkpointing: named::<Checkpointing>("--checkpointing", &options.checkpointing)?,
         };
-        let spec = config.check().map_err(crate::usage)?;
+        let spec = config.check().map_err(swav_cli::usage)?;
         swav_train::join_pool(options.threads)?;
 
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let prototypes = Prototypes::random(&[options.prototypes], spec.embedding_dim(), &mut rng)
-            .map_err(crate::usage)?;
+            .map_err(swav_cli::usage)?;
         let groups = options.sizes.iter().zip(&options.counts).map(|(&size, &count)| {
             let n_values = count * options.batch * size * size * swav_encoder::IMAGE_CHANNELS;
             (size, StandardNormal.sample_iter(&mut rng).take(n_values).collect())
@@ -160,5 +160,5 @@ fn named<T: DeserializeOwned>(option: &str, name: &str) -> anyhow::Result<T> {
     let value = toml::Value::String(name.to_owned());
     value
         .try_into()
-        .map_err(|error: toml::de::Error| crate::usage(format!("{option} {name}: {}", error.message())))
+        .map_err(|error: toml::de::Error| swav_cli::usage(format!("{option} {name}: {}", error.message())))
 }

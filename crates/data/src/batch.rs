@@ -1,9 +1,10 @@
 //! Batches of views, and the memory they live in.
 
 use crossbeam_channel::Sender;
+use ndarray::{Array4, ArrayView3, ArrayView4, Axis};
 use swav_augment::{CropKey, EvalView, ImageView, MultiCrop, Scratch};
 
-use crate::{Position, SampleError};
+use crate::{Cause, Position, SampleError};
 
 /// Views of one size: how many of each image, and their size in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,14 +44,14 @@ pub trait Views: Send + Sync {
     /// threads, each with its own `scratch`. The result may depend on nothing but the image and the key.
     ///
     /// # Errors
-    /// A sentence, if the views cannot be made: this ends the loading.
+    /// Why the views cannot be made, an error or a sentence (`.into()`): this ends the loading.
     fn write(
         &self,
         image: ImageView<'_>,
         key: ViewKey,
         views: &mut [&mut [f32]],
         scratch: &mut Scratch,
-    ) -> Result<(), String>;
+    ) -> Result<(), Cause>;
 }
 
 impl Views for MultiCrop {
@@ -68,11 +69,11 @@ impl Views for MultiCrop {
         key: ViewKey,
         views: &mut [&mut [f32]],
         scratch: &mut Scratch,
-    ) -> Result<(), String> {
+    ) -> Result<(), Cause> {
         let ViewKey { seed, epoch, sample } = key;
         for (view, crop) in views.iter_mut().zip(0..) {
             let key = CropKey { seed, epoch, sample, crop };
-            self.fill(image, key, view, scratch).map_err(|error| error.to_string())?;
+            self.fill(image, key, view, scratch)?;
         }
         Ok(())
     }
@@ -89,10 +90,8 @@ impl Views for EvalView {
         _key: ViewKey,
         views: &mut [&mut [f32]],
         scratch: &mut Scratch,
-    ) -> Result<(), String> {
-        views
-            .iter_mut()
-            .try_for_each(|view| self.fill(image, view, scratch).map_err(|error| error.to_string()))
+    ) -> Result<(), Cause> {
+        Ok(views.iter_mut().try_for_each(|view| self.fill(image, view, scratch))?)
     }
 }
 
@@ -107,7 +106,7 @@ impl<V: Views + ?Sized> Views for std::sync::Arc<V> {
         key: ViewKey,
         views: &mut [&mut [f32]],
         scratch: &mut Scratch,
-    ) -> Result<(), String> {
+    ) -> Result<(), Cause> {
         (**self).write(image, key, views, scratch)
     }
 }
@@ -117,28 +116,24 @@ impl<V: Views + ?Sized> Views for std::sync::Arc<V> {
 pub struct CropGroup {
     /// Views of each image.
     pub n_crops: usize,
-    /// Height in pixels.
-    pub height: usize,
-    /// Width in pixels.
-    pub width: usize,
-    /// Values of shape (n_crops, batch_size, height, width, 3): all images of the first crop, then of the second, ...
-    pub data: Vec<f32>,
+    /// The views, (n_crops x batch_size, height, width, 3) in standard layout: all images of the first crop, then of the
+    /// second, ...
+    pub images: Array4<f32>,
 }
 
 impl CropGroup {
-    /// One view: crop `crop` of the batch's image `image`, as height x width x 3 values.
+    /// One view: crop `crop` of the batch's image `image`, (height, width, 3).
     ///
     /// # Panics
     /// If there is no such view.
-    pub fn view(&self, crop: usize, image: usize) -> &[f32] {
-        let size = self.height * self.width * 3;
-        let batch_size = self.data.len() / (size * self.n_crops);
+    pub fn view(&self, crop: usize, image: usize) -> ArrayView3<'_, f32> {
+        let batch_size = self.images.len_of(Axis(0)) / self.n_crops.max(1);
         assert!(
             crop < self.n_crops && image < batch_size,
             "view ({crop}, {image}) of ({}, {batch_size})",
             self.n_crops
         );
-        &self.data[(crop * batch_size + image) * size..][..size]
+        self.images.index_axis(Axis(0), crop * batch_size + image)
     }
 }
 
@@ -146,7 +141,9 @@ impl CropGroup {
 #[derive(Debug)]
 pub struct BadImage {
     /// Its index in the data set.
-    pub index: u32,
+    pub index: usize,
+    /// What the data set calls it.
+    pub name: String,
     /// Why.
     pub reason: SampleError,
 }
@@ -159,64 +156,74 @@ pub struct MultiCropBatch {
     /// The number of images.
     pub batch_size: usize,
     /// The images' indices in the data set; a bad image's place holds the index of its replacement.
-    pub indices: Vec<u32>,
+    pub indices: Vec<usize>,
     /// The images' labels, where there are any.
     pub labels: Vec<Option<u32>>,
     /// Where this batch stands in the run.
     pub position: Position,
     /// Whether this is the last batch of its epoch.
     pub ends_epoch: bool,
-    /// The images that could not be used, in the order of the batch; a replacement that failed too is among them.
+    /// The images that turned out to be unusable with this batch, in its order; a replacement that failed too is among
+    /// them. A loader names each image once.
     pub bad: Vec<BadImage>,
-    pub(crate) home: Option<Sender<Buffers>>,
+    /// Where the memory goes when the batch is dropped.
+    pub(crate) recycle: Option<Sender<Buffers>>,
+}
+
+impl MultiCropBatch {
+    /// The views by size, each (n_crops x batch_size, height, width, 3): what an encoder takes.
+    pub fn views(&self) -> Vec<ArrayView4<'_, f32>> {
+        self.groups.iter().map(|group| group.images.view()).collect()
+    }
 }
 
 impl Drop for MultiCropBatch {
     fn drop(&mut self) {
-        if let Some(home) = self.home.take() {
+        if let Some(recycle) = self.recycle.take() {
+            let groups = std::mem::take(&mut self.groups).into_iter();
             let buffers = Buffers {
-                groups: std::mem::take(&mut self.groups),
+                groups: groups.map(|group| group.images.into_raw_vec_and_offset().0).collect(),
                 indices: std::mem::take(&mut self.indices),
                 labels: std::mem::take(&mut self.labels),
             };
             // A full or closed channel means that the loader has no more use for them.
-            let _ = home.try_send(buffers);
+            let _ = recycle.try_send(buffers);
         }
     }
 }
 
-/// The memory of a batch that is out of use.
+/// The memory of a batch.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    pub groups: Vec<CropGroup>,
-    pub indices: Vec<u32>,
+    /// The values of each group.
+    pub groups: Vec<Vec<f32>>,
+    pub indices: Vec<usize>,
     pub labels: Vec<Option<u32>>,
 }
 
 impl Buffers {
-    /// Gives the memory the shape of a batch; contents are whatever was there.
-    pub fn shape(&mut self, shapes: &[ViewShape], batch_size: usize) {
-        self.groups.resize_with(shapes.len(), CropGroup::default);
+    /// Gives the memory the size of a batch; contents are whatever was there.
+    pub fn resize(&mut self, shapes: &[ViewShape], batch_size: usize) {
+        self.groups.resize_with(shapes.len(), Vec::new);
         for (group, shape) in self.groups.iter_mut().zip(shapes) {
-            (group.n_crops, group.height, group.width) = (shape.n_crops, shape.height, shape.width);
-            group.data.resize(shape.n_crops * batch_size * shape.view_len(), 0.0);
+            group.resize(shape.n_crops * batch_size * shape.view_len(), 0.0);
         }
         self.labels.clear();
         self.labels.resize(batch_size, None);
     }
 
     /// Removes the images that are not `kept` and closes the gaps.
-    pub fn compact(&mut self, kept: &[usize], batch_size: usize) {
-        for group in &mut self.groups {
-            let size = group.height * group.width * 3;
+    pub fn compact(&mut self, shapes: &[ViewShape], kept: &[usize], batch_size: usize) {
+        for (group, shape) in self.groups.iter_mut().zip(shapes) {
+            let size = shape.view_len();
             // Sources never lie before their targets, so going upwards overwrites nothing still needed.
-            for crop in 0..group.n_crops {
+            for crop in 0..shape.n_crops {
                 for (to, &from) in kept.iter().enumerate() {
                     let from = (crop * batch_size + from) * size;
-                    group.data.copy_within(from..from + size, (crop * kept.len() + to) * size);
+                    group.copy_within(from..from + size, (crop * kept.len() + to) * size);
                 }
             }
-            group.data.truncate(group.n_crops * kept.len() * size);
+            group.truncate(shape.n_crops * kept.len() * size);
         }
         for (to, &from) in kept.iter().enumerate() {
             self.indices[to] = self.indices[from];
@@ -225,6 +232,16 @@ impl Buffers {
         self.indices.truncate(kept.len());
         self.labels.truncate(kept.len());
     }
+}
+
+/// The values of a group with their shape.
+///
+/// # Panics
+/// If there are not as many values as the shape has.
+pub(crate) fn crop_group(shape: &ViewShape, batch_size: usize, values: Vec<f32>) -> CropGroup {
+    let dimensions = (shape.n_crops * batch_size, shape.height, shape.width, 3);
+    let images = Array4::from_shape_vec(dimensions, values).expect("buffers have the size of the batch");
+    CropGroup { n_crops: shape.n_crops, images }
 }
 
 #[cfg(test)]
@@ -236,14 +253,13 @@ mod tests {
         let shapes =
             [ViewShape { n_crops: 2, height: 1, width: 1 }, ViewShape { n_crops: 1, height: 2, width: 1 }];
         let mut buffers = Buffers { indices: vec![10, 11, 12, 13], ..Buffers::default() };
-        buffers.shape(&shapes, 4);
-        for group in &mut buffers.groups {
-            let size = group.height * 3;
-            group.data.iter_mut().enumerate().for_each(|(at, value)| *value = (at / size) as f32);
+        buffers.resize(&shapes, 4);
+        for (group, shape) in buffers.groups.iter_mut().zip(&shapes) {
+            let size = shape.view_len();
+            group.iter_mut().enumerate().for_each(|(at, value)| *value = (at / size) as f32);
         }
-        buffers.compact(&[1, 3], 4);
-        let firsts =
-            |group: &CropGroup, size: usize| group.data.iter().step_by(size).copied().collect::<Vec<_>>();
+        buffers.compact(&shapes, &[1, 3], 4);
+        let firsts = |group: &Vec<f32>, size: usize| group.iter().step_by(size).copied().collect::<Vec<_>>();
         assert_eq!(firsts(&buffers.groups[0], 3), [1.0, 3.0, 5.0, 7.0]);
         assert_eq!(firsts(&buffers.groups[1], 6), [1.0, 3.0]);
         assert_eq!((buffers.indices, buffers.labels.len()), (vec![11, 13], 2));

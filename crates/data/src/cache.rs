@@ -84,7 +84,7 @@ impl<D: Dataset> Dataset for Cached<D> {
     fn fingerprint(&self) -> u64 {
         self.inner.fingerprint()
     }
-    fn blocks(&self) -> Option<Vec<Range<u32>>> {
+    fn blocks(&self) -> Option<Vec<Range<usize>>> {
         self.inner.blocks()
     }
 }

@@ -19,7 +19,7 @@ pub struct BadFile {
     pub name: String,
     /// The kind of error, to count by.
     pub kind: &'static str,
-    /// The whole message.
+    /// The whole message: the error and its causes.
     pub reason: String,
 }
 
@@ -111,7 +111,7 @@ fn look(data: &dyn Dataset, index: usize) -> Result<Seen, BadFile> {
         index,
         name: data.name(index),
         kind: error.kind(),
-        reason: error.to_string(),
+        reason: error.explain(),
     })?;
     // Two hashes under different seeds are one of 128 bits: chance collisions are out of the question.
     let content = [0, 1].map(|seed| {
@@ -219,7 +219,7 @@ mod tests {
             self.0.len()
         }
         fn image(&self, index: usize) -> Result<Arc<Image>, crate::SampleError> {
-            self.0[index].clone().map(Arc::new).map_err(|()| crate::SampleError::Truncated("cut".to_owned()))
+            self.0[index].clone().map(Arc::new).map_err(|()| crate::SampleError::Truncated("cut".into()))
         }
         fn label(&self, index: usize) -> Option<u32> {
             (index != 0).then_some(index as u32 / 3)

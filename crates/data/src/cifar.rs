@@ -8,7 +8,7 @@ use std::{
 
 use swav_augment::{Channels, Image};
 
-use crate::{DataConfig, DataError, Dataset, SampleError, Split, StableHash};
+use crate::{DataError, DataSpec, Dataset, SampleError, Split, StableHash};
 
 const SIDE: usize = 32;
 const PIXELS: usize = SIDE * SIDE;
@@ -74,12 +74,12 @@ impl Cifar {
     /// Opens a split from the folder of the extracted archive (`data_batch_1.bin` to `_5.bin` and `test_batch.bin`,
     /// or `train.bin` and `test.bin`), or a single file.
     ///
-    /// Labels of CIFAR-100 are the fine ones, unless [`DataConfig::label_column`] is `coarse_label`.
+    /// Labels of CIFAR-100 are the fine ones, unless [`DataConfig::label_column`](crate::DataConfig::label_column) is `coarse_label`.
     ///
     /// # Errors
     /// [`DataError::NoSplit`], [`DataError::Empty`], [`DataError::Io`], [`DataError::Malformed`],
     /// [`DataError::Config`] for another label column.
-    pub fn open(path: &Path, config: &DataConfig) -> Result<Self, DataError> {
+    pub fn open(path: &Path, config: &DataSpec) -> Result<Self, DataError> {
         let (files, folder) = if path.is_dir() {
             (split_files(path, config.split)?, path)
         } else {
@@ -92,7 +92,11 @@ impl Cifar {
             let found = kind_of(file, &bytes, folder)?;
             if *kind.get_or_insert(found) != found {
                 let reason = format!("expected {kind:?} like the files before it, found {found:?}");
-                return Err(DataError::Malformed { path: file.clone(), format: "CIFAR", reason });
+                return Err(DataError::Malformed {
+                    path: file.clone(),
+                    format: "CIFAR",
+                    source: reason.into(),
+                });
             }
             data.extend_from_slice(&bytes);
         }
@@ -106,7 +110,7 @@ impl Cifar {
                 return Err(DataError::Config {
                     field: "label_column",
                     expected: "`label` for CIFAR-10; `fine_label` or `coarse_label` for CIFAR-100",
-                    found: other.to_owned(),
+                    got: other.to_owned(),
                 });
             }
         };
@@ -213,7 +217,7 @@ fn kind_of(file: &Path, bytes: &[u8], folder: &Path) -> Result<CifarKind, DataEr
         (Ok(_), Ok(_)) => Ok(CifarKind::Cifar10),
         (Err(ten), Err(hundred)) => {
             let reason = format!("as CIFAR-10: {ten}; as CIFAR-100: {hundred}");
-            Err(DataError::Malformed { path: file.to_owned(), format: "CIFAR", reason })
+            Err(DataError::Malformed { path: file.to_owned(), format: "CIFAR", source: reason.into() })
         }
     }
 }

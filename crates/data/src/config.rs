@@ -1,14 +1,15 @@
 //! How to open a data set: everything but the augmentation and the loader.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, sync::Arc};
 
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
-use crate::{DataError, DecodeConfig, ShapesConfig};
+use crate::{DataError, Dataset, DecodeConfig, ShapesConfig, ShapesSpec};
 
 /// The layouts of data sets that [`crate::open`] understands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Format {
     /// Told from the path and the first bytes.
@@ -40,8 +41,8 @@ impl Format {
 ///
 /// Parts are told by the names of folders (`train/`, `val/`), files (`train-00000-of-00004.parquet`,
 /// `t10k-images-idx3-ubyte`, `test_batch.bin`) or, for layouts without parts, by [`DataConfig::holdout`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "kebab-case"))]
 pub enum Split {
     /// The part to learn from.
     #[default]
@@ -94,8 +95,8 @@ impl fmt::Display for Split {
 /// let config = DataConfig { format: Format::Flat, split: Split::Test, holdout: 0.1, ..DataConfig::default() };
 /// assert_eq!(config.label_column, None);
 /// ```
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(default, deny_unknown_fields))]
 pub struct DataConfig {
     /// Where the data lie: a folder, a file, several shards with braces (`shard-{000..099}.tar`), or `builtin`.
     /// Default: `builtin`.
@@ -151,27 +152,65 @@ impl DataConfig {
     ///
     /// # Errors
     /// [`DataError::Config`] with the field, its range and the value.
-    pub fn check(&self) -> Result<(), DataError> {
+    pub fn check(&self) -> Result<DataSpec, DataError> {
+        let refuse = |field, expected, got| Err(DataError::Config { field, expected, got });
         if !(0.0..=1.0).contains(&self.holdout) {
-            return Err(DataError::Config {
-                field: "holdout",
-                expected: "a share from 0 to 1",
-                found: self.holdout.to_string(),
-            });
+            return refuse("holdout", "a share from 0 to 1", self.holdout.to_string());
         }
-        if let Some(wrong) =
-            self.extensions.iter().find(|e| e.is_empty() || e.starts_with('.') || **e != e.to_lowercase())
-        {
-            return Err(DataError::Config {
-                field: "extensions",
-                expected: "endings in lower case without the dot",
-                found: format!("{wrong:?}"),
-            });
+        let is_wrong = |e: &&String| e.is_empty() || e.starts_with('.') || **e != e.to_lowercase();
+        if let Some(wrong) = self.extensions.iter().find(is_wrong) {
+            return refuse("extensions", "endings in lower case without the dot", format!("{wrong:?}"));
         }
-        self.decode.check()?;
-        self.builtin.check()
+        if self.decode.max_pixels == 0 {
+            return refuse("decode.max_pixels", "at least 1", self.decode.max_pixels.to_string());
+        }
+        Ok(DataSpec { config: self.clone(), shapes: self.builtin.check()? })
     }
 
+    /// Opens the data set at [`path`](Self::path): [`check`](Self::check), then [`DataSpec::open`].
+    ///
+    /// # Errors
+    /// Any [`DataError`].
+    pub fn open(&self) -> Result<Arc<dyn Dataset>, DataError> {
+        self.check()?.open()
+    }
+}
+
+/// A checked [`DataConfig`], whose fields can be read as its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataSpec {
+    config: DataConfig,
+    shapes: ShapesSpec,
+}
+
+impl DataSpec {
+    /// The same for another part of the data set.
+    #[must_use]
+    pub fn with_split(&self, split: Split) -> Self {
+        Self { config: DataConfig { split, ..self.config.clone() }, shapes: self.shapes.clone() }
+    }
+
+    /// The same for another path.
+    #[must_use]
+    pub fn with_path(&self, path: impl Into<PathBuf>) -> Self {
+        Self { config: DataConfig { path: path.into(), ..self.config.clone() }, shapes: self.shapes.clone() }
+    }
+
+    /// The built-in images.
+    pub fn shapes(&self) -> &ShapesSpec {
+        &self.shapes
+    }
+}
+
+impl std::ops::Deref for DataSpec {
+    type Target = DataConfig;
+
+    fn deref(&self) -> &DataConfig {
+        &self.config
+    }
+}
+
+impl DataConfig {
     /// Whether a file name has one of the [`extensions`](Self::extensions), in any case of letters.
     pub(crate) fn is_image_name(&self, name: &[u8]) -> bool {
         let Some(dot) = name.iter().rposition(|&byte| byte == b'.') else { return false };

@@ -23,7 +23,7 @@ use crate::{SampleError, StableHash, hash::hash_bytes};
 ///     fn image(&self, index: usize) -> Result<Arc<Image>, SampleError> {
 ///         let grey = u8::try_from(index).map_err(|_| SampleError::OutOfRange { index, len: 256 })?;
 ///         let image = Image::new(8, 8, Channels::Grey, vec![grey; 64]);
-///         Ok(Arc::new(image.map_err(|error| SampleError::Corrupt(error.to_string()))?))
+///         Ok(Arc::new(image.map_err(|error| SampleError::Corrupt(error.into()))?))
 ///     }
 /// }
 /// assert_eq!(Greys.image(7)?.data()[0], 7);
@@ -76,7 +76,7 @@ pub trait Dataset: Send + Sync {
 
     /// Runs of indices that are cheap to read together (shards, row groups), in order and without gaps, if reading
     /// single images at random is expensive. The loader then shuffles the runs, and images within a window of runs.
-    fn blocks(&self) -> Option<Vec<Range<u32>>> {
+    fn blocks(&self) -> Option<Vec<Range<usize>>> {
         None
     }
 }
@@ -103,7 +103,7 @@ impl<D: Dataset + ?Sized> Dataset for Arc<D> {
     fn fingerprint(&self) -> u64 {
         (**self).fingerprint()
     }
-    fn blocks(&self) -> Option<Vec<Range<u32>>> {
+    fn blocks(&self) -> Option<Vec<Range<usize>>> {
         (**self).blocks()
     }
 }
@@ -111,6 +111,7 @@ impl<D: Dataset + ?Sized> Dataset for Arc<D> {
 /// Some images of a data set, in the given order: a hold-out, or the first thousand of a large set.
 pub struct Subset<D> {
     inner: D,
+    /// Of 32 bits, as there may be many millions.
     indices: Vec<u32>,
 }
 
@@ -119,12 +120,14 @@ impl<D: Dataset> Subset<D> {
     ///
     /// # Errors
     /// [`SampleError::OutOfRange`] if an index is not below the length of `inner`.
-    pub fn new(inner: D, indices: Vec<u32>) -> Result<Self, SampleError> {
+    pub fn new(inner: D, indices: impl IntoIterator<Item = usize>) -> Result<Self, SampleError> {
         let len = inner.len();
-        match indices.iter().find(|&&index| index as usize >= len) {
-            Some(&index) => Err(SampleError::OutOfRange { index: index as usize, len }),
-            None => Ok(Self { inner, indices }),
-        }
+        let narrow = |index| match u32::try_from(index) {
+            Ok(narrow) if index < len => Ok(narrow),
+            _ => Err(SampleError::OutOfRange { index, len }),
+        };
+        let indices = indices.into_iter().map(narrow).collect::<Result<_, _>>()?;
+        Ok(Self { inner, indices })
     }
 
     /// One side of a deterministic hold-out: about `share` of the images are held out, chosen by a hash of their
@@ -142,8 +145,8 @@ impl<D: Dataset> Subset<D> {
     }
 
     /// The indices into the whole data set.
-    pub fn indices(&self) -> &[u32] {
-        &self.indices
+    pub fn indices(&self) -> impl ExactSizeIterator<Item = usize> {
+        self.indices.iter().map(|&index| index as usize)
     }
 
     fn inner_index(&self, index: usize) -> Result<usize, SampleError> {
@@ -178,14 +181,14 @@ impl<D: Dataset> Dataset for Subset<D> {
         self.indices.iter().for_each(|&index| hash.number(u64::from(index)));
         hash.finish()
     }
-    fn blocks(&self) -> Option<Vec<Range<u32>>> {
+    fn blocks(&self) -> Option<Vec<Range<usize>>> {
         let blocks = self.inner.blocks()?;
         if !self.indices.is_sorted() {
             return None;
         }
         let mut from = 0;
         let parts = blocks.iter().map(|block| {
-            let to = self.indices.partition_point(|&index| index < block.end) as u32;
+            let to = self.indices.partition_point(|&index| (index as usize) < block.end);
             std::mem::replace(&mut from, to)..to
         });
         Some(parts.filter(|part| !part.is_empty()).collect())
@@ -207,14 +210,14 @@ mod tests {
         fn label(&self, index: usize) -> Option<u32> {
             Some(index as u32 % 3)
         }
-        fn blocks(&self) -> Option<Vec<Range<u32>>> {
-            Some(vec![0..10, 10..11, 11..self.0 as u32])
+        fn blocks(&self) -> Option<Vec<Range<usize>>> {
+            Some(vec![0..10, 10..11, 11..self.0])
         }
     }
 
     #[test]
     fn a_hold_out_divides_and_is_stable_under_growth() {
-        let split = |n, held_out| Subset::hold_out(Named(n), 0.2, held_out).indices().to_vec();
+        let split = |n, held_out| Subset::hold_out(Named(n), 0.2, held_out).indices().collect::<Vec<_>>();
         let (kept, held) = (split(5000, false), split(5000, true));
         assert_eq!(kept.len() + held.len(), 5000);
         assert!((900..1100).contains(&held.len()), "{} of 5000 held out at 0.2", held.len());
@@ -227,13 +230,13 @@ mod tests {
 
     #[test]
     fn a_subset_keeps_blocks_labels_and_bounds() {
-        let subset = Subset::new(Named(40), vec![2, 3, 12, 39]).unwrap();
+        let subset = Subset::new(Named(40), [2, 3, 12, 39]).unwrap();
         assert_eq!(subset.blocks(), Some(vec![0..2, 2..4]));
         assert_eq!(subset.label(2), Some(0));
         assert_eq!(subset.image(3).unwrap().data(), [39]);
         assert!(matches!(subset.image(4), Err(SampleError::OutOfRange { index: 4, len: 4 })));
-        assert!(matches!(Subset::new(Named(3), vec![3]), Err(SampleError::OutOfRange { index: 3, len: 3 })));
-        let other = Subset::new(Named(40), vec![2, 3, 12, 38]).unwrap();
+        assert!(matches!(Subset::new(Named(3), [3]), Err(SampleError::OutOfRange { index: 3, len: 3 })));
+        let other = Subset::new(Named(40), [2, 3, 12, 38]).unwrap();
         assert_ne!(subset.fingerprint(), other.fingerprint());
     }
 }

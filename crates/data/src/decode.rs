@@ -6,10 +6,11 @@ use std::{
 };
 
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 use swav_augment::Image;
 
-use crate::{DataError, SampleError, jpeg::JpegFault, jpeg::jpeg_end};
+use crate::{SampleError, jpeg::JpegFault, jpeg::jpeg_end};
 
 /// How encoded images become 8-bit RGB or grey.
 ///
@@ -21,8 +22,8 @@ use crate::{DataError, SampleError, jpeg::JpegFault, jpeg::jpeg_end};
 ///   [`apply_orientation`](Self::apply_orientation) is set.
 /// - Of animations the first frame counts.
 /// - A JPEG without its end is an error, although its decoder would fill the rest with grey.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(default, deny_unknown_fields))]
 pub struct DecodeConfig {
     /// Images with more pixels are refused before anything is allocated for them. Default: 100 million, which is
     /// 300 MB of RGB.
@@ -36,19 +37,6 @@ pub struct DecodeConfig {
 impl Default for DecodeConfig {
     fn default() -> Self {
         Self { max_pixels: 100_000_000, background: [255; 3], apply_orientation: false }
-    }
-}
-
-impl DecodeConfig {
-    pub(crate) fn check(&self) -> Result<(), DataError> {
-        if self.max_pixels == 0 {
-            return Err(DataError::Config {
-                field: "decode.max_pixels",
-                expected: "at least 1",
-                found: self.max_pixels.to_string(),
-            });
-        }
-        Ok(())
     }
 }
 
@@ -79,17 +67,17 @@ pub fn decode(bytes: &[u8], config: &DecodeConfig) -> Result<Image, SampleError>
 
 fn decode_checked(bytes: &[u8], config: &DecodeConfig) -> Result<Image, SampleError> {
     if bytes.is_empty() {
-        return Err(SampleError::Truncated("the file is empty".to_owned()));
+        return Err(SampleError::Truncated("the file is empty".into()));
     }
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     let format = reader.format().ok_or_else(|| {
         let start = &bytes[..bytes.len().min(8)];
-        SampleError::Unsupported(format!("no known image format starts with the bytes {start:02x?}"))
+        SampleError::Unsupported(format!("no known image format starts with the bytes {start:02x?}").into())
     })?;
     if format == ImageFormat::Jpeg {
         jpeg_end(bytes).map_err(|fault| match fault {
-            JpegFault::Truncated { .. } => SampleError::Truncated(fault.to_string()),
-            JpegFault::Corrupt { .. } => SampleError::Corrupt(fault.to_string()),
+            JpegFault::Truncated { .. } => SampleError::Truncated(fault.into()),
+            JpegFault::Corrupt { .. } => SampleError::Corrupt(fault.into()),
         })?;
     }
     // Up to 16 bytes a pixel (RGBA in f32) and as much again for the decoder's own tables.
@@ -114,7 +102,7 @@ fn decode_checked(bytes: &[u8], config: &DecodeConfig) -> Result<Image, SampleEr
     } else {
         Image::from_decoded(image)
     };
-    image.map_err(|error| SampleError::Corrupt(error.to_string()))
+    image.map_err(|error| SampleError::Corrupt(error.into()))
 }
 
 /// Composites transparency over `background`, in 8 bits.
@@ -135,20 +123,22 @@ fn composite(image: DynamicImage, background: [u8; 3]) -> RgbImage {
 fn from_image_error(error: ImageError) -> SampleError {
     match error {
         ImageError::IoError(error) => error.into(),
-        ImageError::Unsupported(error) => SampleError::Unsupported(error.to_string()),
-        other => {
-            // Decoders wrap the end of their input in their own error types.
-            let mut cause: Option<&dyn std::error::Error> = Some(&other);
-            while let Some(error) = cause {
-                if error
-                    .downcast_ref::<std::io::Error>()
-                    .is_some_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof)
-                {
-                    return SampleError::Truncated(other.to_string());
-                }
-                cause = error.source();
-            }
-            SampleError::Corrupt(other.to_string())
-        }
+        ImageError::Unsupported(error) => SampleError::Unsupported(error.into()),
+        // Decoders wrap the end of their input in their own error types.
+        error if ends_early(&error) => SampleError::Truncated(error.into()),
+        error => SampleError::Corrupt(error.into()),
     }
+}
+
+/// Whether an error, or what caused it, is the end of the input.
+fn ends_early(error: &ImageError) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }

@@ -1,6 +1,12 @@
 //! What can go wrong: with a data set as a whole, with a single image, and while loading.
+//!
+//! The text of an error does not repeat its cause: whoever prints it goes through [`source`](std::error::Error::source).
 
 use std::{io, path::PathBuf};
+
+/// What somebody else's code says went wrong: a decoder, a data set of yours, a maker of views. Text becomes one by
+/// `.into()`.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// A data set that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +19,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// The file system refused.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: cannot be read", path.display())]
     Io {
         /// The file or folder being read.
         path: PathBuf,
@@ -30,15 +36,15 @@ pub enum DataError {
     },
     /// The format could not be told from the path and its first bytes.
     #[error(
-        "{}: cannot tell the data format ({found}); set `format` to one of {}",
+        "{}: cannot tell the data format ({got}); set `format` to one of {}",
         path.display(),
         crate::Format::NAMES
     )]
     UnknownFormat {
         /// The path looked at.
         path: PathBuf,
-        /// What was found there.
-        found: String,
+        /// What is there.
+        got: String,
     },
     /// The path is that of a single image.
     #[error("{}: this is one image; give the folder that it is in, or a list of images", path.display())]
@@ -47,14 +53,24 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A file contradicts its format.
-    #[error("{}: not a valid {format} file: {reason}", path.display())]
+    #[error("{}: not a valid {format} file", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
         /// The format it was read as.
         format: &'static str,
         /// What was expected and what came.
-        reason: String,
+        source: Cause,
+    },
+    /// The format is one that this build of the library cannot read.
+    #[error("{}: this build cannot read {format} files (feature `{feature}` of swav-data)", path.display())]
+    NotBuilt {
+        /// The data set.
+        path: PathBuf,
+        /// Its format.
+        format: &'static str,
+        /// The feature of this crate that reads it.
+        feature: &'static str,
     },
     /// The data set has no such split.
     #[error("{}: no {split} split: {reason}", path.display())]
@@ -67,7 +83,7 @@ pub enum DataError {
         reason: String,
     },
     /// A table lacks a column, or the column has another type.
-    #[error("{}: column `{column}`: expected {expected}, found {found}", path.display())]
+    #[error("{}: column `{column}`: expected {expected}, got {got}", path.display())]
     Column {
         /// The Parquet file.
         path: PathBuf,
@@ -76,17 +92,17 @@ pub enum DataError {
         /// The types that are understood.
         expected: &'static str,
         /// What the file has.
-        found: String,
+        got: String,
     },
     /// A value of the configuration is out of its range.
-    #[error("data setting `{field}`: expected {expected}, got {found}")]
+    #[error("data setting `{field}`: expected {expected}, got {got}")]
     Config {
         /// The setting's name.
         field: &'static str,
         /// Its range.
         expected: &'static str,
         /// The value given.
-        found: String,
+        got: String,
     },
     /// More images than 32-bit indices can count.
     #[error("{}: more than {} images in one data set", path.display(), u32::MAX)]
@@ -112,7 +128,7 @@ pub enum SampleError {
     #[error("the file has vanished")]
     Vanished,
     /// The file cannot be read.
-    #[error("cannot be read: {0}")]
+    #[error("cannot be read")]
     Io(#[source] io::Error),
     /// The image has more pixels than [`crate::DecodeConfig::max_pixels`]: refused before it is decoded.
     #[error(
@@ -136,14 +152,14 @@ pub enum SampleError {
         height: u32,
     },
     /// The data ends before the image does.
-    #[error("truncated: {0}")]
-    Truncated(String),
+    #[error("truncated")]
+    Truncated(#[source] Cause),
     /// The data are of no known image format, or use a feature that the decoder lacks.
-    #[error("unsupported: {0}")]
-    Unsupported(String),
+    #[error("unsupported")]
+    Unsupported(#[source] Cause),
     /// The data contradict their format.
-    #[error("corrupt: {0}")]
-    Corrupt(String),
+    #[error("corrupt")]
+    Corrupt(#[source] Cause),
     /// The decoder failed in a way it should not; the message is its own.
     #[error("the decoder panicked: {0}")]
     DecoderPanic(String),
@@ -166,11 +182,19 @@ impl SampleError {
     }
 }
 
+impl SampleError {
+    /// The error and its causes in one line.
+    pub fn explain(&self) -> String {
+        let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
+        causes.fold(self.to_string(), |line, cause| format!("{line}: {cause}"))
+    }
+}
+
 impl From<io::Error> for SampleError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::NotFound => Self::Vanished,
-            io::ErrorKind::UnexpectedEof => Self::Truncated(error.to_string()),
+            io::ErrorKind::UnexpectedEof => Self::Truncated(error.into()),
             _ => Self::Io(error),
         }
     }
@@ -181,14 +205,14 @@ impl From<io::Error> for SampleError {
 #[non_exhaustive]
 pub enum LoaderError {
     /// A value of the configuration is out of its range.
-    #[error("loader setting `{field}`: expected {expected}, got {found}")]
+    #[error("loader setting `{field}`: expected {expected}, got {got}")]
     Config {
         /// The setting's name.
         field: &'static str,
         /// Its range.
         expected: &'static str,
         /// The value given.
-        found: String,
+        got: String,
     },
     /// Not one whole batch can be made.
     #[error(
@@ -214,7 +238,7 @@ pub enum LoaderError {
     /// Too many images cannot be used.
     #[error(
         "{bad} of {images} images cannot be used, above the allowed share of {max_share} (`max_bad_share`); \
-         the last one: {name}: {reason}"
+         the last one: {name}"
     )]
     TooManyBad {
         /// Different images found unusable so far.
@@ -226,29 +250,29 @@ pub enum LoaderError {
         /// The last bad image.
         name: String,
         /// Why it is bad.
-        reason: String,
+        source: SampleError,
     },
     /// A run of neighbours is unusable, so that no replacement was found.
-    #[error("no usable image among {tried} from {name} on; the last reason: {reason}")]
+    #[error("no usable image among {tried} from {name} on")]
     NoReplacement {
         /// How many were tried.
         tried: usize,
         /// The image asked for.
         name: String,
         /// Why the last one tried is bad.
-        reason: String,
+        source: SampleError,
     },
     /// The views could not be made from a good image.
-    #[error("{name}: cannot make the views: {reason}")]
+    #[error("{name}: cannot make the views")]
     Views {
         /// The image.
         name: String,
-        /// The message of the views' maker.
-        reason: String,
+        /// What the views' maker says.
+        source: Cause,
     },
     /// Worker threads could not be started.
-    #[error("cannot start loader threads: {0}")]
-    Threads(String),
+    #[error("cannot start loader threads")]
+    Threads(#[source] io::Error),
     /// A loader thread ended without a word, which is an error in the data set or the views (a panic).
     #[error("a loader thread died; its panic message is above")]
     Died,

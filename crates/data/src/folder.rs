@@ -12,13 +12,13 @@ use swav_augment::Image;
 use walkdir::WalkDir;
 
 use crate::{
-    DataConfig, DataError, Dataset, DecodeConfig, SampleError, StableHash, decode,
+    DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, decode,
     names::{Names, bytes_path, path_bytes},
 };
 
 /// Image files below a folder.
 ///
-/// Files are those with one of [`DataConfig::extensions`], in every sub-folder, links followed; hidden files and
+/// Files are those with one of [`DataConfig::extensions`](crate::DataConfig::extensions), in every sub-folder, links followed; hidden files and
 /// folders (names that start with a dot) are passed over. A link that leads back to a folder it lies in is noticed
 /// and passed over. The order is that of the paths' bytes and does not depend on the file system.
 pub struct Folder {
@@ -43,7 +43,7 @@ impl Folder {
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`].
-    pub fn classes(root: &Path, config: &DataConfig) -> Result<Self, DataError> {
+    pub fn classes(root: &Path, config: &DataSpec) -> Result<Self, DataError> {
         let mut folder = Self::list(root, config, true)?;
         let mut class_names = Vec::new();
         let mut class_of = vec![0; folder.folders.len()];
@@ -65,7 +65,7 @@ impl Folder {
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`].
-    pub fn flat(root: &Path, config: &DataConfig) -> Result<Self, DataError> {
+    pub fn flat(root: &Path, config: &DataSpec) -> Result<Self, DataError> {
         Self::list(root, config, false)
     }
 
@@ -83,7 +83,7 @@ impl Folder {
         Some(path)
     }
 
-    fn list(root: &Path, config: &DataConfig, below_only: bool) -> Result<Self, DataError> {
+    fn list(root: &Path, config: &DataSpec, below_only: bool) -> Result<Self, DataError> {
         let mut found = Listing::walk(root, config, below_only)?;
         if found.files.len() > u32::MAX as usize {
             return Err(DataError::TooMany { path: root.to_owned() });
@@ -170,7 +170,7 @@ struct Listing {
 }
 
 impl Listing {
-    fn walk(root: &Path, config: &DataConfig, below_only: bool) -> Result<Self, DataError> {
+    fn walk(root: &Path, config: &DataSpec, below_only: bool) -> Result<Self, DataError> {
         let metadata = fs::metadata(root).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => DataError::Missing { path: root.to_owned() },
             _ => DataError::Io { path: root.to_owned(), source },

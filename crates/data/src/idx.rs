@@ -10,7 +10,7 @@ use std::{
 use flate2::read::MultiGzDecoder;
 use swav_augment::{Channels, Image};
 
-use crate::{DataConfig, DataError, Dataset, SampleError, Split, StableHash};
+use crate::{DataError, DataSpec, Dataset, SampleError, Split, StableHash};
 
 /// An array of bytes with its shape, as an IDX file holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ impl Idx {
     /// # Errors
     /// [`DataError::Empty`], [`DataError::NoSplit`], [`DataError::Io`], or [`DataError::Malformed`] if a file
     /// contradicts its header, or the numbers of images and labels differ.
-    pub fn open(path: &Path, config: &DataConfig) -> Result<Self, DataError> {
+    pub fn open(path: &Path, config: &DataSpec) -> Result<Self, DataError> {
         let files = if path.is_dir() { images_files(path)? } else { vec![path.to_owned()] };
         if files.is_empty() {
             let expected = "files like train-images-idx3-ubyte or train-images-idx3-ubyte.gz".to_owned();
@@ -122,7 +122,11 @@ impl Idx {
     }
 
     fn open_file(file: &Path, split: Split) -> Result<Self, DataError> {
-        let malformed = |reason| DataError::Malformed { path: file.to_owned(), format: "IDX", reason };
+        let malformed = |reason: String| DataError::Malformed {
+            path: file.to_owned(),
+            format: "IDX",
+            source: reason.into(),
+        };
         let images = read_file(file)?;
         let (n_images, height, width, channels) = match images.shape[..] {
             [n, height, width] => (n, height, width, 1),
@@ -146,7 +150,11 @@ impl Idx {
                         "expected one label for each of {n_images} images, found the shape {:?}",
                         labels.shape
                     );
-                    return Err(DataError::Malformed { path: labels_path, format: "IDX", reason });
+                    return Err(DataError::Malformed {
+                        path: labels_path,
+                        format: "IDX",
+                        source: reason.into(),
+                    });
                 }
                 Some(labels.data)
             }
@@ -174,7 +182,7 @@ impl Idx {
                 shape(self),
                 shape(&other)
             );
-            return Err(DataError::Malformed { path: other.path, format: "IDX", reason });
+            return Err(DataError::Malformed { path: other.path, format: "IDX", source: reason.into() });
         }
         self.pixels.extend_from_slice(&other.pixels);
         self.n_images += other.n_images;
@@ -303,7 +311,11 @@ fn read_file(path: &Path) -> Result<IdxArray, DataError> {
         start.starts_with(&[0x1f, 0x8b])
     };
     let array = if gzipped { read_idx(MultiGzDecoder::new(reader)) } else { read_idx(reader) };
-    array.map_err(|reason| DataError::Malformed { path: path.to_owned(), format: "IDX", reason })
+    array.map_err(|reason: String| DataError::Malformed {
+        path: path.to_owned(),
+        format: "IDX",
+        source: reason.into(),
+    })
 }
 
 fn read_exact(reader: &mut impl Read, buffer: &mut [u8], what: &str) -> Result<(), String> {

@@ -1,32 +1,22 @@
 //! Tells a truncated JPEG from a whole one. Decoders that are lenient fill the missing part with grey, which
 //! would train a network on grey; the reference's image library refuses such files, and so do we.
 
-use std::fmt;
-
 /// Why a byte string is not a whole JPEG.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum JpegFault {
     /// The data end before the end-of-image marker.
+    #[error("the JPEG has no end-of-image marker in its {bytes} bytes")]
     Truncated {
         /// Bytes present.
         bytes: usize,
     },
     /// A segment has an impossible length or a marker stands where none may.
+    #[error("broken JPEG segment at byte {offset}")]
     Corrupt {
         /// Where.
         offset: usize,
     },
-}
-
-impl fmt::Display for JpegFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Truncated { bytes } => {
-                write!(f, "the JPEG has no end-of-image marker in its {bytes} bytes")
-            }
-            Self::Corrupt { offset } => write!(f, "broken JPEG segment at byte {offset}"),
-        }
-    }
 }
 
 /// Walks the segments of a JPEG (ITU-T T.81, annex B) up to its end-of-image marker and says where that ends.

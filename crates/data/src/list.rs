@@ -10,7 +10,7 @@ use std::{
 use swav_augment::Image;
 
 use crate::{
-    DataConfig, DataError, Dataset, DecodeConfig, SampleError, StableHash, decode,
+    DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, decode,
     names::{Names, bytes_path},
 };
 
@@ -67,12 +67,16 @@ impl FileList {
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`], or [`DataError::Malformed`] if only some
     /// lines have labels, or a number is too large.
-    pub fn open(list: &Path, config: &DataConfig) -> Result<Self, DataError> {
+    pub fn open(list: &Path, config: &DataSpec) -> Result<Self, DataError> {
         let text = fs::read(list).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => DataError::Missing { path: list.to_owned() },
             _ => DataError::Io { path: list.to_owned(), source },
         })?;
-        let malformed = |reason| DataError::Malformed { path: list.to_owned(), format: "file list", reason };
+        let malformed = |reason: String| DataError::Malformed {
+            path: list.to_owned(),
+            format: "file list",
+            source: reason.into(),
+        };
         let (mut paths, mut texts) = (Names::default(), Names::default());
         for (line_number, line) in text.split(|&byte| byte == b'\n').enumerate() {
             let Some((path, label)) = split_list_line(line) else { continue };

@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    Cached, Cifar, DataConfig, DataError, Dataset, FileList, Folder, Format, Idx, ParquetImages, Shapes,
-    Shards, Split, Subset, cifar::is_cifar_name, idx::images_files,
+    Cached, Cifar, DataConfig, DataError, DataSpec, Dataset, FileList, Folder, Format, Idx, Shapes, Shards,
+    Split, Subset, cifar::is_cifar_name, idx::images_files,
 };
 
 /// Opens the data set at a path; [`DataConfig::path`] is not looked at.
@@ -29,75 +29,81 @@ use crate::{
 /// # Errors
 /// Any [`DataError`].
 pub fn open(path: impl AsRef<Path>, config: &DataConfig) -> Result<Arc<dyn Dataset>, DataError> {
-    config.check()?;
-    let (path, format) = detect(path.as_ref(), config)?;
-    let budget = config.cache_mib.saturating_mul(1 << 20);
-    match format {
-        Format::Auto => unreachable!("detect never answers Auto"),
-        // Held in memory already.
-        Format::Idx => {
-            let named =
-                path.file_name().is_some_and(|name| Split::of_name(&name.to_string_lossy()).is_some());
-            split_off(Idx::open(&path, config)?, named || path.is_dir(), &path, config, 0)
-        }
-        Format::Cifar => split_off(Cifar::open(&path, config)?, true, &path, config, 0),
-        Format::Builtin => {
-            split_off(Shapes::new(&config.builtin, config.split)?, true, &path, config, budget)
-        }
-        Format::List => split_off(FileList::open(&path, config)?, false, &path, config, budget),
-        Format::Classes | Format::Flat => {
-            let part = split_folder(&path, config.split)?;
-            let root = part.as_deref().unwrap_or(&path);
-            let folder = if format == Format::Flat {
-                Folder::flat(root, config)?
-            } else {
-                Folder::classes(root, config)?
-            };
-            split_off(folder, part.is_some(), &path, config, budget)
-        }
-        Format::Tar => {
-            let (files, chosen) = split_files(&path, "tar", config.split)?;
-            split_off(Shards::open(files, config)?, chosen, &path, config, budget)
-        }
-        Format::Parquet => {
-            let (files, chosen) = split_files(&path, "parquet", config.split)?;
-            split_off(ParquetImages::open(files, config)?, chosen, &path, config, budget / 2)
-        }
-    }
+    config.check()?.with_path(path.as_ref()).open()
 }
 
-impl DataConfig {
-    /// Opens the data set at [`path`](Self::path); see [`open`].
+impl DataSpec {
+    /// Opens the data set at the path; see [`open`] for how its layout is told.
     ///
     /// # Errors
     /// Any [`DataError`].
     pub fn open(&self) -> Result<Arc<dyn Dataset>, DataError> {
-        open(&self.path, self)
+        let (path, format) = detect(self)?;
+        let budget = self.cache_mib.saturating_mul(1 << 20);
+        let split_off = |data, chosen, budget_bytes| split_off(self, data, chosen, budget_bytes);
+        match format {
+            Format::Auto => unreachable!("detect never answers Auto"),
+            // Held in memory already.
+            Format::Idx => {
+                let named =
+                    path.file_name().is_some_and(|name| Split::of_name(&name.to_string_lossy()).is_some());
+                split_off(Arc::new(Idx::open(path, self)?), named || path.is_dir(), 0)
+            }
+            Format::Cifar => split_off(Arc::new(Cifar::open(path, self)?), true, 0),
+            Format::Builtin => split_off(Arc::new(Shapes::new(self.shapes(), self.split)), true, budget),
+            Format::List => split_off(Arc::new(FileList::open(path, self)?), false, budget),
+            Format::Classes | Format::Flat => {
+                let part = split_folder(path, self.split)?;
+                let root = part.as_deref().unwrap_or(path);
+                let folder = match format {
+                    Format::Flat => Folder::flat(root, self)?,
+                    _ => Folder::classes(root, self)?,
+                };
+                split_off(Arc::new(folder), part.is_some(), budget)
+            }
+            Format::Tar => {
+                let (files, chosen) = split_files(path, "tar", self.split)?;
+                split_off(Arc::new(Shards::open(files, self)?), chosen, budget)
+            }
+            Format::Parquet => {
+                let (files, chosen) = split_files(path, "parquet", self.split)?;
+                split_off(open_parquet(files, self)?, chosen, budget / 2)
+            }
+        }
     }
 }
 
+#[cfg(feature = "parquet")]
+fn open_parquet(files: Vec<PathBuf>, config: &DataSpec) -> Result<Arc<dyn Dataset>, DataError> {
+    Ok(Arc::new(crate::ParquetImages::open(files, config)?))
+}
+
+#[cfg(not(feature = "parquet"))]
+fn open_parquet(_files: Vec<PathBuf>, config: &DataSpec) -> Result<Arc<dyn Dataset>, DataError> {
+    Err(DataError::NotBuilt { path: config.path.clone(), format: "Parquet", feature: "parquet" })
+}
+
 /// Applies the hold-out where the layout has chosen no split itself, and the cache.
-fn split_off<D: Dataset + 'static>(
-    data: D,
+fn split_off(
+    config: &DataSpec,
+    data: Arc<dyn Dataset>,
     chosen: bool,
-    path: &Path,
-    config: &DataConfig,
     budget_bytes: usize,
 ) -> Result<Arc<dyn Dataset>, DataError> {
-    let data: Arc<dyn Dataset> = match (chosen, config.split) {
-        (true, _) | (_, Split::All) => Arc::new(data),
-        (false, Split::Train) if config.holdout == 0.0 => Arc::new(data),
+    let data = match (chosen, config.split) {
+        (true, _) | (_, Split::All) => data,
+        (false, Split::Train) if config.holdout == 0.0 => data,
         (false, split) => {
             let held_out = split != Split::Train;
             if held_out && config.holdout == 0.0 {
                 let reason =
                     "the data have no parts by that name; set `holdout` to a share, such as 0.1".to_owned();
-                return Err(DataError::NoSplit { path: path.to_owned(), split, reason });
+                return Err(DataError::NoSplit { path: config.path.clone(), split, reason });
             }
             let subset = Subset::hold_out(data, config.holdout, held_out);
             if subset.is_empty() {
                 let reason = format!("holdout = {} leaves it without images", config.holdout);
-                return Err(DataError::NoSplit { path: path.to_owned(), split, reason });
+                return Err(DataError::NoSplit { path: config.path.clone(), split, reason });
             }
             Arc::new(subset)
         }
@@ -105,11 +111,12 @@ fn split_off<D: Dataset + 'static>(
     Ok(if budget_bytes > 0 { Arc::new(Cached::new(data, budget_bytes)) } else { data })
 }
 
-/// The layout, and the path as it is on disk.
-fn detect(path: &Path, config: &DataConfig) -> Result<(PathBuf, Format), DataError> {
+/// The path and its layout.
+fn detect(config: &DataSpec) -> Result<(&Path, Format), DataError> {
+    let path = config.path.as_path();
     let is_builtin = path == Path::new("builtin") && !path.exists();
     if config.format == Format::Builtin || (config.format == Format::Auto && is_builtin) {
-        return Ok((path.to_owned(), Format::Builtin));
+        return Ok((path, Format::Builtin));
     }
     let first = expand_braces(path)?.into_iter().next().unwrap_or_else(|| path.to_owned());
     let metadata = fs::metadata(&first).map_err(|source| match source.kind() {
@@ -121,7 +128,7 @@ fn detect(path: &Path, config: &DataConfig) -> Result<(PathBuf, Format), DataErr
         Format::Auto => detect_file(&first)?,
         chosen => chosen,
     };
-    Ok((path.to_owned(), format))
+    Ok((path, format))
 }
 
 fn detect_file(path: &Path) -> Result<Format, DataError> {
@@ -143,13 +150,13 @@ fn detect_file(path: &Path) -> Result<Format, DataError> {
     } else if image::guess_format(&start).is_ok() {
         Err(DataError::OneImage { path: path.to_owned() })
     } else {
-        let found =
+        let got =
             format!("a file named {name:?} that starts with the bytes {:02x?}", &start[..start.len().min(8)]);
-        Err(DataError::UnknownFormat { path: path.to_owned(), found })
+        Err(DataError::UnknownFormat { path: path.to_owned(), got })
     }
 }
 
-fn detect_folder(path: &Path, config: &DataConfig) -> Result<Format, DataError> {
+fn detect_folder(path: &Path, config: &DataSpec) -> Result<Format, DataError> {
     if !images_files(path)?.is_empty() {
         return Ok(Format::Idx);
     }
@@ -299,11 +306,11 @@ fn expand_braces(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let Some((first, last)) = range.split_once("..") else { return plain() };
     let (Ok(from), Ok(to)) = (first.parse::<u32>(), last.parse::<u32>()) else { return plain() };
     if from > to || to - from >= 1_000_000 {
-        let found = format!("{{{range}}}");
+        let got = format!("{{{range}}}");
         return Err(DataError::Config {
             field: "path",
             expected: "an ascending range of at most a million",
-            found,
+            got,
         });
     }
     Ok((from..=to)

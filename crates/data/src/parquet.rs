@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 use swav_augment::Image;
 
-use crate::{DataConfig, DataError, Dataset, DecodeConfig, SampleError, StableHash, decode};
+use crate::{Cause, DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, decode};
 
 const IMAGE_COLUMNS: [&str; 4] = ["image", "img", "jpg", "png"];
 const LABEL_COLUMNS: [&str; 4] = ["label", "fine_label", "labels", "cls"];
@@ -29,7 +29,7 @@ const LABEL_TYPES: &str = "integers, booleans or strings";
 /// The image column is a struct with `bytes` and `path` (the bytes count where both are there; a path alone is read
 /// relative to the file), or plain binary. Labels are integers, -1 for none, or booleans, or strings, numbered in sorted
 /// order. Any variant of these types will do: large, view or dictionary-encoded.
-/// A row group is read at once and kept encoded in memory, within half of [`DataConfig::cache_mib`] (at least one row
+/// A row group is read at once and kept encoded in memory, within half of [`DataConfig::cache_mib`](crate::DataConfig::cache_mib) (at least one row
 /// group is kept for each thread that reads); the loader shuffles so that few row groups are in use at a time.
 pub struct ParquetImages {
     files: Vec<PathBuf>,
@@ -48,10 +48,17 @@ pub struct ParquetImages {
 struct Group {
     file: u32,
     row_group: u32,
-    images: Range<u32>,
+    images: Range<usize>,
 }
 
 const NO_LABEL: u32 = u32::MAX;
+
+/// Why a row group cannot be read, for all who ask for its images.
+type SharedCause = Arc<dyn std::error::Error + Send + Sync>;
+
+fn shared(cause: impl Into<Cause>) -> SharedCause {
+    Arc::from(cause.into())
+}
 
 /// Rows that are held in one array: all the bytes of an array must stay below 2^31.
 const PART: usize = 256;
@@ -62,7 +69,7 @@ impl ParquetImages {
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Malformed`], [`DataError::Empty`];
     /// [`DataError::Column`] if a column is not there or of another type.
-    pub fn open(files: Vec<PathBuf>, config: &DataConfig) -> Result<Self, DataError> {
+    pub fn open(files: Vec<PathBuf>, config: &DataSpec) -> Result<Self, DataError> {
         let opened: Vec<Opened> =
             files.par_iter().map(|path| Opened::read(path, config)).collect::<Result<_, _>>()?;
         let first = files.first().cloned().unwrap_or_default();
@@ -76,7 +83,7 @@ impl ParquetImages {
                     return Err(DataError::TooMany { path: first });
                 }
                 if rows > 0 {
-                    let images = from as u32..total as u32;
+                    let images = from as usize..total as usize;
                     groups.push(Group { file: file as u32, row_group: row_group as u32, images });
                 }
             }
@@ -112,10 +119,9 @@ impl ParquetImages {
     /// The group that holds an image, and the image's row in it.
     fn find(&self, index: usize) -> Result<(usize, usize), SampleError> {
         let out_of_range = SampleError::OutOfRange { index, len: self.len() };
-        let Ok(wanted) = u32::try_from(index) else { return Err(out_of_range) };
-        let group = self.groups.partition_point(|group| group.images.end <= wanted);
+        let group = self.groups.partition_point(|group| group.images.end <= index);
         match self.groups.get(group) {
-            Some(found) => Ok((group, (wanted - found.images.start) as usize)),
+            Some(found) => Ok((group, index - found.images.start)),
             None => Err(out_of_range),
         }
     }
@@ -137,16 +143,16 @@ impl ParquetImages {
                 Err(if File::open(&self.files[self.groups[group].file as usize]).is_err() {
                     SampleError::Vanished
                 } else {
-                    SampleError::Corrupt(reason.clone())
+                    SampleError::Corrupt(Box::new(reason.clone()))
                 })
             }
         }
     }
 
-    fn read_group(&self, group: usize) -> Result<Rows, String> {
+    fn read_group(&self, group: usize) -> Result<Rows, SharedCause> {
         let Group { file, row_group, images } = &self.groups[group];
         let (path, metadata) = (&self.files[*file as usize], &self.metadata[*file as usize]);
-        let file_handle = File::open(path).map_err(|error| error.to_string())?;
+        let file_handle = File::open(path).map_err(shared)?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file_handle, metadata.clone());
         let mask = ProjectionMask::roots(builder.parquet_schema(), [self.image_columns[*file as usize]]);
         let reader = builder
@@ -154,18 +160,18 @@ impl ParquetImages {
             .with_projection(mask)
             .with_batch_size(images.len().min(PART))
             .build()
-            .map_err(|error| error.to_string())?;
+            .map_err(shared)?;
         let mut rows = Rows { parts: Vec::new(), bytes: 0 };
         for batch in reader {
-            let batch = batch.map_err(|error| error.to_string())?;
+            let batch = batch.map_err(shared)?;
             rows.bytes += batch.get_array_memory_size();
             rows.parts.push(batch.column(0).clone());
         }
         // What `Rows::cell` relies on.
-        let as_promised = (images.clone().step_by(PART)).map(|from| PART.min((images.end - from) as usize));
+        let as_promised = (images.clone().step_by(PART)).map(|from| PART.min(images.end - from));
         if !rows.parts.iter().map(|part| part.len()).eq(as_promised) {
-            let found: usize = rows.parts.iter().map(|part| part.len()).sum();
-            return Err(format!("a row group has {found} rows, but should have {}", images.len()));
+            let got: usize = rows.parts.iter().map(|part| part.len()).sum();
+            return Err(shared(format!("a row group has {got} rows, but should have {}", images.len())));
         }
         Ok(rows)
     }
@@ -173,7 +179,7 @@ impl ParquetImages {
 
 impl Dataset for ParquetImages {
     fn len(&self) -> usize {
-        self.groups.last().map_or(0, |group| group.images.end as usize)
+        self.groups.last().map_or(0, |group| group.images.end)
     }
 
     fn image(&self, index: usize) -> Result<Arc<Image>, SampleError> {
@@ -186,7 +192,7 @@ impl Dataset for ParquetImages {
                 let path = file.parent().unwrap_or(Path::new(".")).join(path);
                 decode(&fs::read(path)?, &self.decode).map(Arc::new)
             }
-            None => Err(SampleError::Corrupt("the row has neither image bytes nor a path".to_owned())),
+            None => Err(SampleError::Corrupt("the row has neither image bytes nor a path".into())),
         }
     }
 
@@ -205,7 +211,7 @@ impl Dataset for ParquetImages {
                 let first =
                     self.groups.iter().find(|group| group.file == file).map_or(0, |group| group.images.start);
                 let name = self.files[file as usize].file_name().unwrap_or_default();
-                format!("{}[{}]", name.to_string_lossy(), index - first as usize)
+                format!("{}[{}]", name.to_string_lossy(), index - first)
             }
             Err(_) => format!("image {index}"),
         }
@@ -222,7 +228,7 @@ impl Dataset for ParquetImages {
         self.fingerprint
     }
 
-    fn blocks(&self) -> Option<Vec<Range<u32>>> {
+    fn blocks(&self) -> Option<Vec<Range<usize>>> {
         Some(self.groups.iter().map(|group| group.images.clone()).collect())
     }
 }
@@ -261,7 +267,7 @@ fn string(array: &ArrayRef, row: usize) -> Option<&str> {
     array.as_string_opt::<i32>().filter(|array| array.is_valid(row)).map(|array| array.value(row))
 }
 
-type Slot = Arc<OnceLock<Result<Arc<Rows>, String>>>;
+type Slot = Arc<OnceLock<Result<Arc<Rows>, SharedCause>>>;
 
 /// Row groups in memory; the least recently used goes first.
 #[derive(Default)]
@@ -319,23 +325,22 @@ enum FileLabels {
 }
 
 impl Opened {
-    fn read(path: &Path, config: &DataConfig) -> Result<Self, DataError> {
+    fn read(path: &Path, config: &DataSpec) -> Result<Self, DataError> {
         let file = File::open(path).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => DataError::Missing { path: path.to_owned() },
             _ => DataError::Io { path: path.to_owned(), source },
         })?;
         let malformed =
-            |reason: String| DataError::Malformed { path: path.to_owned(), format: "Parquet", reason };
+            |source: Cause| DataError::Malformed { path: path.to_owned(), format: "Parquet", source };
         // Without the writer's Arrow types, every variant of binary and text is read as the plain one.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        let metadata =
-            ArrowReaderMetadata::load(&file, options).map_err(|error| malformed(error.to_string()))?;
+        let metadata = ArrowReaderMetadata::load(&file, options).map_err(|error| malformed(error.into()))?;
         let schema = metadata.schema().clone();
         let column_error = |column: &str, expected| DataError::Column {
             path: path.to_owned(),
             column: column.to_owned(),
             expected,
-            found: match schema.field_with_name(column) {
+            got: match schema.field_with_name(column) {
                 Ok(field) => field.data_type().to_string(),
                 Err(_) => {
                     format!("only {:?}", schema.fields().iter().map(|field| field.name()).collect::<Vec<_>>())
@@ -397,14 +402,14 @@ fn holds_images(kind: &DataType) -> bool {
     }
 }
 
-fn read_labels(file: &File, metadata: &ArrowReaderMetadata, column: usize) -> Result<FileLabels, String> {
-    let handle = file.try_clone().map_err(|error| error.to_string())?;
+fn read_labels(file: &File, metadata: &ArrowReaderMetadata, column: usize) -> Result<FileLabels, Cause> {
+    let handle = file.try_clone()?;
     let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(handle, metadata.clone());
     let mask = ProjectionMask::roots(builder.parquet_schema(), [column]);
-    let reader = builder.with_projection(mask).build().map_err(|error| error.to_string())?;
+    let reader = builder.with_projection(mask).build()?;
     let (mut numbers, mut names, mut is_names) = (Vec::new(), Vec::new(), false);
     for batch in reader {
-        let batch = batch.map_err(|error| error.to_string())?;
+        let batch = batch?;
         let labels = batch.column(0);
         if *labels.data_type() == DataType::Utf8 {
             is_names = true;
@@ -491,7 +496,11 @@ fn join_labels(
     if with < opened.len() || (!numbers.is_empty() && !names.is_empty()) {
         let odd = opened.iter().position(|opened| opened.labels.is_none()).unwrap_or(0);
         let reason = "expected labels of one kind in all files or in none".to_owned();
-        return Err(DataError::Malformed { path: files[odd].clone(), format: "Parquet", reason });
+        return Err(DataError::Malformed {
+            path: files[odd].clone(),
+            format: "Parquet",
+            source: reason.into(),
+        });
     }
     if names.is_empty() {
         return Ok((Some(numbers), class_names));

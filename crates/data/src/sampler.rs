@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 /// The order of the images within an epoch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "kebab-case"))]
 pub enum Shuffle {
     /// `windows` for data sets that are read in blocks (shards, row groups), `full` for the others.
     #[default]
@@ -28,7 +29,7 @@ pub enum Shuffle {
 pub(crate) struct Sampler {
     pub n_images: usize,
     /// Runs of images for windowed shuffling; `None` shuffles fully.
-    pub blocks: Option<Vec<Range<u32>>>,
+    pub blocks: Option<Vec<Range<usize>>>,
     pub window_images: usize,
     pub shuffled: bool,
     pub seed: u64,
@@ -45,7 +46,7 @@ impl Sampler {
         if self.drop_last { self.n_images / global } else { self.n_images.div_ceil(global) }
     }
 
-    /// The order of all images in an epoch: the same on every process.
+    /// The order of all images in an epoch: the same on every process. 32 bits an image, as there may be many millions.
     pub fn order(&self, epoch: u64) -> Vec<u32> {
         let all = 0..self.n_images as u32;
         if !self.shuffled {
@@ -66,7 +67,7 @@ impl Sampler {
         let mut order = Vec::with_capacity(self.n_images);
         let mut window = 0;
         for block in blocks {
-            order.extend(block);
+            order.extend(block.map(|index| index as u32));
             if order.len() - window >= self.window_images {
                 order[window..].shuffle(&mut rng);
                 window = order.len();
@@ -79,13 +80,13 @@ impl Sampler {
     /// The part of an epoch's order that is this process's share of a batch. Global batches follow each other in the
     /// order, and processes take equal parts of each, so that the images of a global batch do not depend on how many
     /// processes share it. An incomplete last batch is filled up from the front until it divides evenly.
-    pub fn batch(&self, order: &[u32], batch: usize, indices: &mut Vec<u32>) {
+    pub fn batch(&self, order: &[u32], batch: usize, indices: &mut Vec<usize>) {
         let global = self.batch_size * self.world_size;
         let from = batch * global;
         let share = (self.n_images - from).min(global).div_ceil(self.world_size);
         let mine = from + self.rank * share;
         indices.clear();
-        indices.extend((mine..mine + share).map(|at| order[at % order.len()]));
+        indices.extend((mine..mine + share).map(|at| order[at % order.len()] as usize));
     }
 }
 
@@ -163,7 +164,7 @@ mod tests {
                 seen.extend(whole);
             }
             if !drop_last {
-                prop_assert_eq!(seen, order);
+                prop_assert_eq!(seen, order.iter().map(|&index| index as usize).collect::<Vec<_>>());
             }
         }
     }

@@ -12,14 +12,15 @@ use std::{
 use image::{Rgb, RgbImage};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 use swav_augment::Image;
 
 use crate::{DataError, Dataset, SampleError, Split, StableHash};
 
 /// The size of the built-in data set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(default, deny_unknown_fields))]
 pub struct ShapesConfig {
     /// Images of the `train` split. Default: 6000.
     pub n_train: usize,
@@ -37,19 +38,27 @@ impl Default for ShapesConfig {
     }
 }
 
+/// A checked [`ShapesConfig`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShapesSpec(ShapesConfig);
+
 impl ShapesConfig {
-    pub(crate) fn check(&self) -> Result<(), DataError> {
+    /// Checks the ranges of all values.
+    ///
+    /// # Errors
+    /// [`DataError::Config`] with the field, its range and the value.
+    pub fn check(&self) -> Result<ShapesSpec, DataError> {
         if !(16..=1024).contains(&self.size) {
-            let found = self.size.to_string();
-            return Err(DataError::Config { field: "builtin.size", expected: "16 to 1024 pixels", found });
+            let got = self.size.to_string();
+            return Err(DataError::Config { field: "builtin.size", expected: "16 to 1024 pixels", got });
         }
         for (field, count) in [("builtin.n_train", self.n_train), ("builtin.n_test", self.n_test)] {
             if count == 0 || count > u32::MAX as usize / 2 {
-                let found = count.to_string();
-                return Err(DataError::Config { field, expected: "1 to 2147483647 images", found });
+                let got = count.to_string();
+                return Err(DataError::Config { field, expected: "1 to 2147483647 images", got });
             }
         }
-        Ok(())
+        Ok(ShapesSpec(self.clone()))
     }
 }
 
@@ -65,19 +74,15 @@ impl Shapes {
     ///
     /// ```
     /// use swav_data::{Dataset, Shapes, ShapesConfig, Split};
-    /// let shapes = Shapes::new(&ShapesConfig::default(), Split::Train)?;
+    /// let shapes = Shapes::new(&ShapesConfig::default().check()?, Split::Train);
     /// assert_eq!((shapes.len(), shapes.class_names().len()), (6000, 12));
     /// assert_eq!(shapes.class_names()[0], "striped disc");
     /// # Ok::<(), swav_data::DataError>(())
     /// ```
-    ///
-    /// # Errors
-    /// [`DataError::Config`] if the size or a number is out of its range.
-    pub fn new(config: &ShapesConfig, split: Split) -> Result<Self, DataError> {
-        config.check()?;
+    pub fn new(spec: &ShapesSpec, split: Split) -> Self {
         let class_names =
             CLASSES.iter().map(|(shape, texture)| format!("{} {}", texture.name(), shape.name())).collect();
-        Ok(Self { config: config.clone(), split, class_names })
+        Self { config: spec.0.clone(), split, class_names }
     }
 
     /// The stream of one image: test images are other images, whatever the numbers.
@@ -421,7 +426,7 @@ mod tests {
     #[test]
     fn splits_are_other_images_and_all_is_both() {
         let config = ShapesConfig { n_train: 30, n_test: 20, size: 16, seed: 3 };
-        let split = |split| Shapes::new(&config, split).unwrap();
+        let split = |split| Shapes::new(&config.check().unwrap(), split);
         let (train, test, all) = (split(Split::Train), split(Split::Test), split(Split::All));
         assert_ne!(train.image(0).unwrap(), test.image(0).unwrap());
         for index in 0..50 {
@@ -431,7 +436,8 @@ mod tests {
         }
         assert!(matches!(all.image(50), Err(SampleError::OutOfRange { .. })));
         assert_ne!(train.fingerprint(), test.fingerprint());
-        let other = Shapes::new(&ShapesConfig { seed: 4, ..config }, Split::Train).unwrap();
+        let other = ShapesConfig { seed: 4, ..config }.check().unwrap();
+        let other = Shapes::new(&other, Split::Train);
         assert_ne!(other.image(1).unwrap(), train.image(1).unwrap());
     }
 }

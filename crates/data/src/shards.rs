@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use swav_augment::Image;
 
 use crate::{
-    DataConfig, DataError, Dataset, DecodeConfig, SampleError, StableHash, TarMember, decode, names::Names,
+    DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, TarMember, decode, names::Names,
     scan_tar,
 };
 
@@ -40,7 +40,7 @@ pub struct Shards {
     shards: Vec<PathBuf>,
     samples: Vec<Sample>,
     keys: Names,
-    blocks: Vec<Range<u32>>,
+    blocks: Vec<Range<usize>>,
     n_classes: u32,
     decode: DecodeConfig,
     n_corrupt: usize,
@@ -61,13 +61,13 @@ const MAX_LABEL_BYTES: u64 = 1 << 20;
 
 impl Shards {
     /// Indexes the shards, in the given order. Images are the members whose whole ending is one of
-    /// [`DataConfig::extensions`] (the first one of each sample), labels those with
-    /// [`DataConfig::label_extension`]. Damaged members are passed over, counted and logged.
+    /// [`DataConfig::extensions`](crate::DataConfig::extensions) (the first one of each sample), labels those with
+    /// [`DataConfig::label_extension`](crate::DataConfig::label_extension). Damaged members are passed over, counted and logged.
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`]; [`DataError::Empty`] if no shard holds an image;
     /// [`DataError::Malformed`] for a compressed shard, which cannot be read by offset, or a label that is no number.
-    pub fn open(shards: Vec<PathBuf>, config: &DataConfig) -> Result<Self, DataError> {
+    pub fn open(shards: Vec<PathBuf>, config: &DataSpec) -> Result<Self, DataError> {
         let parts: Vec<Part> =
             shards.par_iter().map(|shard| Part::index(shard, config)).collect::<Result<_, _>>()?;
         let first = shards.first().cloned().unwrap_or_default();
@@ -97,7 +97,7 @@ impl Shards {
                 tracing::warn!(shard = %path, damaged = part.n_corrupt, "passed over damaged members");
             }
             all.n_corrupt += part.n_corrupt;
-            let from = all.samples.len() as u32;
+            let from = all.samples.len();
             for (mut sample, key) in part.samples.into_iter().zip(part.keys.iter()) {
                 sample.shard = shard as u32;
                 hash.bytes(key);
@@ -109,7 +109,7 @@ impl Shards {
                 all.samples.push(sample);
                 all.keys.push(key);
             }
-            let to = all.samples.len() as u32;
+            let to = all.samples.len();
             if to > from {
                 all.blocks.push(from..to);
             }
@@ -164,7 +164,7 @@ impl Dataset for Shards {
         self.fingerprint
     }
 
-    fn blocks(&self) -> Option<Vec<Range<u32>>> {
+    fn blocks(&self) -> Option<Vec<Range<usize>>> {
         Some(self.blocks.clone())
     }
 }
@@ -177,12 +177,16 @@ struct Part {
 }
 
 impl Part {
-    fn index(shard: &Path, config: &DataConfig) -> Result<Self, DataError> {
+    fn index(shard: &Path, config: &DataSpec) -> Result<Self, DataError> {
         let io = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => DataError::Missing { path: shard.to_owned() },
             _ => DataError::Io { path: shard.to_owned(), source },
         };
-        let malformed = |reason| DataError::Malformed { path: shard.to_owned(), format: "tar", reason };
+        let malformed = |reason: String| DataError::Malformed {
+            path: shard.to_owned(),
+            format: "tar",
+            source: reason.into(),
+        };
         let mut file = File::open(shard).map_err(io)?;
         let mut start = Vec::new();
         (&mut file).take(6).read_to_end(&mut start).map_err(io)?;
@@ -257,7 +261,7 @@ impl Group {
 }
 
 /// The label in a member: a decimal number, or the label field of a JSON object. -1 means that there is none.
-fn parse_label(text: &[u8], config: &DataConfig) -> Result<u32, String> {
+fn parse_label(text: &[u8], config: &DataSpec) -> Result<u32, String> {
     let shown = || String::from_utf8_lossy(&text[..text.len().min(40)]).into_owned();
     let value = if config.label_extension.eq_ignore_ascii_case("json") {
         let field = config.label_column.as_deref().unwrap_or("label");

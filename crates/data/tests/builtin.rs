@@ -6,7 +6,7 @@ const N_CLASSES: usize = 12;
 
 fn split(split: Split) -> (Vec<Vec<u8>>, Vec<u32>) {
     let config = ShapesConfig { n_train: 1200, n_test: 360, size: 32, seed: 1 };
-    let data = Shapes::new(&config, split).unwrap();
+    let data = Shapes::new(&config.check().unwrap(), split);
     (0..data.len())
         .map(|index| (data.image(index).unwrap().data().to_vec(), data.label(index).unwrap()))
         .unzip()

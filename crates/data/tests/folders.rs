@@ -111,7 +111,7 @@ fn links_in_circles_and_broken_links_are_passed_over_and_good_ones_followed() {
     symlink("/nowhere/x.png", root.path().join("a/broken.png")).unwrap();
     symlink(other.path(), root.path().join("b")).unwrap();
     symlink(other.path().join("2.png"), root.path().join("a/linked.png")).unwrap();
-    let folder = Folder::classes(root.path(), &DataConfig::default()).unwrap();
+    let folder = Folder::classes(root.path(), &DataConfig::default().check().unwrap()).unwrap();
     assert_eq!(names(&folder), ["a/1.png", "a/linked.png", "b/2.png"]);
     assert_eq!(folder.skipped(), 3);
     assert!((0..3).all(|index| folder.image(index).is_ok()));

@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{jpeg, picture, put};
@@ -18,13 +18,13 @@ use swav_augment::{
     Preset, Scratch,
 };
 use swav_data::{
-    DataConfig, Dataset, Loader, LoaderConfig, LoaderError, MultiCropBatch, OnBad, Position, SampleError,
-    Shapes, ShapesConfig, Shuffle, Split, ViewKey, ViewShape, Views, open,
+    BatchPlan, Cause, DataConfig, Dataset, Loader, LoaderConfig, LoaderError, MultiCropBatch, OnBad,
+    Position, SampleError, Shapes, ShapesConfig, Shuffle, Split, ViewKey, ViewShape, Views, open,
 };
 
 fn shapes(n_train: usize) -> Arc<dyn Dataset> {
     let config = ShapesConfig { n_train, size: 24, ..ShapesConfig::default() };
-    Arc::new(Shapes::new(&config, Split::Train).unwrap())
+    Arc::new(Shapes::new(&config.check().unwrap(), Split::Train))
 }
 
 fn recipe() -> MultiCrop {
@@ -40,20 +40,27 @@ fn recipe() -> MultiCrop {
     MultiCropConfig { preset: Preset::Swav, crops, ..MultiCropConfig::default() }.check().unwrap()
 }
 
-fn config(n_workers: usize) -> LoaderConfig {
-    LoaderConfig { n_workers, batch_size: 8, seed: 5, n_epochs: Some(2), ..LoaderConfig::default() }
+const PLAN: BatchPlan = BatchPlan { batch_size: 8, seed: 5, rank: 0, world_size: 1, n_epochs: Some(2) };
+
+fn workers(n_workers: usize) -> LoaderConfig {
+    LoaderConfig { n_workers, ..LoaderConfig::default() }
 }
 
-fn start(data: &Arc<dyn Dataset>, config: &LoaderConfig, position: Position) -> Loader {
-    Loader::new(data.clone(), Arc::new(recipe()), config, position).unwrap()
+fn start(data: &Arc<dyn Dataset>, config: &LoaderConfig, plan: BatchPlan, position: Position) -> Loader {
+    Loader::new(data.clone(), Arc::new(recipe()), &config.check().unwrap(), plan, position).unwrap()
+}
+
+/// The same from the beginning.
+fn begin(data: &Arc<dyn Dataset>, config: &LoaderConfig, plan: BatchPlan) -> Loader {
+    start(data, config, plan, Position::default())
 }
 
 /// Everything of a batch that must repeat, floats by their bits.
-type Print = (Position, bool, Vec<u32>, Vec<Option<u32>>, Vec<Vec<u32>>);
+type Print = (Position, bool, Vec<usize>, Vec<Option<u32>>, Vec<Vec<u32>>);
 
 fn print(batch: &MultiCropBatch) -> Print {
     let bits =
-        batch.groups.iter().map(|group| group.data.iter().map(|value| value.to_bits()).collect()).collect();
+        batch.views().iter().map(|images| images.iter().map(|value| value.to_bits()).collect()).collect();
     (batch.position, batch.ends_epoch, batch.indices.clone(), batch.labels.clone(), bits)
 }
 
@@ -64,27 +71,27 @@ fn run(loader: Loader) -> Vec<Print> {
 #[test]
 fn any_number_of_workers_and_any_queue_give_the_same_bits() {
     let data = shapes(50);
-    let whole = run(start(&data, &config(1), Position::default()));
+    let whole = run(begin(&data, &workers(1), PLAN));
     assert_eq!(whole.len(), 12);
     assert_ne!(whole[0].2, whole[6].2, "epochs differ in their order");
     for (n_workers, queue_batches) in [(2, 1), (5, 2), (3, 7)] {
-        let config = LoaderConfig { queue_batches, ..config(n_workers) };
-        assert!(run(start(&data, &config, Position::default())) == whole, "{n_workers} workers");
+        let config = LoaderConfig { queue_batches, ..workers(n_workers) };
+        assert!(run(begin(&data, &config, PLAN)) == whole, "{n_workers} workers");
     }
 }
 
 #[test]
 fn resuming_anywhere_continues_bit_for_bit() {
     let data = shapes(50);
-    let whole = run(start(&data, &config(2), Position::default()));
+    let whole = run(begin(&data, &workers(2), PLAN));
     for stop in 0..=whole.len() {
-        let mut first = start(&data, &config(2), Position::default());
+        let mut first = begin(&data, &workers(2), PLAN);
         for _ in 0..stop {
             first.next_batch().unwrap();
         }
         let position = first.position();
         drop(first);
-        let rest = run(start(&data, &config(3), position));
+        let rest = run(start(&data, &workers(3), PLAN, position));
         assert!(rest == whole[stop..], "resumed at {position:?}");
     }
     let saved = toml::to_string(&Position { epoch: 3, batch: 7 }).unwrap();
@@ -94,40 +101,40 @@ fn resuming_anywhere_continues_bit_for_bit() {
 #[test]
 fn batches_hold_the_views_crop_by_crop() {
     let data = shapes(20);
-    let mut loader = start(&data, &config(2), Position::default());
+    let mut loader = begin(&data, &workers(2), PLAN);
     let batch = loader.next_batch().unwrap().unwrap();
     let recipe = recipe();
     let mut scratch = Scratch::default();
     let mut first_crop = 0;
     for group in &batch.groups {
-        assert_eq!(group.data.len(), group.n_crops * 8 * group.height * group.width * 3);
+        let (n_images, height, width, channels) = group.images.dim();
+        assert_eq!((n_images, channels), (group.n_crops * 8, 3));
         for crop in 0..group.n_crops {
             for (at, &index) in batch.indices.iter().enumerate() {
-                let mut expected = vec![0.0; group.height * group.width * 3];
+                let mut expected = vec![0.0; height * width * 3];
                 let key = swav_augment::CropKey {
                     seed: 5,
                     epoch: 0,
-                    sample: index.into(),
+                    sample: index as u64,
                     crop: first_crop + crop as u64,
                 };
-                let image = data.image(index as usize).unwrap();
+                let image = data.image(index).unwrap();
                 recipe.fill(image.view(), key, &mut expected, &mut scratch).unwrap();
-                assert_eq!(group.view(crop, at), expected);
+                assert_eq!(group.view(crop, at).as_slice().unwrap(), expected);
             }
         }
         first_crop += group.n_crops as u64;
     }
-    let labels: Vec<_> = batch.indices.iter().map(|&index| data.label(index as usize)).collect();
+    let labels: Vec<_> = batch.indices.iter().map(|&index| data.label(index)).collect();
     assert_eq!(batch.labels, labels);
 }
 
 #[test]
 fn processes_share_each_global_batch() {
     let data = shapes(50);
-    let one = run(start(&data, &config(1), Position::default()));
-    let part = |rank| LoaderConfig { batch_size: 4, rank, world_size: 2, ..config(2) };
-    let (a, b) =
-        (run(start(&data, &part(0), Position::default())), run(start(&data, &part(1), Position::default())));
+    let one = run(begin(&data, &workers(1), PLAN));
+    let part = |rank| BatchPlan { batch_size: 4, rank, world_size: 2, ..PLAN };
+    let (a, b) = (run(begin(&data, &workers(2), part(0))), run(begin(&data, &workers(2), part(1))));
     assert_eq!((a.len(), b.len()), (one.len(), one.len()));
     for ((whole, a), b) in one.iter().zip(&a).zip(&b) {
         assert_eq!(whole.2, [a.2.clone(), b.2.clone()].concat());
@@ -144,11 +151,8 @@ fn processes_share_each_global_batch() {
 fn the_last_batch_is_dropped_or_smaller() {
     let data = shapes(20);
     let sizes = |drop_last| {
-        let config = LoaderConfig { drop_last, ..config(2) };
-        run(start(&data, &config, Position::default()))
-            .iter()
-            .map(|batch| (batch.2.len(), batch.1))
-            .collect::<Vec<_>>()
+        let config = LoaderConfig { drop_last, ..workers(2) };
+        run(begin(&data, &config, PLAN)).iter().map(|batch| (batch.2.len(), batch.1)).collect::<Vec<_>>()
     };
     assert_eq!(sizes(true), [(8, false), (8, true), (8, false), (8, true)]);
     assert_eq!(sizes(false), [(8, false), (8, false), (4, true), (8, false), (8, false), (4, true)]);
@@ -158,17 +162,18 @@ fn the_last_batch_is_dropped_or_smaller() {
 fn an_evaluation_reads_everything_once_in_order() {
     let data = shapes(21);
     let view = EvalView::new(CenterCrop { resize: 24, size: 20 }, Normalize::default()).unwrap();
-    let config = LoaderConfig { n_workers: 2, ..LoaderConfig::evaluation(8) };
-    let batches: Vec<_> = Loader::new(data.clone(), Arc::new(view), &config, Position::default())
+    let spec = LoaderConfig { n_workers: 2, ..LoaderConfig::evaluation() }.check().unwrap();
+    let plan = BatchPlan { n_epochs: Some(1), ..PLAN };
+    let batches: Vec<_> = Loader::new(data.clone(), Arc::new(view), &spec, plan, Position::default())
         .unwrap()
         .map(Result::unwrap)
         .collect();
     let indices: Vec<_> = batches.iter().flat_map(|batch| batch.indices.clone()).collect();
     assert_eq!(indices, (0..21).collect::<Vec<_>>());
-    assert_eq!(batches[2].groups[0].data.len(), 5 * 20 * 20 * 3);
+    assert_eq!(batches[2].groups[0].images.dim(), (5, 20, 20, 3));
     let mut expected = vec![0.0; 20 * 20 * 3];
     view.fill(data.image(17).unwrap().view(), &mut expected, &mut Scratch::default()).unwrap();
-    assert_eq!(batches[2].groups[0].view(0, 1), expected);
+    assert_eq!(batches[2].groups[0].view(0, 1).as_slice().unwrap(), expected);
 }
 
 /// Images of one value each; those in `bad` fail.
@@ -191,7 +196,7 @@ impl Dataset for Plain {
     fn image(&self, index: usize) -> Result<Arc<Image>, SampleError> {
         self.reads.fetch_add(1, Ordering::Relaxed);
         if self.bad.contains(&index) {
-            return Err(SampleError::Truncated("cut".to_owned()));
+            return Err(SampleError::Truncated("cut".into()));
         }
         Ok(Arc::new(Image::new(2, 2, Channels::Grey, vec![index as u8; 4]).unwrap()))
     }
@@ -213,9 +218,9 @@ impl Views for Probe {
         key: ViewKey,
         views: &mut [&mut [f32]],
         _: &mut Scratch,
-    ) -> Result<(), String> {
+    ) -> Result<(), Cause> {
         if image.data()[0] == 255 {
-            return Err("no views of white".to_owned());
+            return Err("no views of white".into());
         }
         for (crop, view) in views.iter_mut().enumerate() {
             view.copy_from_slice(&[f32::from(image.data()[0]), key.sample as f32, crop as f32]);
@@ -224,30 +229,25 @@ impl Views for Probe {
     }
 }
 
-fn probe(data: Arc<dyn Dataset>, config: &LoaderConfig) -> Loader {
-    Loader::new(data, Arc::new(Probe), config, Position::default()).unwrap()
+fn probe(data: Arc<dyn Dataset>, config: &LoaderConfig, plan: BatchPlan) -> Loader {
+    Loader::new(data, Arc::new(Probe), &config.check().unwrap(), plan, Position::default()).unwrap()
 }
 
 #[test]
 fn bad_images_are_counted_and_replaced_by_the_next_good_one() {
     let data = Plain::new(40, [3, 4, 39]);
-    let config = LoaderConfig {
-        shuffle: Shuffle::None,
-        batch_size: 10,
-        n_epochs: Some(2),
-        n_workers: 3,
-        ..LoaderConfig::default()
-    };
-    let mut loader = probe(data, &config);
+    let config = LoaderConfig { shuffle: Shuffle::None, ..workers(3) };
+    let mut loader = probe(data, &config, BatchPlan { batch_size: 10, ..PLAN });
     let first = loader.next_batch().unwrap().unwrap();
     assert_eq!(first.indices, [0, 1, 2, 5, 5, 5, 6, 7, 8, 9]);
     assert_eq!(first.labels[3], Some(5));
     assert_eq!(
-        first.groups[0].view(1, 3),
+        first.groups[0].view(1, 3).as_slice().unwrap(),
         [5.0, 3.0, 1.0],
         "the replacement has the views' stream of the image asked for"
     );
-    assert_eq!(first.bad.iter().map(|bad| bad.index).collect::<Vec<_>>(), [3, 4, 4]);
+    assert_eq!(first.bad.iter().map(|bad| bad.index).collect::<Vec<_>>(), [3, 4], "each once");
+    assert_eq!(first.bad[0].name, "image 3");
     assert!(matches!(first.bad[0].reason, SampleError::Truncated(_)));
     let rest: Vec<_> = loader.by_ref().map(Result::unwrap).collect();
     assert_eq!(rest[2].indices[9], 0, "after the last image comes the first");
@@ -258,24 +258,25 @@ fn bad_images_are_counted_and_replaced_by_the_next_good_one() {
 #[test]
 fn bad_images_can_be_left_out() {
     let data = Plain::new(40, [3, 4, 39]);
-    let config = LoaderConfig { n_workers: 2, ..LoaderConfig::evaluation(10) };
-    let batches: Vec<_> = probe(data, &config).map(Result::unwrap).collect();
+    let config = LoaderConfig { n_workers: 2, ..LoaderConfig::evaluation() };
+    let plan = BatchPlan { batch_size: 10, n_epochs: Some(1), ..PLAN };
+    let batches: Vec<_> = probe(data, &config, plan).map(Result::unwrap).collect();
     let indices: Vec<_> = batches.iter().flat_map(|batch| batch.indices.clone()).collect();
     assert_eq!(indices, (0..39).filter(|index| ![3, 4].contains(index)).collect::<Vec<_>>());
-    assert_eq!(batches[0].groups[0].data.len(), 2 * 8 * 3);
-    assert_eq!(batches[0].groups[0].view(1, 3), [5.0, 5.0, 1.0]);
+    assert_eq!(batches[0].groups[0].images.dim(), (2 * 8, 1, 1, 3));
+    assert_eq!(batches[0].groups[0].view(1, 3).as_slice().unwrap(), [5.0, 5.0, 1.0]);
     // A batch of bad images only is not delivered.
     let data = Plain::new(40, 10..20);
     let config = LoaderConfig { max_bad_share: 0.5, ..config };
-    assert_eq!(probe(data, &config).map(Result::unwrap).count(), 3);
+    assert_eq!(probe(data, &config, plan).map(Result::unwrap).count(), 3);
 }
 
 #[test]
 fn too_many_bad_images_end_the_run_at_the_same_place() {
     let end = |n_workers| {
         let data = Plain::new(100, (0..100).filter(|index| index % 5 == 0));
-        let config = LoaderConfig { n_workers, batch_size: 10, seed: 1, ..LoaderConfig::default() };
-        let mut loader = probe(data, &config);
+        let plan = BatchPlan { batch_size: 10, seed: 1, n_epochs: None, ..PLAN };
+        let mut loader = probe(data, &workers(n_workers), plan);
         let mut n_good = 0;
         loop {
             match loader.next_batch() {
@@ -296,21 +297,23 @@ fn too_many_bad_images_end_the_run_at_the_same_place() {
 #[test]
 fn without_any_good_image_there_is_no_replacement() {
     let data = Plain::new(30, 0..30);
-    let config = LoaderConfig { batch_size: 3, max_bad_share: 1.0, ..LoaderConfig::default() };
-    let error = probe(data, &config).next_batch().unwrap_err();
+    let config = LoaderConfig { max_bad_share: 1.0, ..LoaderConfig::default() };
+    let plan = BatchPlan { batch_size: 3, ..PLAN };
+    let error = probe(data, &config, plan).next_batch().unwrap_err();
     assert!(matches!(error, LoaderError::NoReplacement { tried: 30, .. }), "{error}");
     // One good image serves all.
     let data = Plain::new(30, 0..29);
-    assert!(probe(data, &config).next_batch().unwrap().unwrap().indices.iter().all(|&index| index == 29));
+    assert!(
+        probe(data, &config, plan).next_batch().unwrap().unwrap().indices.iter().all(|&index| index == 29)
+    );
 }
 
 #[test]
 fn failing_views_are_an_error_that_names_the_image() {
     let data = Plain::new(256, []);
-    let config = LoaderConfig { batch_size: 256, ..LoaderConfig::default() };
-    match probe(data, &config).next_batch() {
-        Err(LoaderError::Views { name, reason }) => {
-            assert_eq!((name.as_str(), reason.as_str()), ("image 255", "no views of white"))
+    match probe(data, &LoaderConfig::default(), BatchPlan { batch_size: 256, ..PLAN }).next_batch() {
+        Err(LoaderError::Views { name, source }) => {
+            assert_eq!((name.as_str(), &*source.to_string()), ("image 255", "no views of white"))
         }
         other => panic!("{other:?}"),
     }
@@ -323,7 +326,7 @@ fn files_that_vanish_or_break_while_loading_do_not_end_the_run() {
         put(root.path().join(format!("{index:02}.jpg")), jpeg(&picture(20, 20, index)));
     }
     let data = open(root.path(), &DataConfig { cache_mib: 0, ..DataConfig::default() }).unwrap();
-    let mut loader = start(&data, &LoaderConfig { n_epochs: Some(6), ..config(2) }, Position::default());
+    let mut loader = begin(&data, &workers(2), BatchPlan { n_epochs: Some(6), ..PLAN });
     loader.next_batch().unwrap().unwrap();
     fs::remove_file(root.path().join("07.jpg")).unwrap();
     let whole = fs::read(root.path().join("11.jpg")).unwrap();
@@ -337,23 +340,24 @@ fn files_that_vanish_or_break_while_loading_do_not_end_the_run() {
 #[test]
 fn settings_out_of_range_are_refused_by_name() {
     let data = shapes(20);
-    let refused =
-        |config: LoaderConfig, start| match Loader::new(data.clone(), Arc::new(Probe), &config, start) {
-            Err(error) => error,
-            Ok(_) => panic!("accepted {config:?}"),
-        };
+    let spec = workers(1).check().unwrap();
+    let refused = |plan: BatchPlan, start| {
+        let loader = Loader::new(data.clone(), Arc::new(Probe), &spec, plan, start);
+        loader.err().unwrap_or_else(|| panic!("accepted {plan:?}"))
+    };
     let zero = Position::default();
-    let field = |config| match refused(config, zero) {
+    let field = |error| match error {
         LoaderError::Config { field, .. } => field,
         other => panic!("{other}"),
     };
-    assert_eq!(field(LoaderConfig { batch_size: 0, ..config(1) }), "batch_size");
-    assert_eq!(field(LoaderConfig { queue_batches: 0, ..config(1) }), "queue_batches");
-    assert_eq!(field(LoaderConfig { rank: 2, world_size: 2, ..config(1) }), "rank");
-    assert_eq!(field(LoaderConfig { max_bad_share: f64::NAN, ..config(1) }), "max_bad_share");
-    let few = refused(LoaderConfig { batch_size: 21, ..config(1) }, zero);
+    assert_eq!(field(refused(BatchPlan { batch_size: 0, ..PLAN }, zero)), "batch_size");
+    assert_eq!(field(refused(BatchPlan { rank: 2, world_size: 2, ..PLAN }, zero)), "rank");
+    let wrong = |config: LoaderConfig| field(config.check().unwrap_err());
+    assert_eq!(wrong(LoaderConfig { queue_batches: 0, ..workers(1) }), "queue_batches");
+    assert_eq!(wrong(LoaderConfig { max_bad_share: f64::NAN, ..workers(1) }), "max_bad_share");
+    let few = refused(BatchPlan { batch_size: 21, ..PLAN }, zero);
     assert!(matches!(few, LoaderError::TooFewImages { images: 20, batch_size: 21, world_size: 1 }));
-    let late = refused(config(1), Position { epoch: 0, batch: 2 });
+    let late = refused(PLAN, Position { epoch: 0, batch: 2 });
     assert!(matches!(late, LoaderError::Position { batch: 2, batches: 2 }));
     assert!(toml::from_str::<LoaderConfig>("n_worker = 2").is_err());
     assert_eq!(toml::from_str::<LoaderConfig>("on_bad = \"leave-out\"").unwrap().on_bad, OnBad::LeaveOut);
@@ -362,12 +366,12 @@ fn settings_out_of_range_are_refused_by_name() {
 #[test]
 fn batches_are_made_ahead_but_not_without_bound_and_their_memory_returns() {
     let data = Plain::new(250, []);
-    let config = LoaderConfig { batch_size: 10, n_workers: 2, queue_batches: 2, ..LoaderConfig::default() };
-    let mut loader = probe(data.clone(), &config);
+    let plan = BatchPlan { batch_size: 10, n_epochs: None, ..PLAN };
+    let mut loader = probe(data.clone(), &LoaderConfig { queue_batches: 2, ..workers(2) }, plan);
     let mut addresses = Vec::new();
     for _ in 0..50 {
         let batch = loader.next_batch().unwrap().unwrap();
-        addresses.push(batch.groups[0].data.as_ptr() as usize);
+        addresses.push(batch.groups[0].images.as_ptr() as usize);
     }
     // Whatever runs ahead has long come to rest.
     std::thread::sleep(Duration::from_millis(100));
@@ -393,15 +397,16 @@ fn views_may_work_in_parallel_themselves() {
             key: ViewKey,
             views: &mut [&mut [f32]],
             scratch: &mut Scratch,
-        ) -> Result<(), String> {
+        ) -> Result<(), Cause> {
             (0..8).into_par_iter().for_each(|_| std::thread::sleep(Duration::from_micros(200)));
             Probe.write(image, key, views, scratch)
         }
     }
     let data: Arc<dyn Dataset> = Plain::new(64, []);
-    let config = LoaderConfig { batch_size: 32, n_workers: 3, n_epochs: Some(1), ..LoaderConfig::default() };
+    let spec = workers(3).check().unwrap();
+    let plan = BatchPlan { batch_size: 32, n_epochs: Some(1), ..PLAN };
     let loader =
-        |views: Arc<dyn Views>| Loader::new(data.clone(), views, &config, Position::default()).unwrap();
+        |views: Arc<dyn Views>| Loader::new(data.clone(), views, &spec, plan, Position::default()).unwrap();
     assert!(run(loader(Arc::new(Nested))) == run(loader(Arc::new(Probe))));
 }
 
@@ -417,23 +422,16 @@ fn waiting_is_measured() {
             Ok(Arc::new(Image::new(1, 1, Channels::Grey, vec![1]).unwrap()))
         }
     }
-    let config = LoaderConfig { n_workers: 1, batch_size: 8, n_epochs: Some(1), ..LoaderConfig::default() };
-    let mut loader = probe(Arc::new(Slow), &config);
+    let begun = Instant::now();
+    let mut loader = probe(Arc::new(Slow), &workers(1), BatchPlan { n_epochs: Some(1), ..PLAN });
     while let Some(batch) = loader.next_batch().unwrap() {
         drop(batch);
     }
-    let starving = loader.stats();
-    assert!(
-        starving.waiting_share() > 0.8 && starving.waited_first >= Duration::from_millis(30),
-        "{starving:?}"
-    );
-    let mut loader = probe(Plain::new(64, []), &config);
-    while let Some(batch) = loader.next_batch().unwrap() {
-        std::thread::sleep(Duration::from_millis(20));
-        drop(batch);
-    }
-    let fed = loader.stats();
-    assert!(fed.waiting_share() < 0.3, "{fed:?}");
+    let stats = loader.stats();
+    let waited = stats.waited + stats.waited_first;
+    // One worker sleeps for each image in turn, and the consumer has nothing to do but wait for it.
+    assert!(waited >= 64 * Duration::from_millis(5) && waited <= begun.elapsed(), "{stats:?}");
+    assert!(stats.waited_first >= 8 * Duration::from_millis(5), "{stats:?}");
 }
 
 #[test]
@@ -447,6 +445,6 @@ fn a_panicking_data_set_ends_the_loader_with_an_error() {
             panic!("this panic is part of the test");
         }
     }
-    let config = LoaderConfig { batch_size: 4, ..LoaderConfig::default() };
-    assert!(matches!(probe(Arc::new(Panics), &config).next_batch(), Err(LoaderError::Died)));
+    let plan = BatchPlan { batch_size: 4, ..PLAN };
+    assert!(matches!(probe(Arc::new(Panics), &workers(2), plan).next_batch(), Err(LoaderError::Died)));
 }

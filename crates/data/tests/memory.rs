@@ -12,7 +12,7 @@ use std::{
 
 use common::{jpeg, memory_kib, picture};
 use swav_augment::{CropConfig, MultiCropConfig};
-use swav_data::{DataConfig, Loader, LoaderConfig, Position, open};
+use swav_data::{BatchPlan, DataConfig, Loader, LoaderConfig, Position, open};
 
 /// One epoch over 100 shards of `SWAV_DATA_IMAGES` (100,000) images in all, with a decoded cache of 64 MiB:
 /// `cargo test --release -p swav-data --test memory -- --ignored --nocapture`.
@@ -55,12 +55,14 @@ fn shards_of_100_000_images_stay_within_the_budget() {
     };
     let crops = Some(vec![crop(32, 2, 0.14, 1.0), crop(16, 2, 0.05, 0.14)]);
     let views = MultiCropConfig { crops, ..MultiCropConfig::default() }.check().unwrap();
-    let config = LoaderConfig { batch_size: 256, n_epochs: Some(1), ..LoaderConfig::default() };
+    let config = LoaderConfig::default();
+    let plan = BatchPlan { batch_size: 256, n_epochs: Some(1), ..BatchPlan::default() };
     let started = Instant::now();
-    let mut loader = Loader::new(data, Arc::new(views), &config, Position::default()).unwrap();
+    let mut loader =
+        Loader::new(data, Arc::new(views), &config.check().unwrap(), plan, Position::default()).unwrap();
     let mut batch_bytes = 0;
     while let Some(batch) = loader.next_batch().unwrap() {
-        batch_bytes = batch.groups.iter().map(|group| group.data.len() * 4).sum();
+        batch_bytes = batch.groups.iter().map(|group| group.images.len() * 4).sum();
     }
     let peak = memory_kib("VmHWM") - before;
     let budget = cache_mib * 1024 + (config.queue_batches + 3) * batch_bytes / 1024;

@@ -71,7 +71,7 @@ const PROGRAM: [&str; LIBRARIES.len() + 1] = {
 const TESTED_WITH: &[(&str, &[&str])] = &[("swav-cuda", &["swav-kernels"])];
 
 /// Packages at the top, which nobody may depend on.
-const TOP: &[&str] = &["swav-benches", "swav-examples", "xtask"];
+const TOP: &[&str] = &["swav-benches", "swav-examples", "xtask", "xtask-launcher"];
 
 /// The tensor engine, and the only package that may know it.
 const ENGINE: (&str, &str) = ("dfdx", "swav-encoder");
@@ -95,7 +95,7 @@ fn manifest(folder: &Path) -> Table {
 fn manifests() -> BTreeMap<String, Table> {
     let crates = std::fs::read_dir(root().join("crates")).expect("crates/ exists");
     let folders = crates.map(|entry| entry.expect("a folder can be listed").path());
-    let others = ["examples", "benches", "xtask"].map(|name| root().join(name));
+    let others = ["examples", "benches", "xtask", "xtask/launcher"].map(|name| root().join(name));
     let all = folders.filter(|path| path.join("Cargo.toml").exists()).chain(others);
     all.map(|folder| {
         let manifest = manifest(&folder);

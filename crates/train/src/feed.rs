@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use swav_data::{Dataset, Loader, LoaderConfig, LoaderError, MultiCropBatch};
+use swav_data::{BatchPlan, Dataset, Loader, LoaderError, MultiCropBatch};
 
 use crate::checkpoint::Position;
 use crate::collective::Collective;
@@ -17,16 +17,16 @@ pub(crate) fn loader(
     collective: &dyn Collective,
 ) -> Result<Loader, TrainError> {
     let training = &settings.config().training;
-    let config = LoaderConfig {
+    let plan = BatchPlan {
         batch_size: training.batch_size,
         seed: training.seed,
         rank: collective.rank(),
         world_size: collective.world_size(),
         n_epochs: Some(training.epochs),
-        ..settings.config().loader.clone()
     };
+    let spec = settings.config().loader.check()?;
     let from = swav_data::Position { epoch: position.epoch, batch: position.batch };
-    Ok(Loader::new(data, Arc::new(settings.multi_crop()?), &config, from)?)
+    Ok(Loader::new(data, Arc::new(settings.multi_crop()?), &spec, plan, from)?)
 }
 
 /// The next batch.

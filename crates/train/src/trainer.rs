@@ -289,7 +289,9 @@ impl Trainer {
             .groups
             .iter()
             .map(|group| {
-                ImageBatch::new(&group.data, group.n_crops * batch.batch_size, group.height, group.width)
+                let (n_images, height, width, _) = group.images.dim();
+                let pixels = group.images.as_slice().expect("a loader's images are in standard layout");
+                ImageBatch::new(pixels, n_images, height, width)
             })
             .collect::<Result<_, _>>()?;
         let explain = |error| match error {
@@ -451,6 +453,9 @@ fn read_config(folder: &RunFolder) -> Result<TrainConfig, TrainError> {
     Ok(TrainConfig::load(&folder.config(), &[])?)
 }
 
+/// Bad images up to this number are named one by one in the log.
+const NAMED_IN_LOG: u64 = 20;
+
 /// Takes the next batch and names its bad images in the log.
 fn next_batch(
     loader: &mut Loader,
@@ -460,7 +465,15 @@ fn next_batch(
     let batch = feed::next(loader)?;
     for bad in &batch.bad {
         totals.n_bad_images += 1;
-        progress.log(|| tracing::warn!("image {} cannot be used and is replaced: {}", bad.index, bad.reason));
+        let (name, reason, n_bad) = (&bad.name, &bad.reason, totals.n_bad_images);
+        if n_bad <= NAMED_IN_LOG {
+            progress
+                .log(|| tracing::warn!(image = %name, %reason, "an image cannot be used and is replaced"));
+        } else if n_bad.is_power_of_two() {
+            progress.log(
+                || tracing::warn!(image = %name, %reason, n_bad, "more images cannot be used; this is the latest"),
+            );
+        }
     }
     Ok(batch)
 }

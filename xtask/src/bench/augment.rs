@@ -8,7 +8,7 @@ use serde::Serialize;
 use swav_augment::{CropConfig, CropKey, MultiCrop, MultiCropConfig, Preset, Scratch};
 use swav_data::{DataConfig, Dataset, Split, open};
 
-use crate::usage;
+use swav_cli::usage;
 
 /// Images that are put together before the next ones are begun, as a loader does.
 const BATCH: usize = 16;
@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, num_args = 1.., default_values_t = [1.0, 0.14])]
     max_scale: Vec<f32>,
     /// Where the other steps come from: swav, simclr-cifar, greyscale or medical.
-    #[arg(long, default_value = "swav", value_parser = preset)]
+    #[arg(long, default_value = "swav", value_parser = swav_cli::named::<Preset>)]
     preset: Preset,
     /// Threads that make crops; 0 makes them on the main thread.
     #[arg(long, default_value_t = 0)]
@@ -145,9 +145,4 @@ fn make_batches(
             }
         }
     }
-}
-
-/// Reads a preset by its name in config files.
-pub(crate) fn preset(name: &str) -> Result<Preset, String> {
-    serde_json::from_value(name.into()).map_err(|error: serde_json::Error| error.to_string())
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: one file a benchmark.
 
-pub(crate) mod augment;
+mod augment;
 mod cuda;
 mod kernels;
 mod ot;

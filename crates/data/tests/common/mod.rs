@@ -1,9 +1,10 @@
 //! Files for the tests: small images in many encodings, and data sets in every layout.
 #![allow(dead_code)] // Every test binary uses another part.
 
-use std::{fs, io::Write, path::Path};
+use std::{fs, io::Write, path::Path, sync::Arc};
 
 use image::{ImageEncoder, Rgb, RgbImage};
+use swav_data::{DataConfig, DataError, Dataset, Split, open};
 
 /// An image that differs for every `id`, at every pixel.
 pub fn picture(width: u32, height: u32, id: u32) -> RgbImage {
@@ -99,4 +100,23 @@ pub fn memory_kib(key: &str) -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(key)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// The labels of all images.
+pub fn labels(data: &dyn Dataset) -> Vec<Option<u32>> {
+    (0..data.len()).map(|index| data.label(index)).collect()
+}
+
+/// The data set at a path, of one split.
+pub fn of(path: &Path, split: Split) -> Result<Arc<dyn Dataset>, DataError> {
+    open(path, &DataConfig { split, ..DataConfig::default() })
+}
+
+/// What is wrong with a file that contradicts its format.
+pub fn malformed(result: Result<Arc<dyn Dataset>, DataError>) -> String {
+    match result {
+        Err(DataError::Malformed { source, .. }) => source.to_string(),
+        Err(other) => panic!("expected a malformed file, got {other}"),
+        Ok(data) => panic!("opened {}", data.describe()),
+    }
 }

@@ -130,7 +130,7 @@ fn loss(config: &TrainConfig, multi_crop: &MultiCrop) -> Result<SwappedPredictio
 /// Every step needs the same number of images: schedule and queue count on it.
 fn check_loader(loader: &LoaderConfig) -> Result<(), ConfigError> {
     loader.check().map_err(|error| match error {
-        LoaderError::Config { field, expected, found } => value(&format!("loader.{field}"), expected, found),
+        LoaderError::Config { field, expected, got } => value(&format!("loader.{field}"), expected, got),
         other => value("loader", "valid settings", other),
     })?;
     if !loader.drop_last {
@@ -239,7 +239,7 @@ fn encoder_error(error: EncoderError) -> ConfigError {
 
 fn data_error(error: DataError) -> ConfigError {
     match error {
-        DataError::Config { field, expected, found } => value(&format!("data.{field}"), expected, found),
+        DataError::Config { field, expected, got } => value(&format!("data.{field}"), expected, got),
         other => value("data", "a valid description of the data", other),
     }
 }

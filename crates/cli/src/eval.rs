@@ -1,4 +1,4 @@
-//! `cargo xtask eval`: how good a run's features are.
+//! `swav eval`: how good a run's features are.
 
 use clap::Subcommand;
 use swav_eval::KnnConfig;
@@ -7,13 +7,13 @@ use crate::judge::{Judge, Subject};
 use crate::run_network;
 
 /// Tell how good the features of a trained network are.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
     method: Method,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Method {
     Knn(Knn),
 }
@@ -23,7 +23,7 @@ enum Method {
 /// Each test image is classified by the k training images whose features are most similar (cosine), which vote with
 /// weight exp(similarity / temperature). Data without a test split are classified leaving one out; set data.holdout to
 /// split them. The last line is one JSON object.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 struct Knn {
     #[command(flatten)]
     network: run_network::Options,
@@ -59,17 +59,16 @@ fn knn(args: Knn) -> anyhow::Result<()> {
         temperature: args.temperature.unwrap_or(evaluation.knn_temperature),
     };
     let judge = Judge::new(&settings, Some(knn))?;
-    eprintln!("data     {}", judge.bank().describe());
+    note!("data     {}", judge.bank().describe());
     judge.check_labels()?;
     if evaluation.reestimate_batch_norm {
         judge.reestimate(network.as_mut())?;
     }
-    println!("{}", judge.describe());
+    say!("{}", judge.describe())?;
     let trained = judge.report(Subject::Trained, judge.encoder(network.as_ref())?)?;
     if args.baselines {
         judge.report(Subject::Untrained, judge.untrained()?)?;
         judge.report(Subject::RawPixels, judge.raw_pixels()?)?;
     }
-    println!("{}", serde_json::to_string(&trained)?);
-    Ok(())
+    say!("{}", serde_json::to_string(&trained)?)
 }

@@ -58,8 +58,8 @@ impl Place {
         self.0.path().join(name)
     }
 
-    fn xtask(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_xtask"))
+    fn swav(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_swav"))
             .args(arguments)
             .current_dir(self.0.path())
             .env_remove("RUST_LOG")
@@ -69,7 +69,7 @@ impl Place {
 
     /// Runs a command that has to succeed and gives its standard output.
     fn succeed(&self, arguments: &[&str]) -> String {
-        let output = self.xtask(arguments);
+        let output = self.swav(arguments);
         let errors = text(&output.stderr);
         assert!(output.status.success(), "{arguments:?} ended with {}:\n{errors}", output.status);
         text(&output.stdout)
@@ -77,7 +77,7 @@ impl Place {
 
     /// Runs a command that has to end with this status and an error that holds all of these words.
     fn fail(&self, status: i32, words: &[&str], arguments: &[&str]) {
-        let output = self.xtask(arguments);
+        let output = self.swav(arguments);
         let errors = text(&output.stderr);
         assert_eq!(output.status.code(), Some(status), "{arguments:?}:\n{errors}");
         assert!(errors.contains("error: "), "{arguments:?}:\n{errors}");
@@ -137,7 +137,7 @@ fn images_without_labels_train_but_are_not_judged() {
     let place = Place::new(&[""]);
     let output = place.train();
     assert!(
-        output.contains("no labels") && output.contains("spread") && output.contains("xtask embed"),
+        output.contains("no labels") && output.contains("spread") && output.contains("swav embed"),
         "{output}"
     );
     place.fail(1, &["no labels", "one folder a class"], &["eval", "knn", "--run", "run"]);
@@ -191,7 +191,7 @@ fn missing_and_empty_folders_are_named() {
 fn misspelt_names_are_refused_and_explained() {
     let place = Place::new(&["a"]);
     let set =
-        |setting| place.xtask(&["pretrain", "--config", "tiny.toml", "--data", "photos", "--set", setting]);
+        |setting| place.swav(&["pretrain", "--config", "tiny.toml", "--data", "photos", "--set", setting]);
     for (setting, word) in
         [("training.epoch=3", "epochs"), ("epochs", "key=value"), ("training.epochs=x", "epochs")]
     {
@@ -222,7 +222,7 @@ fn a_wrong_checkpoint_is_refused_and_a_damaged_one_passed_over() {
     let newest = newest_checkpoint(&place.path("run"));
     let bytes = std::fs::read(&newest).unwrap();
     std::fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
-    let output = place.xtask(&["eval", "knn", "--run", "run"]);
+    let output = place.swav(&["eval", "knn", "--run", "run"]);
     let errors = text(&output.stderr);
     assert!(output.status.success() && errors.contains("trying the one before it"), "{errors}");
 
@@ -230,32 +230,4 @@ fn a_wrong_checkpoint_is_refused_and_a_damaged_one_passed_over() {
         std::fs::write(entry.unwrap().path(), b"not a checkpoint").unwrap();
     }
     place.fail(1, &["damaged"], &["eval", "knn", "--run", "run"]);
-}
-
-#[test]
-fn speed_and_profile_measure_a_step() {
-    let place = Place::new(&["a"]);
-    let small =
-        ["--width", "4", "--hidden", "8", "--dim", "8", "--prototypes", "5", "--batch", "4", "--steps", "2"];
-    let speed = last_line_json(&place.succeed(&[&["bench", "speed"][..], &small].concat()));
-    assert_eq!(speed["mode"], "speed");
-    let number = |key: &str| speed[key].as_f64().unwrap_or_else(|| panic!("{key} in {speed}"));
-    assert!(number("min_ms") <= number("step_ms") && number("step_ms") <= number("max_ms"));
-    assert!((number("images_per_s") - 4e3 / number("step_ms")).abs() < 1e-6 * number("images_per_s"));
-    if cfg!(target_os = "linux") {
-        assert!(number("peak_rss_mb") > 1.0);
-    }
-
-    let table = place.succeed(&[&["profile", "--trace", "trace.json"][..], &small].concat());
-    for operation in
-        ["encoder forward", "encoder backward", "encoder update", "codes by Sinkhorn-Knopp", "sum"]
-    {
-        assert!(table.contains(operation), "{table}");
-    }
-    let trace = std::fs::read_to_string(place.path("trace.json")).unwrap();
-    let trace: serde_json::Value = serde_json::from_str(&trace).unwrap();
-    assert!(trace["traceEvents"].as_array().unwrap().iter().any(|event| event["name"] == "encoder forward"));
-
-    place.fail(2, &["--sizes", "--counts"], &["bench", "speed", "--sizes", "32", "16", "--counts", "2"]);
-    place.fail(2, &["--arch"], &["bench", "speed", "--arch", "resnet7"]);
 }

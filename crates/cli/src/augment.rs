@@ -1,4 +1,4 @@
-//! `cargo xtask augment`: a contact sheet that shows what every augmentation step does to real images.
+//! `swav augment`: a contact sheet that shows what every augmentation step does to real images.
 
 use std::path::PathBuf;
 
@@ -9,10 +9,11 @@ use swav_augment::{
     Image, MultiCropConfig, Perspective, Pipeline, Preset, Resizer, Rotation, Scratch, Solarize, Transform,
     VerticalFlip,
 };
-use swav_data::{DataConfig, Dataset, Split, open};
+use swav_data::{DataConfig, Dataset, Split};
 
 use crate::glyphs::{LINE_HEIGHT, write};
-use crate::usage;
+use crate::open::open;
+use crate::{named, usage};
 
 /// Side of a tile and width of the labels, in pixels.
 const TILE: u32 = 128;
@@ -24,7 +25,7 @@ const LETTER_SCALE: u32 = 2;
 ///
 /// Each row is one step at full probability, each column one image. The last rows are crops of the recipe, one row
 /// a crop, as the network sees them.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct Args {
     /// A data set: a folder of images, shards, IDX or CIFAR files, or `builtin`.
     #[arg(long, default_value = "builtin")]
@@ -33,7 +34,7 @@ pub struct Args {
     #[arg(long, default_value = "sheet.png")]
     out: PathBuf,
     /// The recipe of the last rows: swav, simclr-cifar, greyscale or medical.
-    #[arg(long, default_value = "swav", value_parser = crate::bench::augment::preset)]
+    #[arg(long, default_value = "swav", value_parser = named::<Preset>)]
     preset: Preset,
     /// A TOML file with a recipe, instead of a preset.
     #[arg(long, conflicts_with = "preset")]
@@ -59,7 +60,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let recipe = config.check()?;
     let preset = toml::Value::try_from(args.preset).context("a preset is always TOML")?;
     let recipe_name = if args.recipe.is_some() { "recipe" } else { preset.as_str().unwrap_or_default() };
-    let data = open(&args.data, &DataConfig { cache_mib: 0, split: Split::All, ..DataConfig::default() })?;
+    let path = args.data.clone();
+    let data = open(&DataConfig { path, cache_mib: 0, split: Split::All, ..DataConfig::default() })?;
     if args.images == 0 || data.is_empty() {
         return Err(usage("a sheet needs at least one image"));
     }
@@ -107,8 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     sheet.save(&args.out).with_context(|| format!("writing {}", args.out.display()))?;
-    println!("{}: {} rows of {n_columns} images from {}", args.out.display(), n_rows, data.describe());
-    Ok(())
+    say!("{}: {} rows of {n_columns} images from {}", args.out.display(), n_rows, data.describe())
 }
 
 /// The rows before the recipe's. Strengths are chosen to be seen.

@@ -1,4 +1,4 @@
-//! `cargo xtask embed`: features of images, for use elsewhere.
+//! `swav embed`: features of images, for use elsewhere.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -10,13 +10,14 @@ use swav_data::{DataConfig, Dataset, Split};
 use swav_encoder::Output;
 
 use crate::judge::counter;
-use crate::run_network;
+use crate::open::open;
+use crate::{named, run_network};
 
 /// Write the features of images to a file that numpy reads.
 ///
 /// FILE.npy holds one row of float32 an image; FILE.txt beside it names the images, a line each, with a tab and the
 /// label where there are labels. Images that cannot be read are named in the log and left out of both.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     network: run_network::Options,
@@ -26,22 +27,12 @@ pub struct Args {
     out: PathBuf,
 
     /// Which part of the data: train, val, test or all.
-    #[arg(long, default_value = "all", value_parser = split)]
+    #[arg(long, default_value = "all", value_parser = named::<Split>)]
     split: Split,
 
     /// Write the projection head's unit vectors (what prototypes are compared with) instead of the features before it.
     #[arg(long)]
     embedding: bool,
-}
-
-fn split(name: &str) -> Result<Split, String> {
-    match name {
-        "train" => Ok(Split::Train),
-        "val" => Ok(Split::Val),
-        "test" => Ok(Split::Test),
-        "all" => Ok(Split::All),
-        _ => Err("expected train, val, test or all".to_owned()),
-    }
 }
 
 /// Runs the command.
@@ -50,8 +41,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Err(crate::usage(format!("--out {}: expected a name that ends in .npy", args.out.display())));
     }
     let (settings, mut network) = args.network.load()?;
-    let data = DataConfig { split: args.split, ..settings.config().data.clone() }.open().context("data")?;
-    eprintln!("data     {}", data.describe());
+    let config = DataConfig { split: args.split, ..settings.config().data.clone() };
+    let data = open(&config).context("data")?;
+    note!("data     {}", data.describe());
     let evaluation = &settings.config().evaluation;
     if evaluation.reestimate_batch_norm {
         let limit = if evaluation.reestimate_images == 0 { data.len() } else { evaluation.reestimate_images };
@@ -80,9 +72,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let lines = features.indices.iter().map(|&index| line(data.as_ref(), index));
     std::fs::write(&names, lines.collect::<String>()).with_context(|| written(&names))?;
     let (n_rows, width) = features.rows.dim();
-    println!("{}: {n_rows} x {width} float32; their images: {}", args.out.display(), names.display());
+    say!("{}: {n_rows} x {width} float32; their images: {}", args.out.display(), names.display())?;
     if !features.skipped.is_empty() {
-        println!("{} images could not be read and are left out", features.skipped.len());
+        say!("{} images could not be read and are left out", features.skipped.len())?;
     }
     Ok(())
 }

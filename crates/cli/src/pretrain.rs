@@ -1,16 +1,17 @@
-//! `cargo xtask pretrain`: trains, then says how good the features are.
+//! `swav pretrain`: trains, then says how good the features are.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use swav_data::Dataset;
-use swav_train::{Outcome, RunFolder, Settings, StopFlag, Trainer};
+use swav_train::{Outcome, RunFolder, Settings, Trainer};
 
 use crate::configuration::{self, Changes, QUICKSTART};
+use crate::exit::Stopped;
 use crate::judge::{Judge, Subject};
-
-/// Exit status of a run that was stopped before its end, as shells have it for Ctrl-C.
-const INTERRUPTED: i32 = 130;
+use crate::open::open;
+use crate::program;
+use crate::signals::Signals;
 
 /// Learn features from images without labels, and tell how good they are.
 ///
@@ -18,10 +19,10 @@ const INTERRUPTED: i32 = 130;
 ///
 /// Writes a folder: config.toml, checkpoints/, metrics.jsonl, tensorboard/, at the end weights.safetensors. Where the
 /// images have labels, prints the k-nearest-neighbour accuracy of the trained network, of the same network untrained,
-/// and of the raw pixels. Ctrl-C saves and stops (status 130); --resume goes on, bit for bit.
-#[derive(clap::Args)]
+/// and of the raw pixels. Ctrl-C saves and stops (status 130; 143 for SIGTERM); --resume goes on, bit for bit.
+#[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A TOML file, or the name of a recipe in configs/ [default: quickstart].
+    /// A TOML file, or the name of a recipe: quickstart, photos, fashion-mnist, ... [default: quickstart].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -48,7 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         (None, Some(folder)) if args.resume => configuration::of_run(folder, &args.changes)?,
         (given, _) => {
             let given = given.as_deref().unwrap_or(Path::new(QUICKSTART));
-            configuration::read(&configuration::find(given)?, &args.changes)?
+            configuration::find(given)?.read(&args.changes)?
         }
     };
     let settings = config.check()?;
@@ -61,25 +62,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
     }
 
-    let data = &settings.config().data;
-    let images = data.open().context("data")?;
+    let images = open(&settings.config().data).context("data")?;
     let (device, seed) = (&settings.config().training.device, settings.config().training.seed);
     let network = swav_encoder::build(device, settings.encoder(), seed)?;
     let n_parameters: usize =
         network.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    eprintln!("data     {}", images.describe());
-    eprintln!("network  {n_parameters} parameters, {} features, on {device}", network.feature_dim());
-    eprintln!("run      {}", folder.root().display());
+    note!("data     {}", images.describe());
+    note!("network  {n_parameters} parameters, {} features, on {device}", network.feature_dim());
+    note!("run      {}", folder.root().display());
 
     let start = if args.resume { Trainer::resume } else { Trainer::start };
     let mut trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
-    let outcome = trainer.run(&StopFlag::on_signals()?)?;
+    let signals = Signals::listen()?;
+    let outcome = trainer.run(&signals.flag)?;
     if !outcome.finished {
         let run = folder.root().display();
-        eprintln!("stopped and saved; go on with: cargo xtask pretrain --run {run} --resume");
-        std::process::exit(INTERRUPTED);
+        let hint = format!("stopped and saved; go on with: {} pretrain --run {run} --resume", program());
+        return Err(Stopped { signal: signals.received(), hint }.into());
     }
-    summarise(&outcome, &folder);
+    drop(signals);
+    summarise(&outcome, &folder)?;
     if !args.no_evaluation {
         let trained = trainer.into_encoder();
         evaluate(&settings, images.as_ref(), trained.as_ref(), &folder)?;
@@ -87,15 +89,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn summarise(outcome: &Outcome, folder: &RunFolder) {
-    println!(
+fn summarise(outcome: &Outcome, folder: &RunFolder) -> anyhow::Result<()> {
+    say!(
         "trained  {} steps in {:.0} s, {:.0} images/s, final loss {:.4}",
-        outcome.n_steps, outcome.seconds, outcome.images_per_s, outcome.loss
-    );
+        outcome.n_steps,
+        outcome.seconds,
+        outcome.images_per_s,
+        outcome.loss
+    )?;
     if outcome.n_bad_images > 0 {
-        println!("         {} unreadable images were replaced by others", outcome.n_bad_images);
+        say!("         {} unreadable images were replaced by others", outcome.n_bad_images)?;
     }
-    println!("weights  {}", folder.weights().display());
+    say!("weights  {}", folder.weights().display())
 }
 
 /// Prints the k-NN accuracies, or, without labels, what can be said and done without.
@@ -110,7 +115,7 @@ fn evaluate(
         return without_labels(settings, folder);
     }
     let judge = Judge::new(settings, None)?;
-    println!("\n{}", judge.describe());
+    say!("\n{}", judge.describe())?;
     // The trainer has re-estimated the statistics of its network already, if the configuration wants it.
     let results = [
         judge.report(Subject::Trained, judge.encoder(trained)?)?,
@@ -120,9 +125,9 @@ fn evaluate(
     let path = folder.root().join("evaluation.json");
     std::fs::write(&path, serde_json::to_string_pretty(&results)?)
         .with_context(|| path.display().to_string())?;
-    println!("\nevaluate on other data:  cargo xtask eval knn --run {run} --data PATH");
-    println!("features of any images:  cargo xtask embed --run {run} --data PATH --out features.npy");
-    Ok(())
+    let program = program();
+    say!("\nevaluate on other data:  {program} eval knn --run {run} --data PATH")?;
+    say!("features of any images:  {program} embed --run {run} --data PATH --out features.npy")
 }
 
 fn without_labels(settings: &Settings, folder: &RunFolder) -> anyhow::Result<()> {
@@ -131,21 +136,21 @@ fn without_labels(settings: &Settings, folder: &RunFolder) -> anyhow::Result<()>
     let last: serde_json::Value = serde_json::from_str(last).context("metrics")?;
     let number = |key: &str| last[key].as_f64().unwrap_or(f64::NAN);
     let n_prototypes = settings.config().prototypes.n_prototypes[0];
-    println!("\nthe images have no labels, so there is no accuracy; the last step's diagnostics:");
-    println!("  gap of the loss to ln K     {:.3} nats (0: nothing learnt)", number("gap_to_ln_k"));
-    println!("  prototypes used by codes    {:.1} of {n_prototypes}", number("code_perplexity"));
-    println!(
+    say!("\nthe images have no labels, so there is no accuracy; the last step's diagnostics:")?;
+    say!("  gap of the loss to ln K     {:.3} nats (0: nothing learnt)", number("gap_to_ln_k"))?;
+    say!("  prototypes used by codes    {:.1} of {n_prototypes}", number("code_perplexity"))?;
+    say!(
         "  used by predictions         {:.1} of {n_prototypes} (1: collapsed)",
         number("prediction_perplexity")
-    );
-    println!(
+    )?;
+    say!(
         "  spread of the embeddings    {:.3} (0: collapsed, towards 1: spread over the sphere)",
         number("spread")
-    );
+    )?;
     let run = folder.root().display();
-    println!("\nfeatures of your images:  cargo xtask embed --run {run} --out features.npy");
-    println!("accuracy on labelled ones: cargo xtask eval knn --run {run} --data PATH");
-    Ok(())
+    let program = program();
+    say!("\nfeatures of your images:  {program} embed --run {run} --out features.npy")?;
+    say!("accuracy on labelled ones: {program} eval knn --run {run} --data PATH")
 }
 
 /// runs/NAME-1, or the first number that is free.

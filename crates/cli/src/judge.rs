@@ -11,6 +11,8 @@ use swav_encoder::{Encoder, Output};
 use swav_eval::{Accuracy, Features, KnnClassifier, KnnConfig, KnnSpec};
 use swav_train::Settings;
 
+use crate::open::{OpenError, open};
+
 /// Whose features are judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -62,11 +64,11 @@ pub struct Judge<'a> {
 impl<'a> Judge<'a> {
     /// Opens training and test images of the settings' data set.
     pub fn new(settings: &'a Settings, knn: Option<KnnConfig>) -> anyhow::Result<Self> {
-        let part = |split| DataConfig { split, ..settings.config().data.clone() }.open();
+        let part = |split| open(&DataConfig { split, ..settings.config().data.clone() });
         let bank = part(Split::Train).context("data")?;
         let queries = match part(Split::Test) {
             Ok(queries) => Some(queries),
-            Err(DataError::NoSplit { .. }) => None,
+            Err(OpenError::Other(DataError::NoSplit { .. })) => None,
             Err(error) => return Err(error).context("data"),
         };
         let evaluation = &settings.config().evaluation;
@@ -149,12 +151,12 @@ impl<'a> Judge<'a> {
             }
             _ => knn.leave_one_out()?.accuracy(&labels)?,
         };
-        println!(
+        say!(
             "  {:<18} {:6.2} %   (top 5: {:.2} %)",
             subject.name(),
             100.0 * accuracy.top1,
             100.0 * accuracy.top5
-        );
+        )?;
         Ok(Verdict { subject, accuracy, k: self.knn.k, temperature: self.knn.temperature })
     }
 
@@ -174,16 +176,15 @@ impl<'a> Judge<'a> {
 }
 
 /// A line on the terminal that counts images, and is gone at the end.
-pub fn counter(what: &str, total: usize) -> impl FnMut(usize) {
+pub fn counter(what: &str, total: usize) -> impl Fn(usize) + Sync {
     let shown = std::io::stderr().is_terminal();
     move |done| {
         if shown {
-            eprint!("\r{what}: {done}/{total} images");
-            if done == total {
-                eprint!("\r\x1b[K");
-            }
+            let erase = if done == total { "\r\x1b[K" } else { "" };
+            let mut terminal = std::io::stderr().lock();
             // A terminal that cannot be written to is no reason to stop.
-            let _ = std::io::stderr().flush();
+            let _ =
+                write!(terminal, "\r{what}: {done}/{total} images{erase}").and_then(|()| terminal.flush());
         }
     }
 }

@@ -7,12 +7,12 @@ use swav_encoder::Encoder;
 use swav_train::{RunFolder, Settings};
 
 use crate::configuration::{self, Changes};
+use crate::program;
 
 /// Which run, and what is different from its training.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Folder of the run, made by `cargo xtask pretrain`.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help = format!("Folder of the run, made by `{} pretrain`", program()))]
     pub run: PathBuf,
 
     #[command(flatten)]
@@ -41,7 +41,7 @@ impl Options {
         network
             .load_state(&checkpoint.encoder_state())
             .with_context(|| format!("checkpoint {}", name(&path)))?;
-        eprintln!("network  {} (step {})", name(&path), checkpoint.position.step);
+        note!("network  {} (step {})", name(&path), checkpoint.position.step);
         Ok((settings, network))
     }
 }

@@ -1,0 +1,82 @@
+//! `swav data check PATH`: reads a whole data set and says what is in it and what is wrong with it.
+
+use std::{path::PathBuf, time::Instant};
+
+use clap::Subcommand;
+use swav_data::{DataConfig, Dataset, Format, Split, check};
+
+use crate::judge::counter;
+use crate::open::open;
+use crate::{check_report, named};
+
+/// Looks at data sets.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Reads every image; reports counts, classes, sizes, bad images, duplicates and a crop recipe.
+    Check(Check),
+}
+
+#[derive(Debug, clap::Args)]
+struct Check {
+    /// A folder, a file, shards with `{000..099}`, or `builtin`.
+    path: PathBuf,
+    /// The layout, if it is not to be told from the path: classes, flat, list, idx, cifar, tar, parquet, builtin.
+    #[arg(long, value_parser = named::<Format>)]
+    format: Option<Format>,
+    /// The part to read: train, val, test or all.
+    #[arg(long, default_value = "all", value_parser = named::<Split>)]
+    split: Split,
+    /// The largest number of pixels an image may have.
+    #[arg(long)]
+    max_pixels: Option<u64>,
+    /// The Parquet column with the images.
+    #[arg(long)]
+    image_column: Option<String>,
+    /// The column or JSON field with the labels.
+    #[arg(long)]
+    label_column: Option<String>,
+    /// How many bad images and duplicates are listed.
+    #[arg(long, default_value_t = 20)]
+    list: usize,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Check(args) => run_check(&args),
+    }
+}
+
+fn run_check(args: &Check) -> anyhow::Result<()> {
+    let defaults = DataConfig::default();
+    let config = DataConfig {
+        path: args.path.clone(),
+        format: args.format.unwrap_or_default(),
+        split: args.split,
+        image_column: args.image_column.clone(),
+        label_column: args.label_column.clone(),
+        decode: swav_data::DecodeConfig {
+            max_pixels: args.max_pixels.unwrap_or(defaults.decode.max_pixels),
+            ..defaults.decode
+        },
+        ..defaults
+    };
+    let start = Instant::now();
+    let data = open(&config)?;
+    say!("{}", data.describe())?;
+    say!("opened in {:.2} s; content id {:016x}", start.elapsed().as_secs_f64(), data.fingerprint())?;
+    let n_images = data.len();
+    let start = Instant::now();
+    let report = check(&*data, counter("check", n_images));
+    let seconds = start.elapsed().as_secs_f64();
+    say!("read in {seconds:.1} s: {:.1} images/s\n", n_images as f64 / seconds.max(1e-9))?;
+    check_report::print(&*data, &report, args.list)?;
+    anyhow::ensure!(report.n_good() > 0, "none of the {} images can be used", report.n_images);
+    Ok(())
+}

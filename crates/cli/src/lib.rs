@@ -1,0 +1,110 @@
+#![doc = include_str!("../README.md")]
+
+#[macro_use]
+mod output;
+
+mod augment;
+mod check_report;
+mod configuration;
+mod data;
+mod embed;
+mod eval;
+mod exit;
+mod glyphs;
+mod judge;
+mod names;
+mod open;
+mod pretrain;
+mod recipes;
+mod run_network;
+mod signals;
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+pub use exit::{EXIT_STATUS, finish, usage};
+pub use names::{PROGRAM_VARIABLE, named, program};
+pub use recipes::{RECIPES, Recipe};
+
+/// The commands of the program.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Learn features from images without labels, and tell how good they are.
+    Pretrain(pretrain::Args),
+    /// Tell how good the features of a trained network are.
+    Eval(eval::Args),
+    /// Write the features of images to a file that numpy reads.
+    Embed(embed::Args),
+    /// Look at data sets.
+    Data(data::Args),
+    /// Draw a labelled sheet of every augmentation step and of the whole recipe, on images of a data set.
+    Augment(augment::Args),
+}
+
+impl Command {
+    /// Does what the command says, printing results to standard output and the rest to standard error.
+    ///
+    /// # Errors
+    /// The chain of causes; [`finish`] prints it and gives the exit status.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Pretrain(args) => pretrain::run(args),
+            Self::Eval(args) => eval::run(args),
+            Self::Embed(args) => embed::run(args),
+            Self::Data(args) => data::run(args),
+            Self::Augment(args) => augment::run(args),
+        }
+    }
+}
+
+#[derive(Debug, Parser)]
+#[command(version, about = "Learn image features without labels (SwAV): training, evaluation, use")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The program: reads the arguments of the process, runs the command, and gives the exit status.
+pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// The program on given arguments, of which the first is the name of the program.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    start_log();
+    let mut command = describe(Cli::command());
+    let parsed = command.try_get_matches_from_mut(arguments).and_then(|mut matches| {
+        Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    });
+    let result = parsed.map_err(anyhow::Error::from).and_then(|cli| cli.command.run());
+    finish(result, &mut command)
+}
+
+/// Gives a command line the name of the program and the words at the end of its help.
+pub fn describe(command: clap::Command) -> clap::Command {
+    let program = program();
+    let begin = format!(
+        "Begin with `{program} pretrain`: it trains on built-in images for some minutes and needs nothing else.\n\
+         {EXIT_STATUS} RUST_LOG=debug shows more."
+    );
+    command.display_name(program.clone()).bin_name(program).after_help(begin)
+}
+
+/// Sends the log to standard error: from `info` on, or what `RUST_LOG` says (`debug`, `swav_data=trace,warn`).
+pub fn start_log() {
+    let wanted = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false);
+    // Only the first log of a process counts.
+    let _ = tracing_subscriber::registry().with(lines).with(filter).try_init();
+}

@@ -11,7 +11,7 @@
 //! - [`plans`]: which of cuDNN's ways to compute a convolution is taken, timed once and stored.
 //! - [`kernels`]: the crate's own kernels and their launch descriptions.
 //! - [`tape`], [`arena`], [`network`]: a network as a list of operations on planned buffers.
-//! - [`host`] and [`exec`]: two machines that run such a list, the CPU for tests and the card.
+//! - [`host`] and [`exec`]: two [machines](machine::Machine) that run such a list, the CPU for tests and the card.
 //! - [`self_test`]: a second's work that shows whether a card computes what it should.
 
 pub mod arena;
@@ -23,6 +23,7 @@ mod files;
 pub mod host;
 pub mod kernels;
 pub mod libs;
+pub mod machine;
 pub mod network;
 pub mod nvrtc;
 pub mod plans;

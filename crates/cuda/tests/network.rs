@@ -4,7 +4,7 @@ mod reference;
 
 use reference::{Reference, crops, distance, gradients, initial_running, noise, pack, unpack};
 use swav_cuda::host::{Host, HostProgram, Order};
-use swav_cuda::network::{BlockKind, Group, Head, Network, NetworkSpec, Options, Output, Stem, padded};
+use swav_cuda::network::{BlockKind, GradientSource, Group, Head, Network, NetworkSpec, Options, Output, Stem, padded};
 use swav_cuda::shape::Element;
 use swav_cuda::tape::{PixelFormat, Rule, Scalars};
 
@@ -215,7 +215,7 @@ fn updates_follow_the_rules() {
         let mut first: Vec<Vec<f32>> = values.iter().map(|p| vec![0.0; p.len()]).collect();
         let mut second = first.clone();
         let mut host = host_with(&network, &reference.packed(&network), Element::F32);
-        let mut update = HostProgram::new(network.update(2, rule, Element::F32));
+        let mut update = HostProgram::new(network.update(GradientSource::Groups(2), rule, Element::F32).0);
         for step in 1..=3 {
             let pass = run_on(&mut host, &network, &groups, &options(Element::F32, false), Order::AsWritten);
             let mut scalars = Scalars::default();

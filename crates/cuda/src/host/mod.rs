@@ -61,9 +61,13 @@ impl Host {
         Self::default()
     }
 
-    /// A persistent buffer; zeros if no program had one of this name.
+    /// A persistent buffer, with zeros where it was shorter before.
     pub fn persistent(&mut self, name: &str, bytes: usize) -> &mut [u8] {
-        self.persistent.entry(name.to_owned()).or_insert_with(|| vec![0; bytes])
+        let buffer = self.persistent.entry(name.to_owned()).or_default();
+        if buffer.len() < bytes {
+            buffer.resize(bytes, 0);
+        }
+        buffer
     }
 
     /// Runs a tape of a program.
@@ -102,6 +106,16 @@ impl Host {
         self.read(program, id).first_chunk().map(Report::from_bytes).unwrap_or_default()
     }
 
+    /// The bytes of a buffer, to write.
+    pub fn bytes_mut<'a>(&'a mut self, program: &'a mut HostProgram, id: BufferId) -> &'a mut [u8] {
+        let HostProgram { program, plan, arena } = program;
+        let buffer = &program.buffers[id.0];
+        match plan.place(id) {
+            Some(at) => &mut arena[at..at + buffer.bytes],
+            None => self.persistent(&buffer.name, buffer.bytes),
+        }
+    }
+
     /// Sets a buffer of f32.
     ///
     /// # Panics
@@ -109,13 +123,8 @@ impl Host {
     pub fn write_f32(&mut self, program: &mut HostProgram, id: BufferId, values: &[f32]) {
         let buffer = &program.program.buffers[id.0];
         assert_eq!(buffer.bytes, 4 * values.len(), "values of {}", buffer.name);
-        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        match program.plan.place(id) {
-            Some(at) => program.arena[at..at + bytes.len()].copy_from_slice(&bytes),
-            None => {
-                self.persistent.insert(buffer.name.clone(), bytes);
-            }
-        }
+        let bytes = self.bytes_mut(program, id).as_chunks_mut::<4>().0;
+        bytes.iter_mut().zip(values).for_each(|(slot, value)| *slot = value.to_le_bytes());
     }
 }
 

@@ -3,7 +3,7 @@
 use super::forward::{Kept, KeptBlock, KeptConv, KeptGroup, KeptHead, scratch};
 use super::spec::{Head, Stem, padded};
 use super::{Gradients, Network, Persistent};
-use crate::shape::{ConvPass, ConvShape};
+use crate::shape::{ConvPass, ConvShape, Element};
 use crate::tape::{
     BnGradientBranch, BnReduceBranch, BufferId, Gate, Op, Program, Role, Shortcut, Tape, View,
 };
@@ -52,8 +52,14 @@ impl<'a> Backward<'a> {
     /// The whole pass from a gradient with respect to the head's output in f32.
     pub(super) fn from_host(&mut self, gradient: BufferId, kept: &Kept) {
         let len = kept.head.rows * padded(self.network.spec.embedding_dim());
-        let rounded = self.act("rounded gradient", len);
-        self.tape.push(0, Op::Round { from: gradient.view(), to: rounded, len });
+        let from = gradient.view();
+        let rounded = match self.program.element {
+            Element::F32 => from,
+            Element::Bf16 => self.act("rounded gradient", len),
+        };
+        if rounded != from {
+            self.tape.push(0, Op::Round { from, to: rounded, len });
+        }
         self.from_rounded(rounded, kept);
     }
 

@@ -2,7 +2,7 @@
 
 use super::spec::{BlockLayer, ConvLayer, Head, Stem, padded};
 use super::{Group, Network, Options, Output, Persistent, SCRATCH_BYTES};
-use crate::shape::{ConvPass, ConvShape};
+use crate::shape::{ConvPass, ConvShape, Element};
 use crate::tape::{BufferId, InputLayout, Op, PoolShape, Program, Role, Shortcut, Statistics, Tape, View};
 
 /// A convolution's output and its statistics.
@@ -332,7 +332,14 @@ impl<'a> Forward<'a> {
 
     /// Activations in f32, for the host.
     pub(super) fn widen(&mut self, from: View, to: BufferId, len: usize) {
-        self.tape.push(0, Op::Widen { from, to: to.view(), len });
+        let to = to.view();
+        self.tape.push(
+            0,
+            match self.program.element {
+                Element::Bf16 => Op::Widen { from, to, len },
+                Element::F32 => Op::Copy { from, to, bytes: 4 * len },
+            },
+        );
     }
 
     /// All groups, each on its stream, then the head.

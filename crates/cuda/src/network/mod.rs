@@ -9,13 +9,15 @@ mod forward;
 mod parameters;
 mod spec;
 mod step;
+mod update;
 
 pub use parameters::{Gradients, Norm, Parameter, ParameterShape, Parameters};
 pub use spec::{BlockKind, Head, NetworkSpec, Stem, padded};
 pub use step::{PrototypeBuffers, StepProgram, StepSpec};
+pub use update::{GradientSource, SUMMED, gradients_name};
 
 use crate::shape::Element;
-use crate::tape::{BufferId, Op, PixelFormat, Program, Report, Role, Rule, Tape, UpdatedTensor, View};
+use crate::tape::{BufferId, PixelFormat, Program, Role, View};
 use backward::Backward;
 use forward::Forward;
 
@@ -141,7 +143,7 @@ impl Network {
         let mut program = Program::new(options.element);
         let persistent = self.persistent(&mut program);
         let gradient_layout = self.parameters.gradients(groups.len(), options.element);
-        let name = format!("gradients of {} groups", groups.len());
+        let name = gradients_name(groups.len());
         let gradients = program.buffer(name, gradient_layout.bytes, Role::Persistent);
         let dim = padded(self.spec.embedding_dim());
         let rows: usize = groups.iter().map(|group| group.images).sum();
@@ -177,64 +179,6 @@ impl Network {
         let (mut program, tape) = forward.into_parts();
         program.tapes.push(tape);
         InferProgram { program, persistent, pixels, output: out }
-    }
-
-    /// The network's parameters as an update takes them, with the gradients of a training program: weights are class 0,
-    /// biases and parameters of norms class 1.
-    pub fn updated(
-        &self,
-        persistent: &Persistent,
-        second: Option<BufferId>,
-        gradients: BufferId,
-        layout: &Gradients,
-        element: Element,
-    ) -> Vec<UpdatedTensor> {
-        let list = self.parameters.list.iter().enumerate();
-        list.map(|(i, parameter)| UpdatedTensor {
-            value: persistent.parameters.at(4 * parameter.at),
-            first: persistent.first.at(4 * parameter.at),
-            second: second.map(|second| second.at(4 * parameter.at)),
-            copy: persistent.copy.map(|copy| copy.at(element.bytes() * parameter.at)),
-            gradient: gradients.at(layout.at[i]),
-            gradient_step: layout.step[i],
-            n_gradients: layout.count[i],
-            element: layout.element[i],
-            len: parameter.shape.padded_len(),
-            class: usize::from(matches!(parameter.shape, ParameterShape::Vector(_))),
-        })
-        .collect()
-    }
-
-    /// Updates all parameters with the gradients that a training program of `n_groups` groups left.
-    pub fn update(&self, n_groups: usize, rule: Rule, element: Element) -> Program {
-        let mut program = Program::new(element);
-        let persistent = self.persistent(&mut program);
-        let layout = self.parameters.gradients(n_groups, element);
-        let gradients =
-            program.buffer(format!("gradients of {n_groups} groups"), layout.bytes, Role::Persistent);
-        let second = (rule == Rule::AdamW)
-            .then(|| program.buffer("second", 4 * self.parameters.len, Role::Persistent));
-        let tensors = self.updated(&persistent, second, gradients, &layout, element);
-        let table = program.update_table(&tensors);
-        let report = program.buffer("report", Report::BYTES, Role::Output);
-        let mut tape = Tape::default();
-        tape.push(0, Op::Update { rule, tensors, table, report: report.view() });
-        program.tapes.push(tape);
-        program
-    }
-
-    /// Writes the copies that convolutions read, after parameters were set.
-    pub fn refresh(&self, element: Element) -> Program {
-        let mut program = Program::new(element);
-        let persistent = self.persistent(&mut program);
-        let mut tape = Tape::default();
-        if let Some(copy) = persistent.copy {
-            let op =
-                Op::Round { from: persistent.parameters.view(), to: copy.view(), len: self.parameters.len };
-            tape.push(0, op);
-        }
-        program.tapes.push(tape);
-        program
     }
 
     /// Where a parameter's weights for convolutions lie.

@@ -79,7 +79,7 @@ impl Network {
         let mut program = Program::new(element);
         let persistent = self.persistent(&mut program);
         let layout = self.parameters.gradients(spec.groups.len(), element);
-        let name = format!("gradients of {} groups", spec.groups.len());
+        let name = super::gradients_name(spec.groups.len());
         let gradients = program.buffer(name, layout.bytes, Role::Persistent);
         let second = (spec.rule == Rule::AdamW)
             .then(|| program.buffer("second", 4 * self.parameters.len, Role::Persistent));
@@ -107,10 +107,10 @@ impl Network {
         backward.tape = tape;
         backward.from_rounded(gradient, &kept);
         let mut tape = backward.tape;
-        let mut tensors = self.updated(&persistent, second, gradients, &layout, element);
+        let mut tensors = self.updated(&persistent, second, (gradients, &layout), element);
         tensors.push(prototypes.updated(spec.scores.stride * dim, element));
-        let table = program.update_table(&tensors);
-        tape.push(0, Op::Update { rule: spec.rule, tensors, table, report: report.view() });
+        let partials = program.partial_norms(&tensors);
+        tape.push(0, Op::Update { rule: spec.rule, tensors, partials, report: report.view() });
         program.tapes.push(tape);
         StepProgram { program, persistent, prototypes, pixels, report, gradients, embeddings }
     }

@@ -8,15 +8,17 @@
 //! is unordered, but for [`Op::Wait`].
 
 mod buffer;
+mod operands;
 mod ops;
 mod scalars;
 mod views;
 
 pub use buffer::{Buffer, BufferId, Role, View};
-pub use ops::{
-    BnGradientBranch, BnReduceBranch, CodesView, Gate, InputLayout, Op, PixelFormat, PoolShape, Rule,
-    ScoreShape, Shortcut, Statistics, UpdateTable, UpdatedTensor,
+pub use operands::{
+    BnGradientBranch, BnReduceBranch, CodesView, Gate, InputLayout, PixelFormat, PoolShape, Rule, ScoreShape,
+    Shortcut, Statistics, UpdatedTensor,
 };
+pub use ops::Op;
 
 pub use scalars::{N_CLASSES, Report, Scalars, UpdateScalars};
 
@@ -24,9 +26,6 @@ use crate::shape::Element;
 
 /// Values of a parameter that one block of threads updates.
 pub const CHUNK: usize = 8192;
-
-/// Bytes of a parameter in an [`UpdateTable`].
-pub const TENSOR_BYTES: usize = 80;
 
 /// One operation and where it runs.
 #[derive(Debug, Clone, PartialEq)]
@@ -96,14 +95,9 @@ impl Program {
         id
     }
 
-    /// Adds room for the table of an update.
-    pub fn update_table(&mut self, tensors: &[UpdatedTensor]) -> UpdateTable {
-        let n_chunks = tensors.iter().map(|tensor| tensor.len.div_ceil(CHUNK)).sum();
-        UpdateTable {
-            tensors: self.buffer("tensors", TENSOR_BYTES * tensors.len(), Role::Input).view(),
-            chunks: self.buffer("chunks", 8 * n_chunks, Role::Input).view(),
-            n_chunks,
-            partials: self.buffer("partial norms", 8 * n_chunks, Role::Scratch).view(),
-        }
+    /// Adds scratch for the norms of an update.
+    pub fn partial_norms(&mut self, tensors: &[UpdatedTensor]) -> View {
+        let n_chunks: usize = tensors.iter().map(|tensor| tensor.len.div_ceil(CHUNK)).sum();
+        self.buffer("partial norms", 8 * n_chunks, Role::Scratch).view()
     }
 }

@@ -1,8 +1,6 @@
 //! Which places an operation touches.
 
-use super::{
-    BnGradientBranch, BnReduceBranch, CodesView, Gate, Op, Shortcut, UpdateTable, UpdatedTensor, View,
-};
+use super::{BnGradientBranch, BnReduceBranch, CodesView, Gate, Op, Shortcut, UpdatedTensor, View};
 
 fn gate(gate: &Gate) -> Option<View> {
     match *gate {
@@ -25,10 +23,8 @@ fn codes(codes: &CodesView) -> impl Iterator<Item = View> {
         .chain(codes.queue_scores)
 }
 
-fn updated(tensors: &[UpdatedTensor], table: &UpdateTable) -> impl Iterator<Item = View> {
-    let tensors =
-        tensors.iter().flat_map(|t| [t.value, t.first, t.gradient].into_iter().chain(t.second).chain(t.copy));
-    tensors.chain([table.tensors, table.chunks, table.partials])
+fn updated(tensors: &[UpdatedTensor]) -> impl Iterator<Item = View> {
+    tensors.iter().flat_map(|t| [t.value, t.first, t.gradient].into_iter().chain(t.second).chain(t.copy))
 }
 
 impl Op {
@@ -89,9 +85,11 @@ impl Op {
                 codes(c).chain([*gradient, *unit, *mean, *report, *scratch]).collect()
             }
             Op::QueuePush { unit, queue, assign, .. } => vec![*unit, *queue, *assign],
-            Op::Update { tensors, table, report, .. } => updated(tensors, table).chain([*report]).collect(),
-            Op::SumGradients { tensors, table, parameters, out } => {
-                updated(tensors, table).chain([*parameters, *out]).collect()
+            Op::Update { tensors, partials, report, .. } => {
+                updated(tensors).chain([*partials, *report]).collect()
+            }
+            Op::SumGradients { tensors, parameters, out } => {
+                updated(tensors).chain([*parameters, *out]).collect()
             }
         }
     }

@@ -4,7 +4,9 @@ mod reference;
 
 use reference::{Reference, crops, distance, gradients, initial_running, noise, pack, unpack};
 use swav_cuda::host::{Host, HostProgram, Order};
-use swav_cuda::network::{BlockKind, GradientSource, Group, Head, Network, NetworkSpec, Options, Output, Stem, padded};
+use swav_cuda::network::{
+    BlockKind, GradientSource, Group, Head, Network, NetworkSpec, Options, Output, Stem, padded,
+};
 use swav_cuda::shape::Element;
 use swav_cuda::tape::{PixelFormat, Rule, Scalars};
 

@@ -17,6 +17,7 @@
 //! - `reversed` walks a tensor from its end, so that what the kernel before wrote last is read while it is still in the
 //!   second-level cache. It changes the order of blocks, not that of elementwise results; sums may round otherwise.
 
+mod bind;
 mod codes;
 mod input;
 mod launch;
@@ -26,6 +27,7 @@ mod pool;
 mod step;
 mod update;
 
+pub(crate) use bind::{Binding, SCALAR_BYTES, launches, scalar_bytes};
 pub use codes::{MeanRow, QueuePush, SinkhornCodes, StoreCodes, SwappedLoss};
 pub use input::{PixelPad, PixelRows, PixelSource, StemMask, rows_from_square, square_from_rows};
 pub use launch::{Arg, Launch};

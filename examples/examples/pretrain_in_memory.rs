@@ -74,8 +74,8 @@ base_lr = 0.003
 warmup_epochs = 1
 weight_decay = 0.0001
 
-[evaluation]
-reestimate_batch_norm = true
+[reestimation]
+batch_norm = true
 resize = 32
 size = 32
 "#;
@@ -95,7 +95,7 @@ fn main() -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("swav-in-memory-{}", std::process::id()));
     let network = encoder::build_cpu(settings.encoder(), seed)?;
     let mut trainer = Trainer::start(settings.clone(), network, train.clone(), RunFolder::at(&folder))?;
-    let outcome = trainer.run(&StopFlag::on_signals()?)?;
+    let outcome = trainer.run(&StopFlag::new())?;
     println!("{} steps, {:.0} images/s, loss {:.3}", outcome.n_steps, outcome.images_per_s, outcome.loss);
 
     let trained = trainer.into_encoder();

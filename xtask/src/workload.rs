@@ -5,11 +5,12 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde::de::DeserializeOwned;
+use swav_collective::Single;
 use swav_encoder::{Checkpointing, Encoder, EncoderConfig, Head, ImageBatch, Method, Precision, UpdateRule};
 use swav_losses::SwappedPrediction;
 use swav_ot::Codes;
 use swav_prototypes::Prototypes;
-use swav_train::{Single, StepOutput, Swav};
+use swav_train::{Batch, Moment, SinkhornCodes, StepOutput, Swapped, Swav};
 
 /// Iterations from the start in which prototypes get no update.
 const FREEZE_ITERS: usize = 100;
@@ -76,6 +77,7 @@ pub struct Workload {
     pub swav: Swav,
     /// Size of the crops and their pixels, NHWC, for each resolution.
     groups: Vec<(usize, Vec<f32>)>,
+    indices: Vec<usize>,
     /// Crops of an image.
     pub n_crops: usize,
     n_steps: usize,
@@ -124,10 +126,11 @@ impl Workload {
             encoder: swav_encoder::build(&options.device, &spec, SEED)?,
             swav: Swav::new(
                 prototypes,
-                SwappedPrediction::new(n_crops, &[0, 1], TEMPERATURE)?,
-                Codes::new(EPSILON, SINKHORN_ITERS)?,
+                Box::new(Swapped::new(SwappedPrediction::new(n_crops, &[0, 1], TEMPERATURE)?)),
+                Box::new(SinkhornCodes::new(Codes::new(EPSILON, SINKHORN_ITERS)?, &[0, 1])),
             ),
             n_crops,
+            indices: (0..options.batch).collect(),
             n_steps: 0,
         })
     }
@@ -147,7 +150,8 @@ impl Workload {
                 ImageBatch::new(pixels, n_images, *size, *size)
             })
             .collect::<Result<_, _>>()?;
-        let output = self.swav.forward_backward(self.encoder.as_mut(), &batches, &mut Single)?;
+        let batch = Batch { groups: &batches, indices: &self.indices, moment: Moment::default() };
+        let output = self.swav.forward_backward(self.encoder.as_mut(), &batch, &Single)?;
         let update_prototypes = self.n_steps >= FREEZE_ITERS;
         self.swav.update(self.encoder.as_mut(), &output, &RULE, update_prototypes)?;
         self.n_steps += 1;

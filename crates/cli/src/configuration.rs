@@ -63,10 +63,10 @@ impl Source {
             Self::File(path) => TrainConfig::load(path, settings),
             Self::Recipe(recipe) => TrainConfig::parse(recipe.text, settings),
         };
-        let mut config = parse(&[])?;
-        if !changes.settings.is_empty() {
-            config = parse(&changes.settings).map_err(|error| usage_of(changes, error))?;
-        }
+        let mut config = parse(&changes.settings).map_err(|error| match error.from_override() {
+            true => usage_of(changes, error),
+            false => error.into(),
+        })?;
         if let Some(path) = &changes.data {
             config.data.path.clone_from(path);
             // The layout of the built-in images cannot be that of a path.
@@ -83,6 +83,10 @@ impl Source {
 
 fn usage_of(changes: &Changes, error: ConfigError) -> anyhow::Error {
     let settings: Vec<String> = changes.settings.iter().map(|setting| format!("--set {setting}")).collect();
+    let error = match error {
+        ConfigError::InOverride { source, .. } => *source,
+        other => other,
+    };
     crate::usage(format!("{}: {error}", settings.join(" ")))
 }
 

@@ -44,17 +44,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = DataConfig { split: args.split, ..settings.config().data.clone() };
     let data = open(&config).context("data")?;
     note!("data     {}", data.describe());
-    let evaluation = &settings.config().evaluation;
-    if evaluation.reestimate_batch_norm {
-        let limit = if evaluation.reestimate_images == 0 { data.len() } else { evaluation.reestimate_images };
-        let view = settings.eval_view();
-        swav_train::reestimate_batch_norm(
-            network.as_mut(),
-            data.as_ref(),
-            view,
-            limit,
-            evaluation.batch_size,
-        )?;
+    if settings.config().reestimation.batch_norm {
+        swav_train::reestimate_batch_norm(network.as_mut(), data.as_ref(), settings.reestimation())?;
     }
     let output = if args.embedding { Output::Embedding } else { Output::Features };
     let features = swav_eval::encode(

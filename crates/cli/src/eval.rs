@@ -53,15 +53,15 @@ fn knn(args: Knn) -> anyhow::Result<()> {
         return Err(crate::usage("--k and --temperature: expected numbers above 0"));
     }
     let (settings, mut network) = args.network.load()?;
-    let evaluation = &settings.config().evaluation;
+    let usual = KnnConfig::default();
     let knn = KnnConfig {
-        k: args.k.unwrap_or(evaluation.knn_k),
-        temperature: args.temperature.unwrap_or(evaluation.knn_temperature),
+        k: args.k.unwrap_or(usual.k),
+        temperature: args.temperature.unwrap_or(usual.temperature),
     };
-    let judge = Judge::new(&settings, Some(knn))?;
+    let judge = Judge::new(&settings, knn)?;
     note!("data     {}", judge.bank().describe());
     judge.check_labels()?;
-    if evaluation.reestimate_batch_norm {
+    if settings.config().reestimation.batch_norm {
         judge.reestimate(network.as_mut())?;
     }
     say!("{}", judge.describe())?;

@@ -63,7 +63,7 @@ pub struct Judge<'a> {
 
 impl<'a> Judge<'a> {
     /// Opens training and test images of the settings' data set.
-    pub fn new(settings: &'a Settings, knn: Option<KnnConfig>) -> anyhow::Result<Self> {
+    pub fn new(settings: &'a Settings, knn: KnnConfig) -> anyhow::Result<Self> {
         let part = |split| open(&DataConfig { split, ..settings.config().data.clone() });
         let bank = part(Split::Train).context("data")?;
         let queries = match part(Split::Test) {
@@ -71,8 +71,6 @@ impl<'a> Judge<'a> {
             Err(OpenError::Other(DataError::NoSplit { .. })) => None,
             Err(error) => return Err(error).context("data"),
         };
-        let evaluation = &settings.config().evaluation;
-        let knn = knn.unwrap_or(KnnConfig { k: evaluation.knn_k, temperature: evaluation.knn_temperature });
         Ok(Self { settings, bank, queries, knn, spec: knn.check()? })
     }
 
@@ -117,7 +115,7 @@ impl<'a> Judge<'a> {
     pub fn untrained(&self) -> anyhow::Result<Pair> {
         let training = &self.settings.config().training;
         let mut encoder = swav_encoder::build(&training.device, self.settings.encoder(), training.seed)?;
-        if self.settings.config().evaluation.reestimate_batch_norm {
+        if self.settings.config().reestimation.batch_norm {
             self.reestimate(encoder.as_mut())?;
         }
         self.encoder(encoder.as_ref())
@@ -125,18 +123,14 @@ impl<'a> Judge<'a> {
 
     /// The pixels.
     pub fn raw_pixels(&self) -> anyhow::Result<Pair> {
-        let evaluation = &self.settings.config().evaluation;
-        let crop = CenterCrop { resize: evaluation.resize, size: evaluation.size };
+        let shown = &self.settings.config().reestimation;
+        let crop = CenterCrop { resize: shown.resize, size: shown.size };
         self.pair("pixels", |data, progress| swav_eval::raw_pixels(data, crop, Some(progress)))
     }
 
     /// Replaces batch-norm statistics by those of the training images as they are evaluated.
     pub fn reestimate(&self, encoder: &mut dyn Encoder) -> anyhow::Result<()> {
-        let evaluation = &self.settings.config().evaluation;
-        let limit = if evaluation.reestimate_images == 0 { usize::MAX } else { evaluation.reestimate_images };
-        let n_images = limit.min(self.bank.len());
-        let view = self.settings.eval_view();
-        swav_train::reestimate_batch_norm(encoder, self.bank.as_ref(), view, n_images, evaluation.batch_size)
+        swav_train::reestimate_batch_norm(encoder, self.bank.as_ref(), self.settings.reestimation())
             .context("batch-norm statistics")
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use swav_data::Dataset;
+use swav_eval::KnnConfig;
 use swav_train::{Outcome, RunFolder, Settings, Trainer};
 
 use crate::configuration::{self, Changes, QUICKSTART};
@@ -114,7 +115,7 @@ fn evaluate(
     if images.label(0).is_none() {
         return without_labels(settings, folder);
     }
-    let judge = Judge::new(settings, None)?;
+    let judge = Judge::new(settings, KnnConfig::default())?;
     say!("\n{}", judge.describe())?;
     // The trainer has re-estimated the statistics of its network already, if the configuration wants it.
     let results = [

@@ -31,7 +31,7 @@ impl Options {
         let folder = RunFolder::at(&self.run);
         let mut config = configuration::of_run(&folder, &self.changes)?;
         if let Some(reestimate) = self.reestimate_bn {
-            config.evaluation.reestimate_batch_norm = reestimate;
+            config.reestimation.batch_norm = reestimate;
         }
         let settings = config.check()?;
         let training = &settings.config().training;

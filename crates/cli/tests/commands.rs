@@ -27,11 +27,10 @@ n_prototypes = [6]
 [optimizer]
 base_lr = 0.1
 warmup_epochs = 0
-[evaluation]
-reestimate_batch_norm = true
+[reestimation]
+batch_norm = true
 resize = 16
 size = 16
-knn_k = 3
 "#;
 
 /// A folder with the configuration and images, which is the working directory of every command.
@@ -110,7 +109,7 @@ fn last_line_json(output: &str) -> serde_json::Value {
 fn pretraining_on_classes_ends_with_three_accuracies_and_can_be_judged_and_used() {
     let place = Place::new(&["narrow", "wide"]);
     let output = place.train();
-    for subject in ["trained network", "untrained network", "raw pixels", "k 3, temperature 0.07"] {
+    for subject in ["trained network", "untrained network", "raw pixels", "k 20, temperature 0.07"] {
         assert!(output.contains(subject), "{output}");
     }
     let results = std::fs::read_to_string(place.path("run/evaluation.json")).unwrap();

@@ -1,48 +1,72 @@
-//! What training needs from processes that train together.
+//! Training on several processes: one decision for all of them, and the codes' view of a collective.
 
-/// All-reduce among processes that each train on their part of every batch.
+use swav_collective::{Collective, CollectiveError, Decision, Vote};
+
+use crate::error::{TrainError, chain};
+
+/// What [`swav_ot`] needs, by a [`Collective`].
+pub(crate) struct Transport<'a> {
+    collective: &'a dyn Collective,
+    failure: Option<CollectiveError>,
+}
+
+impl<'a> Transport<'a> {
+    pub(crate) fn new(collective: &'a dyn Collective) -> Self {
+        Self { collective, failure: None }
+    }
+
+    /// Puts the collective's own failure in place of the codes' failure that it caused.
+    pub(crate) fn explain(self, result: Result<(), swav_ot::OtError>) -> Result<(), TrainError> {
+        match self.failure {
+            Some(failure) => Err(failure.into()),
+            None => Ok(result?),
+        }
+    }
+
+    fn keep(&mut self, result: Result<(), CollectiveError>) -> Result<(), swav_ot::CollectiveError> {
+        result.map_err(|error| {
+            let message = error.to_string();
+            self.failure = Some(error);
+            message.into()
+        })
+    }
+}
+
+impl swav_ot::Collective for Transport<'_> {
+    fn sum(&mut self, values: &mut [f64]) -> Result<(), swav_ot::CollectiveError> {
+        let result = self.collective.sum_f64(values);
+        self.keep(result)
+    }
+
+    fn max(&mut self, values: &mut [f64]) -> Result<(), swav_ot::CollectiveError> {
+        let result = self.collective.max_f64(values);
+        self.keep(result)
+    }
+}
+
+/// Lets all processes fail where one has: each its own failure, or [`TrainError::Rank`] that names another's.
 ///
-/// Sums of short double-precision vectors and maxima, for the codes, are [`swav_ot::Collective`]; this adds the
-/// long single-precision sums of gradients. Every process has to make the same calls in the same order, and has
-/// to get the same bits back.
-pub trait Collective: swav_ot::Collective {
-    /// Replaces each element by its sum over all processes, added in the order of their ranks.
-    ///
-    /// # Errors
-    /// What the transport reports.
-    fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<(), swav_ot::CollectiveError>;
-
-    /// This process's number, from 0.
-    fn rank(&self) -> usize;
-
-    /// How many processes train together, at least 1.
-    fn world_size(&self) -> usize;
-}
-
-/// One process trains alone: every reduction leaves its values as they are.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Single;
-
-impl swav_ot::Collective for Single {
-    fn sum(&mut self, _values: &mut [f64]) -> Result<(), swav_ot::CollectiveError> {
-        Ok(())
+/// For failures between two calls of the collective, so that all processes come to this one.
+pub(crate) fn agreed<T>(collective: &dyn Collective, result: Result<T, TrainError>) -> Result<T, TrainError> {
+    if collective.world_size() == 1 {
+        return result;
     }
-
-    fn max(&mut self, _values: &mut [f64]) -> Result<(), swav_ot::CollectiveError> {
-        Ok(())
+    let vote = match &result {
+        Ok(_) => Vote::Continue,
+        Err(error) => Vote::Fail(chain(error)),
+    };
+    let decision = collective.agree(vote);
+    match (result, decision?) {
+        (Ok(_), Decision::Fail { rank, reason }) => Err(TrainError::Rank { rank, reason }),
+        (result, _) => result,
     }
 }
 
-impl Collective for Single {
-    fn all_reduce_sum(&mut self, _values: &mut [f32]) -> Result<(), swav_ot::CollectiveError> {
-        Ok(())
+/// The bytes of rank 0 on all ranks; those of the others are not looked at.
+pub(crate) fn from_rank_0(collective: &dyn Collective, bytes: Vec<u8>) -> Result<Vec<u8>, TrainError> {
+    if collective.world_size() == 1 {
+        return Ok(bytes);
     }
-
-    fn rank(&self) -> usize {
-        0
-    }
-
-    fn world_size(&self) -> usize {
-        1
-    }
+    let mine = if collective.rank() == 0 { bytes } else { Vec::new() };
+    Ok(collective.all_gather(&mine)?.swap_remove(0))
 }

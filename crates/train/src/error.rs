@@ -1,6 +1,10 @@
 //! What can go wrong in a training run.
 
+use std::error::Error;
+use std::fmt;
 use std::path::PathBuf;
+
+use swav_collective::CollectiveError;
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
@@ -15,8 +19,18 @@ pub enum TrainError {
     /// A checkpoint cannot be written, read or resumed.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A part of a checkpoint does not fit the part of this run that it belongs to.
+    #[error("the checkpoint's section `{part}`: expected {expected}, got {got}")]
+    Section {
+        /// The part.
+        part: &'static str,
+        /// What fits.
+        expected: String,
+        /// What came.
+        got: String,
+    },
     /// A file of the run folder cannot be written or read.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}")]
     RunFolder {
         /// What was tried.
         action: &'static str,
@@ -26,40 +40,76 @@ pub enum TrainError {
         source: std::io::Error,
     },
     /// The folder holds a run already.
-    #[error(
-        "{path} already holds a run; resume it with --resume, or choose another folder (nothing was changed)"
-    )]
+    #[error("{path} already holds a run; resume it, or choose another folder (nothing was changed)")]
     RunExists {
         /// The folder.
         path: PathBuf,
     },
     /// The encoder refused its input or failed.
-    #[error("encoder: {0}")]
-    Encoder(#[from] swav_encoder::EncoderError),
+    #[error("the encoder failed")]
+    Encoder(#[source] swav_encoder::EncoderError),
+    /// The encoder is not the one that the configuration describes.
+    #[error("the encoder is not the configuration's: expected {expected}, got {got}")]
+    OtherEncoder {
+        /// What the configuration says.
+        expected: String,
+        /// What the encoder says of itself.
+        got: String,
+    },
     /// The prototypes or the queue refused their input.
-    #[error("prototypes: {0}")]
+    #[error("the prototypes refused their input")]
     Prototypes(#[from] swav_prototypes::PrototypeError),
     /// The loss refused its input.
-    #[error("loss: {0}")]
+    #[error("the loss refused its input")]
     Loss(#[from] swav_losses::LossError),
     /// The codes could not be computed.
-    #[error("codes: {0}")]
+    #[error("codes cannot be computed")]
     Codes(#[from] swav_ot::OtError),
+    /// The loss works with codes of other crops than those that were given.
+    #[error("the loss wants codes of the crops {expected:?}, got {got:?}")]
+    CodesOfCrops {
+        /// The crops that the loss wants codes of.
+        expected: Vec<usize>,
+        /// Those that came; `None` is a code of the whole image.
+        got: Vec<Option<usize>>,
+    },
+    /// There are fewer crops.
+    #[error("expected a crop below {n_crops}, got {crop}")]
+    NoSuchCrop {
+        /// The crop that was asked for.
+        crop: usize,
+        /// Crops of an image.
+        n_crops: usize,
+    },
+    /// The batch's indices and its crops are not of the same images.
+    #[error("a batch of {n_images} images cannot have {n_rows} crops")]
+    Batch {
+        /// How many indices came.
+        n_images: usize,
+        /// How many embeddings came.
+        n_rows: usize,
+    },
     /// The data cannot be opened.
-    #[error("data: {0}")]
+    #[error("the images cannot be opened")]
     Data(#[from] swav_data::DataError),
     /// Batches cannot be loaded.
-    #[error("data: {0}")]
+    #[error("batches cannot be loaded")]
     Loader(#[from] swav_data::LoaderError),
     /// There are fewer images than a batch.
     #[error(
-        "the data hold {n_images} images, fewer than training.batch_size = {batch_size}: not one batch an epoch"
+        "the data hold {n_images} images, fewer than the {batch_size} of a batch: not one batch an epoch"
     )]
     TooFewImages {
         /// Images of the training split.
         n_images: usize,
-        /// Images of a batch.
+        /// Images of a batch, of all processes together.
         batch_size: usize,
+    },
+    /// Statistics of batch normalisation need more images that can be read.
+    #[error("batch-norm statistics need 2 images or more, got {got} that can be read")]
+    TooFewForStatistics {
+        /// Images that can be read.
+        got: usize,
     },
     /// A number of the step is not finite: training has diverged.
     #[error("step {step}: {what} is not finite. {advice}")]
@@ -67,8 +117,8 @@ pub enum TrainError {
         /// The iteration, from 0.
         step: u64,
         /// Which number.
-        what: &'static str,
-        /// The likely cause, and the configuration key to change.
+        what: Quantity,
+        /// The likely cause, and the configuration key to change; empty in a loop without configuration.
         advice: String,
     },
     /// Training has collapsed and `monitor.on_collapse` is `stop`.
@@ -81,18 +131,98 @@ pub enum TrainError {
         /// The likely cause, and the configuration key to change.
         advice: String,
     },
+    /// Another of the processes that train together has failed.
+    #[error("rank {rank} failed: {reason}")]
+    Rank {
+        /// Which.
+        rank: usize,
+        /// What it said.
+        reason: String,
+    },
+    /// The processes that train together do not run the same training.
+    #[error("all processes need the same {what}, but rank {rank} has another than rank 0")]
+    RanksDiffer {
+        /// What differs.
+        what: &'static str,
+        /// The first rank with another one than rank 0.
+        rank: usize,
+    },
     /// Processes that train together cannot talk.
-    #[error("all-reduce between processes: {0}")]
-    Collective(swav_ot::CollectiveError),
+    #[error("the processes cannot go on together")]
+    Collective(#[source] CollectiveError),
+    /// A part or a callback that was given to the trainer failed.
+    #[error("a part of the caller's failed")]
+    Own(#[source] Box<dyn Error + Send + Sync>),
     /// Threads cannot be started.
-    #[error("cannot start {n_threads} threads: {message}")]
+    #[error("cannot start {n_threads} threads")]
     Threads {
         /// How many were asked for.
         n_threads: usize,
         /// Why not.
-        message: String,
+        source: rayon::ThreadPoolBuildError,
     },
     /// The handler of Ctrl-C cannot be installed.
-    #[error("cannot handle Ctrl-C: {0}")]
-    Signal(String),
+    #[cfg(feature = "signals")]
+    #[error("cannot handle Ctrl-C")]
+    Signal(#[from] ctrlc::Error),
+}
+
+/// A number that has to be finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Quantity {
+    /// A component of an embedding.
+    Embedding,
+    /// The loss.
+    Loss,
+    /// The norm of all gradients.
+    Gradient,
+}
+
+impl fmt::Display for Quantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Embedding => "an embedding",
+            Self::Loss => "the loss",
+            Self::Gradient => "a gradient",
+        })
+    }
+}
+
+impl TrainError {
+    /// The failure of a part that the caller brings: codes, a loss, a callback.
+    pub fn own(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Own(error.into())
+    }
+
+    /// A section of a checkpoint that does not fit the part that it belongs to.
+    pub fn section(part: &'static str, expected: impl ToString, got: impl ToString) -> Self {
+        Self::Section { part, expected: expected.to_string(), got: got.to_string() }
+    }
+}
+
+impl From<CollectiveError> for TrainError {
+    fn from(error: CollectiveError) -> Self {
+        match error {
+            CollectiveError::Aborted { rank, reason } => Self::Rank { rank, reason },
+            other => Self::Collective(other),
+        }
+    }
+}
+
+impl From<swav_encoder::EncoderError> for TrainError {
+    fn from(error: swav_encoder::EncoderError) -> Self {
+        Self::Encoder(error)
+    }
+}
+
+/// An error and its causes in one line: what another process is told.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

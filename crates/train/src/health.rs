@@ -1,10 +1,10 @@
 //! Is training still going anywhere? Detects collapse, and says what is likely to help.
 
 use swav_encoder::Precision;
-use swav_optim::UpdateRule;
 
 use crate::config::{MonitorConfig, OptimizerKind, Settings};
-use crate::step::StepOutput;
+use crate::error::Quantity;
+use crate::step::StepNumbers;
 
 /// Watches the diagnostics of each step for signs that last.
 ///
@@ -34,14 +34,15 @@ impl Watch {
     }
 
     /// Looks at one step; an alarm for a sign that has just lasted long enough.
-    pub fn observe(&mut self, output: &StepOutput, settings: &Settings) -> Option<Alarm> {
+    pub fn observe(&mut self, output: &StepNumbers, settings: &Settings) -> Option<Alarm> {
         let k = self.n_prototypes as f64;
         let ln_k = k.ln();
-        let usage = output.diagnostics.prediction_perplexity;
+        let usage = output.diagnostics.map(|diagnostics| diagnostics.prediction_perplexity);
+        let gap = output.diagnostics.map(|diagnostics| diagnostics.gap_to_ln_k);
         let present = [
             output.spread < self.config.min_spread,
-            usage < (self.config.min_usage * k).max(1.0),
-            output.diagnostics.gap_to_ln_k < self.config.min_gap * ln_k,
+            usage.is_some_and(|usage| usage < (self.config.min_usage * k).max(1.0)),
+            gap.is_some_and(|gap| gap < self.config.min_gap * ln_k),
         ];
         let mut first = None;
         for (sign, (lasting, present)) in self.lasting.iter_mut().zip(present).enumerate() {
@@ -58,8 +59,9 @@ impl Watch {
                 output.spread
             ),
             1 => format!(
-                "for {patience} iterations predictions have used {usage:.1} of {k} prototypes (below \
-                 monitor.min_usage)"
+                "for {patience} iterations predictions have used {:.1} of {k} prototypes (below \
+                 monitor.min_usage)",
+                usage.unwrap_or_default()
             ),
             _ => format!(
                 "for {patience} iterations the loss ({:.4}) has not come below ln K = {ln_k:.4}",
@@ -106,9 +108,8 @@ fn collapse_advice(settings: &Settings) -> String {
 }
 
 /// What is likely to have made a number infinite or not a number, and the key to change.
-pub(crate) fn divergence_advice(what: &str, step: u64, rule: &UpdateRule, settings: &Settings) -> String {
+pub(crate) fn divergence_advice(what: Quantity, step: u64, lr: f64, settings: &Settings) -> String {
     let config = settings.config();
-    let lr = rule.lr();
     let mut advice = Vec::new();
     if step == 0 {
         advice.push(
@@ -122,7 +123,7 @@ pub(crate) fn divergence_advice(what: &str, step: u64, rule: &UpdateRule, settin
             OptimizerKind::Sgd => 0.1,
             OptimizerKind::Adamw => 1e-3,
         };
-        let verdict = if f64::from(lr) > usual { "is high" } else { "may be too high" };
+        let verdict = if lr > usual { "is high" } else { "may be too high" };
         advice.push(format!(
             "the learning rate {lr:.3e} {verdict} for this optimiser and batch: lower optimizer.base_lr (now {}), or \
              raise optimizer.warmup_epochs (now {})",
@@ -135,11 +136,8 @@ pub(crate) fn divergence_advice(what: &str, step: u64, rule: &UpdateRule, settin
     if config.loss.temperature < 0.05 {
         advice.push(format!("a higher loss.temperature (now {})", config.loss.temperature));
     }
-    if what == "the loss" && config.sinkhorn.epsilon < 0.01 {
+    if what == Quantity::Loss && config.sinkhorn.epsilon < 0.01 {
         advice.push(format!("a higher sinkhorn.epsilon (now {})", config.sinkhorn.epsilon));
     }
-    format!(
-        "Likely cause: {}. The newest checkpoint is from before; resume it with --resume",
-        advice.join("; ")
-    )
+    format!("Likely cause: {}. The newest checkpoint is from before", advice.join("; "))
 }

@@ -2,41 +2,55 @@
 //!
 //! [`TrainConfig`] is a TOML file; checked, it is [`Settings`]. A [`Trainer`] takes settings, an
 //! [`Encoder`](swav_encoder::Encoder) and a data set, and trains in a [`RunFolder`], which it can resume bit for bit.
-//! [`Swav`] is one step by itself, for programs with a loop of their own.
+//! Codes ([`AssignCodes`]) and the loss ([`Loss`]) may be the caller's own, and so may be what is called back after
+//! each step and epoch: see [`Setup`]. [`Swav`] is one step by itself, for programs with a loop of their own.
 
 mod checkpoint;
+mod codes;
 mod collective;
 mod config;
 mod error;
 mod feed;
 mod health;
+mod hooks;
+mod loss;
 mod metrics;
+mod moment;
 mod progress;
+mod reestimation;
 mod resume;
 mod run_folder;
 mod schedule;
+mod section;
+mod setup;
 mod signal;
-mod statistics;
 mod step;
 mod tensorboard;
 mod threads;
+mod totals;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, CheckpointError, Position, write_weights};
-pub use collective::{Collective, Single};
+pub use codes::{AssignCodes, Assigned, Code, CodesInput, EpochStart, QueueShape, Remembered, SinkhornCodes};
 pub use config::{
-    CheckpointConfig, ConfigError, EvaluationConfig, LossConfig, MonitorConfig, OnCollapse, OptimizerConfig,
-    OptimizerKind, PrototypesConfig, QueueConfig, Settings, SinkhornConfig, TrainConfig, TrainingConfig,
+    CheckpointConfig, ConfigError, LossConfig, MonitorConfig, OnCollapse, OptimizerConfig, OptimizerKind,
+    PrototypesConfig, QueueConfig, ReestimationConfig, Settings, SinkhornConfig, TrainConfig, TrainingConfig,
     parse_override,
 };
-pub use error::TrainError;
+pub use error::{Quantity, TrainError};
 pub use health::{Alarm, Watch};
+pub use hooks::{EpochEvent, HookResult, StepEvent};
+pub use loss::{Loss, LossInput, LossOutput, Swapped};
 pub use metrics::Metrics;
+pub use moment::Moment;
+pub use reestimation::{Reestimation, reestimate_batch_norm};
 pub use run_folder::RunFolder;
 pub use schedule::Schedule;
+pub use section::Section;
+pub use setup::Setup;
 pub use signal::StopFlag;
-pub use statistics::reestimate_batch_norm;
-pub use step::{StepOutput, Swav};
+pub use step::{Batch, StepNumbers, StepOutput, Swav};
 pub use tensorboard::EventWriter;
-pub use threads::join_pool;
-pub use trainer::{Outcome, Trainer};
+pub use threads::{join_pool, thread_pool};
+pub use totals::Outcome;
+pub use trainer::Trainer;

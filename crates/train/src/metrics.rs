@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Position;
 use crate::error::TrainError;
 use crate::run_folder::RunFolder;
+use crate::step::StepNumbers;
 use crate::tensorboard::EventWriter;
 
 /// One line of `metrics.jsonl`.
@@ -19,7 +21,7 @@ pub struct Metrics {
     pub epoch: u64,
     /// Its batch within the epoch, from 0.
     pub batch: u64,
-    /// The loss in nats.
+    /// The loss in nats, averaged over processes.
     pub loss: f64,
     /// The learning rate.
     pub lr: f64,
@@ -39,10 +41,34 @@ pub struct Metrics {
     pub parameter_norm: f64,
     /// Whether the queue took part in the codes.
     pub queue_used: bool,
-    /// Images a second, over the iterations since the last line.
+    /// Images a second of all processes, over the iterations since the last line.
     pub images_per_s: f64,
     /// Share of that time spent waiting for data, 0 to 1.
     pub data_wait: f64,
+}
+
+impl Metrics {
+    /// The numbers of a step at `position`, which was done with the learning rate `lr`.
+    pub(crate) fn new(position: Position, lr: f64, numbers: &StepNumbers, speed: (f64, f64)) -> Self {
+        let diagnostics = numbers.diagnostics.unwrap_or_default();
+        Self {
+            step: position.step,
+            epoch: position.epoch,
+            batch: position.batch,
+            loss: numbers.loss,
+            lr,
+            code_entropy: diagnostics.code_entropy,
+            code_perplexity: diagnostics.code_perplexity,
+            prediction_perplexity: diagnostics.prediction_perplexity,
+            gap_to_ln_k: diagnostics.gap_to_ln_k,
+            spread: numbers.spread,
+            gradient_norm: numbers.norms.gradient_norm,
+            parameter_norm: numbers.norms.parameter_norm,
+            queue_used: numbers.queue_used,
+            images_per_s: speed.0,
+            data_wait: speed.1,
+        }
+    }
 }
 
 /// Appends metrics to the files of a run.

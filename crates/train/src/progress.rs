@@ -1,8 +1,6 @@
-//! The progress bar, and a log line now and then where there is no terminal.
+//! The progress bar (feature `progress`), and a log line now and then where there is none.
 
 use std::time::{Duration, Instant};
-
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::checkpoint::Position;
 
@@ -14,12 +12,12 @@ const SMOOTHING: f64 = 0.05;
 /// Shows loss, learning rate, images per second and the time left.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    bar: ProgressBar,
+    bar: Bar,
     epochs: u64,
     total_iters: u64,
     batch_size: usize,
     loss: Option<f64>,
-    seconds_a_step: Option<f64>,
+    seconds_per_step: Option<f64>,
     logged: Instant,
 }
 
@@ -33,19 +31,13 @@ impl Progress {
         total_iters: u64,
         batch_size: usize,
     ) -> Self {
-        let bar = if shown { ProgressBar::new(total_iters) } else { ProgressBar::hidden() };
-        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {percent:>3}% {msg}")
-            .expect("the template is fixed and valid")
-            .progress_chars("=> ");
-        bar.set_style(style);
-        bar.set_position(position.step);
         Self {
-            bar,
+            bar: Bar::new(shown, position.step, total_iters),
             epochs,
             total_iters,
             batch_size,
             loss: None,
-            seconds_a_step: None,
+            seconds_per_step: None,
             logged: Instant::now(),
         }
     }
@@ -54,21 +46,20 @@ impl Progress {
     pub(crate) fn step(&mut self, position: Position, loss: f64, lr: f64, seconds: f64) {
         let average = |old: Option<f64>, new| old.map_or(new, |old| old + SMOOTHING * (new - old));
         self.loss = Some(average(self.loss, loss));
-        self.seconds_a_step = Some(average(self.seconds_a_step, seconds));
-        let (loss, a_step) = (average(self.loss, loss), average(self.seconds_a_step, seconds));
-        let left = (self.total_iters - position.step.min(self.total_iters)) as f64 * a_step;
+        self.seconds_per_step = Some(average(self.seconds_per_step, seconds));
+        let (loss, per_step) = (average(self.loss, loss), average(self.seconds_per_step, seconds));
+        let left = (self.total_iters - position.step.min(self.total_iters)) as f64 * per_step;
         let message = format!(
             "loss {loss:.4}  lr {lr:.3e}  {:.1} images/s  {} left",
-            self.batch_size as f64 / a_step,
+            self.batch_size as f64 / per_step,
             hours(left)
         );
-        self.bar.set_prefix(format!("epoch {}/{}", (position.epoch + 1).min(self.epochs), self.epochs));
-        self.bar.set_position(position.step);
         if self.logged.elapsed() >= LOG_EVERY && self.bar.is_hidden() {
             tracing::info!("step {}/{}: {message}", position.step, self.total_iters);
             self.logged = Instant::now();
         }
-        self.bar.set_message(message);
+        let prefix = format!("epoch {}/{}", (position.epoch + 1).min(self.epochs), self.epochs);
+        self.bar.set(position.step, prefix, message);
     }
 
     /// Runs `log` with the bar out of the way.
@@ -78,8 +69,69 @@ impl Progress {
 
     /// Removes the bar.
     pub(crate) fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.bar.finish();
     }
+}
+
+/// The bar on a terminal.
+#[cfg(feature = "progress")]
+#[derive(Debug)]
+struct Bar(indicatif::ProgressBar);
+
+#[cfg(feature = "progress")]
+impl Bar {
+    fn new(shown: bool, step: u64, total_iters: u64) -> Self {
+        use indicatif::{ProgressBar, ProgressStyle};
+        let bar = if shown { ProgressBar::new(total_iters) } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {percent:>3}% {msg}")
+            .expect("the template is fixed and valid")
+            .progress_chars("=> ");
+        bar.set_style(style);
+        bar.set_position(step);
+        Self(bar)
+    }
+
+    fn is_hidden(&self) -> bool {
+        self.0.is_hidden()
+    }
+
+    fn set(&self, step: u64, prefix: String, message: String) {
+        self.0.set_prefix(prefix);
+        self.0.set_position(step);
+        self.0.set_message(message);
+    }
+
+    fn suspend(&self, log: impl FnOnce()) {
+        self.0.suspend(log);
+    }
+
+    fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// No bar: a library's user did not ask for one.
+#[cfg(not(feature = "progress"))]
+#[derive(Debug)]
+struct Bar;
+
+#[cfg(not(feature = "progress"))]
+impl Bar {
+    fn new(_shown: bool, _step: u64, _total_iters: u64) -> Self {
+        Self
+    }
+
+    fn is_hidden(&self) -> bool {
+        true
+    }
+
+    fn set(&self, _step: u64, _prefix: String, _message: String) {}
+
+    fn suspend(&self, log: impl FnOnce()) {
+        log();
+    }
+
+    fn finish(&self) {}
 }
 
 /// `1:02:03`.

@@ -1,12 +1,12 @@
 //! Which differences between a checkpoint's configuration and the current one forbid to resume.
 
-use toml::{Table, Value};
+use toml::Value;
 
 use crate::config::{ConfigError, TrainConfig};
 
 /// Keys (or sections, with a trailing dot) that do not change what is computed, so that they may differ. The
-/// data's path may, because their contents are compared.
-const FREE: [&str; 11] = [
+/// data's path may, because their contents are compared; the batch size of a process may, because that of all is.
+const MAY_DIFFER: [&str; 12] = [
     "training.threads",
     "training.device",
     "loader.n_workers",
@@ -17,7 +17,8 @@ const FREE: [&str; 11] = [
     "encoder.checkpointing",
     "checkpoint.",
     "monitor.",
-    "evaluation.",
+    "reestimation.",
+    "training.batch_size",
 ];
 
 /// One line for each key whose values differ and matter: `encoder.arch: resnet18 in the checkpoint, resnet50 now`.
@@ -25,8 +26,11 @@ const FREE: [&str; 11] = [
 /// # Errors
 /// A configuration that cannot be written as TOML.
 pub(crate) fn differences(checkpoint: &TrainConfig, now: &TrainConfig) -> Result<Vec<String>, ConfigError> {
-    let flat = |config: &TrainConfig| {
-        let table = Table::try_from(config).map_err(|error| ConfigError::Write(error.to_string()))?;
+    let flat = |config: &TrainConfig| -> Result<_, ConfigError> {
+        let mut table = config.to_table()?;
+        if !config.own_encoder.is_empty() {
+            table.remove("encoder");
+        }
         let mut pairs = std::collections::BTreeMap::new();
         flatten("", &Value::Table(table), &mut pairs);
         Ok(pairs)
@@ -36,7 +40,7 @@ pub(crate) fn differences(checkpoint: &TrainConfig, now: &TrainConfig) -> Result
     keys.sort();
     keys.dedup();
     let matters = |key: &str| {
-        !FREE.iter().any(|free| if free.ends_with('.') { key.starts_with(free) } else { key == *free })
+        !MAY_DIFFER.iter().any(|may| if may.ends_with('.') { key.starts_with(may) } else { key == *may })
     };
     let show = |value: Option<&String>| value.map_or("unset".to_owned(), Clone::clone);
     Ok(keys

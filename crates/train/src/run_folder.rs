@@ -57,6 +57,11 @@ impl RunFolder {
         self.root.join("checkpoints")
     }
 
+    /// The checkpoint of one step, whether it exists or not.
+    pub fn checkpoint_of(&self, step: u64) -> PathBuf {
+        self.checkpoints().join(format!("step-{step:09}.safetensors"))
+    }
+
     /// Whether a run has begun here.
     pub fn exists(&self) -> bool {
         self.config().exists()
@@ -76,7 +81,7 @@ impl RunFolder {
             path,
             source,
         })?;
-        write_atomically(&self.config(), Ok(config.as_bytes().to_vec()))?;
+        write_atomically(&self.config(), config.as_bytes())?;
         Ok(())
     }
 
@@ -107,7 +112,7 @@ impl RunFolder {
             match Checkpoint::read(&path) {
                 Ok(checkpoint) => return Ok((checkpoint, path)),
                 Err(error @ CheckpointError::Damaged { .. }) => {
-                    tracing::warn!("{error}; trying the one before it");
+                    tracing::warn!("{error}; the one before it is tried");
                     damaged.push(path);
                 }
                 Err(error) => return Err(error),
@@ -128,7 +133,7 @@ impl RunFolder {
         keep_epoch: Option<u64>,
     ) -> Result<PathBuf, CheckpointError> {
         let folder = self.checkpoints();
-        let path = folder.join(format!("step-{:09}.safetensors", checkpoint.position.step));
+        let path = self.checkpoint_of(checkpoint.position.step);
         checkpoint.write(&path)?;
         if let Some(epoch) = keep_epoch {
             let lasting = folder.join(format!("epoch-{epoch:04}.safetensors"));

@@ -1,11 +1,9 @@
-//! Stopping a run in good order: Ctrl-C and SIGTERM.
+//! Stopping a run in good order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::TrainError;
-
-/// A wish to stop, which a [`Trainer`](crate::Trainer) looks at after each step.
+/// A wish to stop, which a [`Trainer`](crate::Trainer) looks at before each step.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag {
     raised: Arc<AtomicBool>,
@@ -17,20 +15,20 @@ impl StopFlag {
         Self::default()
     }
 
-    /// A flag that Ctrl-C, SIGTERM and SIGHUP raise. A second signal ends the process at once, with exit code
-    /// 130, and leaves the newest checkpoint as it is.
+    /// A flag that Ctrl-C, SIGTERM and SIGHUP raise. Each further signal calls `again`: a program may end itself there
+    /// at once, which leaves the newest checkpoint as it is.
     ///
     /// # Errors
-    /// [`TrainError::Signal`] if a handler is installed already: once a process.
-    pub fn on_signals() -> Result<Self, TrainError> {
+    /// [`TrainError::Signal`](crate::TrainError::Signal) if a handler is installed already: once a process.
+    #[cfg(feature = "signals")]
+    pub fn on_signals(mut again: impl FnMut() + Send + 'static) -> Result<Self, crate::TrainError> {
         let flag = Self::new();
-        let raised = flag.clone();
+        let raised = flag.raised.clone();
         ctrlc::set_handler(move || {
-            if raised.raised.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+            if raised.swap(true, Ordering::SeqCst) {
+                again();
             }
-        })
-        .map_err(|error| TrainError::Signal(error.to_string()))?;
+        })?;
         Ok(flag)
     }
 

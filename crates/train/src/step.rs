@@ -1,129 +1,153 @@
-//! One training step: scores, codes, loss, gradients, update; generic over the encoder.
+//! One training step: scores, codes, loss, gradients, update; generic over the encoder, the codes and the loss.
 
-use ndarray::{Array2, s};
+use ndarray::{Array2, ArrayView2};
+use swav_collective::Collective;
 use swav_encoder::{Encoder, ImageBatch, StateDict, StateTensor};
-use swav_losses::{Diagnostics, SwappedPrediction};
+use swav_losses::Diagnostics;
 use swav_optim::{Role, Slots, UpdateRule, UpdateStats};
-use swav_ot::Codes;
-use swav_prototypes::{FeatureQueue, Prototypes};
+use swav_prototypes::Prototypes;
 
-use crate::collective::Collective;
-use crate::error::TrainError;
+use crate::codes::{AssignCodes, Code, CodesInput, Remembered};
+use crate::collective::agreed;
+use crate::error::{Quantity, TrainError};
+use crate::loss::{Loss, LossInput};
+use crate::moment::Moment;
+
+type Advice = Box<dyn Fn(Quantity, u64) -> String + Send>;
 
 /// Everything of a run that is trained or remembered outside the encoder.
 pub struct Swav {
     /// The prototypes.
     pub prototypes: Prototypes,
-    /// The feature queue, once its epoch has come.
-    pub queue: Option<FeatureQueue>,
+    /// What assigns codes, with its memory.
+    pub codes: Box<dyn AssignCodes>,
+    /// The loss.
+    pub loss: Box<dyn Loss>,
     slots: Vec<Slots>,
-    loss: SwappedPrediction,
-    codes: Codes<f32>,
+    advice: Advice,
+}
+
+/// One batch of this process.
+#[derive(Clone, Copy)]
+pub struct Batch<'a> {
+    /// The crops of each resolution, crop by crop: all images of crop 0, then of crop 1, ...
+    pub groups: &'a [ImageBatch<'a>],
+    /// The index in the data set of each image.
+    pub indices: &'a [usize],
+    /// When.
+    pub moment: Moment,
 }
 
 /// What one forward and backward pass gives.
 #[derive(Debug, Clone)]
 pub struct StepOutput {
-    /// The loss in nats, averaged over heads.
+    /// When it was.
+    pub moment: Moment,
+    /// The loss in nats, averaged over heads; of this process's images.
     pub loss: f64,
     /// The embeddings (crops·B, D), crop by crop.
     pub embeddings: Array2<f32>,
     /// The scores under each head, (crops·B, K).
     pub scores: Vec<Array2<f32>>,
-    /// The codes of each head, one (B, K) array for each assignment crop.
-    pub codes: Vec<Vec<Array2<f32>>>,
-    /// The gradient by the prototypes of each head, (K, D).
+    /// The codes of each head.
+    pub codes: Vec<Vec<Code>>,
+    /// The gradient with respect to the prototypes of each head, (K, D).
     pub grad_prototypes: Vec<Array2<f32>>,
-    /// State of the first head's codes and predictions.
-    pub diagnostics: Diagnostics,
+    /// State of the first head's codes and predictions, if the loss says.
+    pub diagnostics: Option<Diagnostics>,
     /// `1 - |mean z|²` over the batch: 0 if all embeddings are equal, towards 1 if they spread over the sphere.
     pub spread: f64,
-    /// Whether the queue took part in the codes.
+    /// Whether remembered embeddings took part in the codes.
     pub queue_used: bool,
 }
 
+/// The numbers of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepNumbers {
+    /// The loss in nats, averaged over heads.
+    pub loss: f64,
+    /// State of the first head's codes and predictions, if the loss says.
+    pub diagnostics: Option<Diagnostics>,
+    /// `1 - |mean z|²` over the batch.
+    pub spread: f64,
+    /// Whether remembered embeddings took part in the codes.
+    pub queue_used: bool,
+    /// Norms of all parameters and gradients.
+    pub norms: UpdateStats,
+}
+
 impl Swav {
-    /// A step that computes codes with `codes` and the loss with `loss`.
-    pub fn new(prototypes: Prototypes, loss: SwappedPrediction, codes: Codes<f32>) -> Self {
+    /// A step that assigns codes with `codes` and has the loss `loss`.
+    pub fn new(prototypes: Prototypes, loss: Box<dyn Loss>, codes: Box<dyn AssignCodes>) -> Self {
         let slots = vec![Slots::default(); prototypes.n_heads()];
-        Self { prototypes, queue: None, slots, loss, codes }
+        Self { prototypes, codes, loss, slots, advice: Box::new(|_, _| String::new()) }
+    }
+
+    /// Lets `advice` say what to do about a number that is not finite in a step.
+    #[must_use]
+    pub fn with_advice(mut self, advice: impl Fn(Quantity, u64) -> String + Send + 'static) -> Self {
+        self.advice = Box::new(advice);
+        self
     }
 
     /// Forward and backward pass on one batch. Gradients stay in the encoder and in the output; no parameter
     /// changes, but the prototypes are projected onto the sphere, batch-norm statistics move and the batch
-    /// enters the queue.
+    /// enters the memory of the codes.
     ///
-    /// `groups` are the crops of each resolution, crop by crop; all crops together are those of the loss.
-    /// Gradients are averaged over the processes of `collective`, codes are computed over all of them.
+    /// Codes are computed over the processes of `collective`, and gradients are averaged over them. Where a number is
+    /// not finite on one of them, all fail.
     ///
     /// # Errors
-    /// [`TrainError::NotFinite`] (without advice; the caller knows the configuration) if embeddings or loss are
-    /// not finite, and the parts' own errors.
+    /// [`TrainError::NotFinite`] if embeddings or loss are not finite, [`TrainError::Rank`] if those of another process
+    /// are not, and the parts' own errors.
     pub fn forward_backward(
         &mut self,
         encoder: &mut dyn Encoder,
-        groups: &[ImageBatch<'_>],
-        collective: &mut dyn Collective,
+        batch: &Batch<'_>,
+        collective: &dyn Collective,
     ) -> Result<StepOutput, TrainError> {
+        let Batch { groups, indices, moment } = *batch;
         self.prototypes.normalise();
         let z = encoder.forward_train(groups)?;
-        if !z.iter().all(|x| x.is_finite()) {
-            return Err(not_finite("an embedding"));
+        if indices.is_empty() || !z.nrows().is_multiple_of(indices.len()) {
+            return Err(TrainError::Batch { n_images: indices.len(), n_rows: z.nrows() });
         }
+        agreed(collective, self.finite(z.iter().all(|x| x.is_finite()), Quantity::Embedding, moment))?;
+
         let n_heads = self.prototypes.n_heads();
-        let batch = z.nrows() / self.loss.n_crops();
-        let mut output = StepOutput {
-            loss: 0.0,
-            spread: spread(&z),
-            scores: Vec::with_capacity(n_heads),
-            codes: Vec::with_capacity(n_heads),
-            grad_prototypes: Vec::with_capacity(n_heads),
-            diagnostics: Diagnostics::default(),
-            queue_used: false,
-            embeddings: z,
-        };
+        let mut output = StepOutput::new(z, moment, n_heads);
         let z = output.embeddings.view();
         let mut grad_z = Array2::<f32>::zeros(z.dim());
-        let head_share = 1.0 / n_heads as f32;
         for head in 0..n_heads {
             let scores = self.prototypes.scores(head, z)?;
-            let mut codes = Vec::with_capacity(self.loss.assign().len());
-            for (index, &crop) in self.loss.assign().iter().enumerate() {
-                let own = scores.slice(s![crop * batch..(crop + 1) * batch, ..]);
-                let mut all = match &self.queue {
-                    Some(queue) => {
-                        output.queue_used |= queue.is_ready(index);
-                        queue.with_batch(index, &self.prototypes, head, own)?
-                    }
-                    None => own.to_owned(),
-                };
-                self.codes.assign_sharded(all.view_mut(), collective)?;
-                let first = all.nrows() - batch;
-                codes.push(if first == 0 { all } else { all.slice(s![first.., ..]).to_owned() });
-            }
-            let views: Vec<_> = codes.iter().map(|code| code.view()).collect();
-            let mut swapped = self.loss.evaluate(scores.view(), &views)?;
+            let assigned = self.codes.assign(&CodesInput {
+                moment,
+                head,
+                indices,
+                embeddings: z,
+                scores: scores.view(),
+                prototypes: &self.prototypes,
+                collective,
+            })?;
+            let input = LossInput { moment, head, scores: scores.view(), codes: &assigned.codes };
+            let mut evaluated = self.loss.evaluate(&input)?;
             if n_heads > 1 {
-                swapped.grad_scores *= head_share;
+                evaluated.grad_scores *= 1.0 / n_heads as f32;
             }
-            output.loss += swapped.loss / n_heads as f64;
+            let grad_scores = evaluated.grad_scores.view();
+            output.grad_prototypes.push(self.prototypes.grad_weights(head, grad_scores, z)?);
+            grad_z += &self.prototypes.grad_embeddings(head, grad_scores)?;
+            output.loss += evaluated.loss / n_heads as f64;
+            output.queue_used |= assigned.used_memory;
             if head == 0 {
-                output.diagnostics = swapped.diagnostics;
+                output.diagnostics = evaluated.diagnostics;
             }
-            let grad = swapped.grad_scores.view();
-            output.grad_prototypes.push(self.prototypes.grad_weights(head, grad, z)?);
-            grad_z += &self.prototypes.grad_embeddings(head, grad)?;
             output.scores.push(scores);
-            output.codes.push(codes);
+            output.codes.push(assigned.codes);
         }
-        if !output.loss.is_finite() {
-            return Err(not_finite("the loss"));
-        }
-        if let Some(queue) = &mut self.queue {
-            for (index, &crop) in self.loss.assign().iter().enumerate() {
-                queue.push(index, z.slice(s![crop * batch..(crop + 1) * batch, ..]))?;
-            }
-        }
+        agreed(collective, self.finite(output.loss.is_finite(), Quantity::Loss, moment))?;
+
+        self.codes.remember(&Remembered { moment, indices, embeddings: z })?;
         encoder.backward(grad_z.view())?;
         if collective.world_size() > 1 {
             average_gradients(encoder, &mut output.grad_prototypes, collective)?;
@@ -131,7 +155,8 @@ impl Swav {
         Ok(output)
     }
 
-    /// Applies `rule` to the encoder and, unless they are frozen, to the prototypes.
+    /// Applies `rule` to the encoder and, unless they are frozen, to the prototypes. A frozen prototype gets no update
+    /// at all: no gradient, no decay, no momentum.
     ///
     /// # Errors
     /// The encoder's; [`TrainError::NotFinite`] if a gradient is not finite, which the parameters have then
@@ -141,10 +166,10 @@ impl Swav {
         encoder: &mut dyn Encoder,
         output: &StepOutput,
         rule: &UpdateRule,
-        prototypes_too: bool,
+        update_prototypes: bool,
     ) -> Result<UpdateStats, TrainError> {
         let mut stats = encoder.update(rule)?;
-        if prototypes_too {
+        if update_prototypes {
             for (head, grad) in output.grad_prototypes.iter().enumerate() {
                 let mut weights = self.prototypes.weights_mut(head)?;
                 let values = weights.as_slice_mut().expect("weights are contiguous");
@@ -153,7 +178,15 @@ impl Swav {
                     stats.merge(swav_optim::apply(rule, Role::Weight, values, grad, &mut self.slots[head]));
             }
         }
-        if stats.gradient_norm.is_finite() { Ok(stats) } else { Err(not_finite("a gradient")) }
+        self.finite(stats.gradient_norm.is_finite(), Quantity::Gradient, output.moment)?;
+        Ok(stats)
+    }
+
+    fn finite(&self, is_finite: bool, what: Quantity, moment: Moment) -> Result<(), TrainError> {
+        if is_finite {
+            return Ok(());
+        }
+        Err(TrainError::NotFinite { step: moment.step, what, advice: (self.advice)(what, moment.step) })
     }
 
     /// The prototypes by name, as tensors.
@@ -201,12 +234,25 @@ impl Swav {
     }
 }
 
-fn not_finite(what: &'static str) -> TrainError {
-    TrainError::NotFinite { step: 0, what, advice: String::new() }
+impl StepOutput {
+    /// The output of a step that has come as far as the embeddings.
+    fn new(embeddings: Array2<f32>, moment: Moment, n_heads: usize) -> Self {
+        Self {
+            moment,
+            loss: 0.0,
+            spread: spread(embeddings.view()),
+            embeddings,
+            scores: Vec::with_capacity(n_heads),
+            codes: Vec::with_capacity(n_heads),
+            grad_prototypes: Vec::with_capacity(n_heads),
+            diagnostics: None,
+            queue_used: false,
+        }
+    }
 }
 
 /// `1 - |mean row|²`, summed in the order of the rows.
-fn spread(z: &Array2<f32>) -> f64 {
+fn spread(z: ArrayView2<'_, f32>) -> f64 {
     let mut mean = vec![0.0f64; z.ncols()];
     for row in z.rows() {
         for (sum, &x) in mean.iter_mut().zip(row) {
@@ -221,13 +267,13 @@ fn spread(z: &Array2<f32>) -> f64 {
 fn average_gradients(
     encoder: &mut dyn Encoder,
     grad_prototypes: &mut [Array2<f32>],
-    collective: &mut dyn Collective,
+    collective: &dyn Collective,
 ) -> Result<(), TrainError> {
     let share = 1.0 / collective.world_size() as f32;
     let mut failure = None;
     let mut average = |values: &mut [f32]| {
         if failure.is_none() {
-            failure = collective.all_reduce_sum(values).err();
+            failure = collective.sum_f32(values).err();
         }
         values.iter_mut().for_each(|value| *value *= share);
     };
@@ -235,5 +281,5 @@ fn average_gradients(
     for grad in grad_prototypes {
         average(grad.as_slice_mut().expect("a gradient is a new array"));
     }
-    failure.map_or(Ok(()), |error| Err(TrainError::Collective(error)))
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }

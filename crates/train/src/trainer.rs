@@ -1,35 +1,37 @@
 //! The training loop: batches in, a trained encoder, checkpoints and metrics out.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-use swav_data::{Dataset, Loader, MultiCropBatch};
+use swav_collective::{Collective, Decision, Vote};
+use swav_data::{Dataset, MultiCropBatch};
 use swav_encoder::{Encoder, ImageBatch, StateDict};
-use swav_prototypes::{FeatureQueue, Freeze, Prototypes};
+use swav_prototypes::Freeze;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Position, write_weights};
-use crate::collective::{Collective, Single};
-use crate::config::{OnCollapse, Settings, TrainConfig};
-use crate::error::TrainError;
-use crate::feed;
-use crate::health::{Watch, divergence_advice};
+use crate::checkpoint::{Checkpoint, Position, write_weights};
+use crate::codes::EpochStart;
+use crate::collective::agreed;
+use crate::config::{OnCollapse, Settings};
+use crate::error::{TrainError, chain};
+use crate::feed::Feed;
+use crate::health::Watch;
+use crate::hooks::{EpochEvent, HookResult, Hooks, StepEvent};
 use crate::metrics::{Metrics, MetricsLog};
+use crate::moment::Moment;
 use crate::progress::Progress;
-use crate::resume::differences;
+use crate::reestimation::reestimate_batch_norm;
 use crate::run_folder::RunFolder;
 use crate::schedule::Schedule;
+use crate::section::Section;
+use crate::setup::Setup;
 use crate::signal::StopFlag;
-use crate::statistics::reestimate_batch_norm;
-use crate::step::Swav;
+use crate::step::{Batch, StepNumbers, StepOutput, Swav};
 use crate::threads::join_pool;
+use crate::totals::{Outcome, Totals};
 
-/// Stream of the random numbers that prototypes are drawn from, beside those of crops and order.
-const PROTOTYPES_STREAM: u64 = 0x7072_6f74_6f74_7970;
-
-/// A run of SwAV on one process (or, with [`Trainer::with_collective`], one process of several).
+/// A run: of SwAV on one process, or with parts of the caller's own, or on several processes ([`Setup`]).
 ///
 /// ```no_run
 /// use swav_train::{RunFolder, StopFlag, TrainConfig, Trainer};
@@ -38,145 +40,76 @@ const PROTOTYPES_STREAM: u64 = 0x7072_6f74_6f74_7970;
 /// let data = swav_data::open(&settings.config().data.path, &settings.config().data)?;
 /// let encoder = swav_encoder::build("cpu", settings.encoder(), settings.config().training.seed)?;
 /// let mut trainer = Trainer::start(settings, encoder, data, RunFolder::at("run"))?;
-/// let outcome = trainer.run(&StopFlag::on_signals()?)?;
+/// let outcome = trainer.run(&StopFlag::new())?;
 /// println!("final loss {:.4}", outcome.loss);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Trainer {
-    settings: Settings,
-    encoder: Box<dyn Encoder>,
-    swav: Swav,
-    data: Arc<dyn Dataset>,
-    folder: RunFolder,
-    position: Position,
-    schedule: Schedule,
-    batches_per_epoch: u64,
-    collective: Box<dyn Collective>,
-    show_progress: bool,
+    pub(crate) settings: Settings,
+    pub(crate) encoder: Box<dyn Encoder>,
+    pub(crate) swav: Swav,
+    pub(crate) data: Arc<dyn Dataset>,
+    pub(crate) folder: RunFolder,
+    pub(crate) position: Position,
+    pub(crate) schedule: Schedule,
+    pub(crate) batches_per_epoch: u64,
+    pub(crate) collective: Arc<dyn Collective>,
+    pub(crate) hooks: Hooks,
+    pub(crate) show_progress: bool,
 }
 
-/// How a run, or the part of it in this process, ended.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
-    /// Where the run stands.
-    pub position: Position,
-    /// Whether all epochs are done; if not, the run was stopped and can be resumed.
-    pub finished: bool,
-    /// Mean loss of the last epoch that this process worked on; NaN if it did no step.
-    pub loss: f64,
-    /// Steps done in this process.
-    pub n_steps: u64,
-    /// Seconds that they took.
-    pub seconds: f64,
-    /// Images a second over all of them.
-    pub images_per_s: f64,
-    /// Share of the time spent waiting for data, 0 to 1.
-    pub data_wait: f64,
-    /// Images that could not be read and were replaced.
-    pub n_bad_images: u64,
-    /// The newest checkpoint.
-    pub checkpoint: PathBuf,
+/// What a run writes to and watches while it goes on.
+struct Record {
+    /// Rank 0's alone.
+    metrics: Option<MetricsLog>,
+    progress: Progress,
+    watch: Watch,
+    totals: Totals,
 }
 
 impl Trainer {
-    /// Begins a new run: makes `folder`, writes the resolved configuration there, draws the prototypes.
+    /// Begins a new run on one process, see [`Setup::start`].
     ///
     /// # Errors
-    /// [`TrainError::RunExists`] if the folder holds a run; too few images; an error of the file system.
+    /// As [`Setup::start`].
     pub fn start(
         settings: Settings,
         encoder: Box<dyn Encoder>,
         data: Arc<dyn Dataset>,
         folder: RunFolder,
     ) -> Result<Self, TrainError> {
-        let trainer = Self::new(settings, encoder, data, folder)?;
-        trainer.folder.create(&trainer.settings.config().to_toml()?)?;
-        tracing::info!("run folder {}", trainer.folder.root().display());
-        Ok(trainer)
+        Setup::new(settings, encoder, data, folder).start()
     }
 
-    /// Goes on with the run in `folder` from its newest usable checkpoint, or from the beginning if it has
-    /// none yet. The result is, bit for bit, that of a run without interruption.
+    /// Goes on with a run on one process, see [`Setup::resume`].
     ///
     /// # Errors
-    /// [`CheckpointError::Mismatch`] (in [`TrainError::Checkpoint`]), listing each difference, if configuration,
-    /// architecture or data are not those of the checkpoint; [`CheckpointError::None`] if there are
-    /// checkpoints, but all are damaged.
+    /// As [`Setup::resume`].
     pub fn resume(
         settings: Settings,
         encoder: Box<dyn Encoder>,
         data: Arc<dyn Dataset>,
         folder: RunFolder,
     ) -> Result<Self, TrainError> {
-        let mut trainer = Self::new(settings, encoder, data, folder)?;
-        if trainer.folder.resumable().is_empty() {
-            if !trainer.folder.exists() {
-                let path = trainer.folder.checkpoints();
-                return Err(CheckpointError::None { path, damaged: Vec::new() }.into());
-            }
-            trainer.check_config(&read_config(&trainer.folder)?, &trainer.folder.config(), Vec::new())?;
-            tracing::info!("no checkpoint yet in {}, starting over", trainer.folder.root().display());
-            return Ok(trainer);
-        }
-        let (checkpoint, path) = trainer.folder.newest()?;
-        trainer.restore(checkpoint, &path)?;
-        let Position { epoch, batch, step } = trainer.position;
-        tracing::info!("resuming {} at epoch {epoch}, batch {batch}, step {step}", path.display());
-        Ok(trainer)
+        Setup::new(settings, encoder, data, folder).resume()
     }
 
-    fn new(
-        settings: Settings,
-        encoder: Box<dyn Encoder>,
-        data: Arc<dyn Dataset>,
-        folder: RunFolder,
-    ) -> Result<Self, TrainError> {
-        let config = settings.config();
-        let batch_size = config.training.batch_size;
-        if data.len() < batch_size {
-            return Err(TrainError::TooFewImages { n_images: data.len(), batch_size });
-        }
-        let mut rng = ChaCha8Rng::seed_from_u64(config.training.seed);
-        rng.set_stream(PROTOTYPES_STREAM);
-        let prototypes =
-            Prototypes::random(&config.prototypes.n_prototypes, encoder.embedding_dim(), &mut rng)?;
-        let swav = Swav::new(prototypes, settings.loss().clone(), settings.codes()?);
-        let batches_per_epoch = (data.len() / batch_size) as u64;
-        Ok(Self {
-            schedule: settings.schedule(batches_per_epoch),
-            settings,
-            encoder,
-            swav,
-            data,
-            folder,
-            position: Position::default(),
-            batches_per_epoch,
-            collective: Box::new(Single),
-            show_progress: true,
-        })
-    }
-
-    /// Trains as one of several processes. Each takes its share of every global batch, which has
-    /// `training.batch_size` times the number of processes images.
-    ///
-    /// # Errors
-    /// [`TrainError::TooFewImages`] for the global batch.
-    pub fn with_collective(mut self, collective: Box<dyn Collective>) -> Result<Self, TrainError> {
-        let batch_size = self.settings.config().training.batch_size * collective.world_size();
-        if self.data.len() < batch_size {
-            return Err(TrainError::TooFewImages { n_images: self.data.len(), batch_size });
-        }
-        self.batches_per_epoch = (self.data.len() / batch_size) as u64;
-        self.schedule = self.settings.schedule(self.batches_per_epoch);
-        self.collective = collective;
-        Ok(self)
-    }
-
-    /// Chooses whether a progress bar is drawn (it is, on a terminal, unless told otherwise).
+    /// Chooses whether a progress bar is drawn (it is, on a terminal and with the feature `progress`, unless told
+    /// otherwise).
     #[must_use]
     pub fn show_progress(mut self, show: bool) -> Self {
         self.show_progress = show;
         self
+    }
+
+    /// Calls `hook` after each step, on every process. Its error ends the run.
+    pub fn on_step(&mut self, hook: impl FnMut(&StepEvent<'_>) -> HookResult + Send + 'static) {
+        self.hooks.on_step.push(Box::new(hook));
+    }
+
+    /// Calls `hook` after each epoch, on every process. Its error ends the run.
+    pub fn on_epoch(&mut self, hook: impl FnMut(&EpochEvent<'_>) -> HookResult + Send + 'static) {
+        self.hooks.on_epoch.push(Box::new(hook));
     }
 
     /// The encoder as it is now.
@@ -187,6 +120,11 @@ impl Trainer {
     /// The encoder, to evaluate it.
     pub fn into_encoder(self) -> Box<dyn Encoder> {
         self.encoder
+    }
+
+    /// Prototypes, codes and loss as they are now.
+    pub fn swav(&self) -> &Swav {
+        &self.swav
     }
 
     /// Where the run stands.
@@ -202,68 +140,59 @@ impl Trainer {
         Ok(self.encoder.state()?.into_iter().chain(self.swav.state()?).collect())
     }
 
-    /// Trains until all epochs are done or `stop` is raised. The state is saved in either case; at the end the
-    /// weights are written as well, with re-estimated batch-norm statistics if the configuration asks for it.
+    /// Trains until all epochs are done or `stop` is raised, on any of the processes. The state is saved in either case; at
+    /// the end the weights are written as well, with re-estimated batch-norm statistics if the configuration asks for it.
     ///
-    /// With `training.threads` above 0 the calling thread joins a rayon pool of that size for the rest of its life.
+    /// If one of several processes fails, all fail: it with its own error, the others with [`TrainError::Rank`].
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] or [`TrainError::Collapsed`] with advice; errors of data and files. The newest
     /// checkpoint is then from before.
     pub fn run(&mut self, stop: &StopFlag) -> Result<Outcome, TrainError> {
         join_pool(self.settings.config().training.threads)?;
-        let config = self.settings.config().clone();
+        let collective = self.collective.clone();
+        self.train(stop).inspect_err(|error| collective.abort(&chain(error)))
+    }
+
+    fn train(&mut self, stop: &StopFlag) -> Result<Outcome, TrainError> {
         let total = self.schedule.total_iters;
-        let mut metrics = MetricsLog::open(&self.folder, self.position.step, config.monitor.tensorboard)?;
-        let mut progress = Progress::new(
-            self.show_progress,
-            self.position,
-            config.training.epochs,
-            total,
-            config.training.batch_size,
-        );
-        let mut watch = Watch::new(&config.monitor, config.prototypes.n_prototypes[0]);
-        let mut totals = Totals::new();
-        let mut checkpoint = None;
-        let mut loader = (self.position.step < total)
-            .then(|| feed::loader(&self.settings, self.data.clone(), self.position, self.collective.as_ref()))
-            .transpose()?;
-        while let Some(loader) = loader.as_mut().filter(|_| self.position.step < total && !stop.is_raised()) {
-            let begun = Instant::now();
-            let batch = next_batch(loader, &progress, &mut totals)?;
-            let waited = begun.elapsed().as_secs_f64();
-            let line = self.step(&batch, &mut watch, &progress)?;
-            drop(batch);
-            let seconds = begun.elapsed().as_secs_f64();
-            totals.add(&line, seconds, waited);
-            progress.step(self.position, line.loss, line.lr, seconds);
-            if line.step.is_multiple_of(config.monitor.log_every_iters) {
-                metrics.write(&totals.line(line, config.training.batch_size))?;
-            }
+        let mut record = self.open_record()?;
+        let mut saved = None;
+        let mut feed = None;
+        if self.position.step < total {
+            let collective = self.collective.as_ref();
+            feed = Some(Feed::new(&self.settings, self.data.clone(), self.position, collective)?);
+        }
+        while let Some(feed) = feed.as_mut().filter(|_| self.position.step < total) {
+            let (begun, waited) = (Instant::now(), feed.seconds_waited());
+            let Some(batch) = self.next_batch(feed, stop, &record.progress)? else { break };
             if self.position.batch == 0 {
-                let (epoch, loss) = (self.position.epoch, totals.end_epoch());
-                progress.log(|| {
-                    tracing::info!("epoch {epoch}/{} done, mean loss {loss:.4}", config.training.epochs)
-                });
+                self.start_epoch()?;
             }
-            if self.wants_checkpoint(totals.saved.elapsed().as_secs_f64()) {
-                checkpoint = Some(self.save(&metrics)?);
-                totals.saved = Instant::now();
+            let (numbers, output) = self.step(&batch)?;
+            drop(batch);
+            let (seconds, waited) = (begun.elapsed().as_secs_f64(), feed.seconds_waited() - waited);
+            self.after_step(numbers, &output, (seconds, waited), &mut record)?;
+            if self.wants_checkpoint(&record)? {
+                saved = Some(self.save(record.metrics.as_ref())?);
+                record.totals.saved = Instant::now();
             }
         }
-        progress.finish();
-        let checkpoint = match checkpoint {
+        record.progress.finish();
+        let checkpoint = match saved {
             Some((step, path)) if step == self.position.step => path,
-            _ => self.save(&metrics)?.1,
+            _ => self.save(record.metrics.as_ref())?.1,
         };
         let finished = self.position.step >= total;
         if finished {
             self.finish()?;
         }
-        let outcome = totals.outcome(self.position, finished, config.training.batch_size, checkpoint);
+        let n_bad = feed.map_or(0, |feed| feed.n_bad_images());
+        let outcome = record.totals.outcome(self.position, self.global_batch_size(), n_bad);
+        let outcome = Outcome { finished, checkpoint, ..outcome };
         tracing::info!(
             "{} {} steps in {:.1} s: {:.1} images/s, {:.1}% of the time waiting for data",
-            if finished { "finished;" } else { "stopped, resume with --resume;" },
+            if finished { "finished;" } else { "stopped and saved;" },
             outcome.n_steps,
             outcome.seconds,
             outcome.images_per_s,
@@ -272,19 +201,81 @@ impl Trainer {
         Ok(outcome)
     }
 
-    /// One step on a batch; advances the position.
-    fn step(
-        &mut self,
-        batch: &MultiCropBatch,
-        watch: &mut Watch,
-        progress: &Progress,
-    ) -> Result<Metrics, TrainError> {
-        let Position { epoch, batch: number, step } = self.position;
-        self.start_queue()?;
+    /// Whether this process is the one that writes the run's folder.
+    pub(crate) fn is_first(&self) -> bool {
+        self.collective.rank() == 0
+    }
+
+    fn global_batch_size(&self) -> usize {
+        self.settings.config().training.batch_size * self.collective.world_size()
+    }
+
+    fn moment(&self) -> Moment {
+        let Position { epoch, step, .. } = self.position;
+        Moment { step, epoch, total_steps: self.schedule.total_iters }
+    }
+
+    fn open_record(&self) -> Result<Record, TrainError> {
         let config = self.settings.config();
-        let lr = self.schedule.lr(step);
-        let rule = self.settings.update_rule(lr);
-        let freeze = Freeze { n_iters: config.prototypes.freeze_iters };
+        let tensorboard = config.monitor.tensorboard;
+        let metrics =
+            self.is_first().then(|| MetricsLog::open(&self.folder, self.position.step, tensorboard));
+        Ok(Record {
+            metrics: metrics.transpose()?,
+            progress: Progress::new(
+                self.show_progress && self.is_first(),
+                self.position,
+                config.training.epochs,
+                self.schedule.total_iters,
+                self.global_batch_size(),
+            ),
+            watch: Watch::new(&config.monitor, config.prototypes.n_prototypes[0]),
+            totals: Totals::new(),
+        })
+    }
+
+    /// The next batch, or `None` if a process wants to stop; where one has no batch, all fail.
+    fn next_batch(
+        &self,
+        feed: &mut Feed,
+        stop: &StopFlag,
+        progress: &Progress,
+    ) -> Result<Option<MultiCropBatch>, TrainError> {
+        let (batch, vote) = match stop.is_raised() {
+            true => (Ok(None), Vote::Stop),
+            false => match feed.next(progress) {
+                Ok(batch) => (Ok(Some(batch)), Vote::Continue),
+                Err(error) => {
+                    let vote = Vote::Fail(chain(&error));
+                    (Err(error), vote)
+                }
+            },
+        };
+        match (batch, self.collective.agree(vote)?) {
+            (Err(error), _) => Err(error),
+            (Ok(_), Decision::Fail { rank, reason }) => Err(TrainError::Rank { rank, reason }),
+            (Ok(_), Decision::Stop) => Ok(None),
+            (Ok(batch), Decision::Continue) => Ok(batch),
+        }
+    }
+
+    fn start_epoch(&mut self) -> Result<(), TrainError> {
+        let moment = self.moment();
+        self.swav.codes.start_epoch(&mut EpochStart {
+            moment,
+            prototypes: &mut self.swav.prototypes,
+            encoder: self.encoder.as_ref(),
+            data: self.data.as_ref(),
+            views: self.settings.multi_crop(),
+            collective: self.collective.as_ref(),
+        })
+    }
+
+    /// One step on a batch.
+    fn step(&mut self, batch: &MultiCropBatch) -> Result<(StepNumbers, StepOutput), TrainError> {
+        let step = self.position.step;
+        let rule = self.settings.update_rule(self.schedule.lr(step));
+        let freeze = Freeze { n_iters: self.settings.config().prototypes.freeze_iters };
         let groups: Vec<ImageBatch<'_>> = batch
             .groups
             .iter()
@@ -294,80 +285,95 @@ impl Trainer {
                 ImageBatch::new(pixels, n_images, height, width)
             })
             .collect::<Result<_, _>>()?;
-        let explain = |error| match error {
-            TrainError::NotFinite { what, .. } => TrainError::NotFinite {
-                step,
-                what,
-                advice: divergence_advice(what, step, &rule, &self.settings),
-            },
-            other => other,
-        };
-        let output = self
-            .swav
-            .forward_backward(self.encoder.as_mut(), &groups, self.collective.as_mut())
-            .map_err(explain)?;
-        let stats = self
-            .swav
-            .update(self.encoder.as_mut(), &output, &rule, freeze.allows_update(step))
-            .map_err(explain)?;
-        if let Some(alarm) = watch.observe(&output, &self.settings) {
-            match config.monitor.on_collapse {
-                OnCollapse::Warn => {
-                    progress.log(|| tracing::warn!("step {step}: {}. {}", alarm.sign, alarm.advice))
-                }
-                OnCollapse::Stop => {
-                    return Err(TrainError::Collapsed { step, sign: alarm.sign, advice: alarm.advice });
-                }
-            }
-        }
-        self.position.step += 1;
-        self.position.batch += 1;
-        if self.position.batch == self.batches_per_epoch {
-            self.position = Position { epoch: epoch + 1, batch: 0, step: step + 1 };
-        }
-        let d = output.diagnostics;
-        Ok(Metrics {
-            step,
-            epoch,
-            batch: number,
-            loss: output.loss,
-            lr,
-            code_entropy: d.code_entropy,
-            code_perplexity: d.code_perplexity,
-            prediction_perplexity: d.prediction_perplexity,
-            gap_to_ln_k: d.gap_to_ln_k,
+        let batch = Batch { groups: &groups, indices: &batch.indices, moment: self.moment() };
+        let encoder = self.encoder.as_mut();
+        let output = self.swav.forward_backward(encoder, &batch, self.collective.as_ref())?;
+        let norms = self.swav.update(encoder, &output, &rule, freeze.allows_update(step))?;
+        let mut loss = [output.loss / self.collective.world_size() as f64];
+        self.collective.sum_f64(&mut loss)?;
+        let numbers = StepNumbers {
+            loss: loss[0],
+            diagnostics: output.diagnostics,
             spread: output.spread,
-            gradient_norm: stats.gradient_norm,
-            parameter_norm: stats.parameter_norm,
             queue_used: output.queue_used,
-            images_per_s: 0.0,
-            data_wait: 0.0,
-        })
+            norms,
+        };
+        Ok((numbers, output))
     }
 
-    /// Creates the queue when its epoch has come.
-    fn start_queue(&mut self) -> Result<(), TrainError> {
+    /// Advances the position, and tells everybody about the step that is done. `seconds` are those of the step and of
+    /// its waiting for data.
+    fn after_step(
+        &mut self,
+        numbers: StepNumbers,
+        output: &StepOutput,
+        seconds: (f64, f64),
+        record: &mut Record,
+    ) -> Result<(), TrainError> {
         let config = self.settings.config();
-        let length = self.settings.queue_length(self.collective.world_size());
-        if length > 0 && self.position.epoch >= config.queue.start_epoch && self.swav.queue.is_none() {
-            let n_assign = config.loss.crops_for_assign.len();
-            let dim = self.encoder.embedding_dim();
-            self.swav.queue = Some(FeatureQueue::new(n_assign, length, dim, config.training.batch_size)?);
+        let position = self.position;
+        let lr = self.schedule.lr(position.step);
+        let speed = record.totals.add(numbers.loss, seconds.0, seconds.1);
+        let speed = (speed.images_per_s(self.global_batch_size()), speed.data_wait());
+        let metrics = Metrics::new(position, lr, &numbers, speed);
+        self.alarm(&numbers, record)?;
+        self.position = self.after(position);
+        record.progress.step(self.position, numbers.loss, lr, seconds.0);
+        if position.step.is_multiple_of(config.monitor.log_every_iters) {
+            record.metrics.as_mut().map_or(Ok(()), |log| log.write(&metrics))?;
+            record.totals.end_line();
+        }
+        let (encoder, swav) = (self.encoder.as_ref(), &self.swav);
+        self.hooks.step(&StepEvent { metrics: &metrics, output: Some(output), encoder, swav })?;
+        if self.position.batch == 0 {
+            let (epoch, epochs) = (self.position.epoch, config.training.epochs);
+            let mean_loss = record.totals.end_epoch();
+            record.progress.log(|| tracing::info!("epoch {epoch}/{epochs} done, mean loss {mean_loss:.4}"));
+            self.hooks.epoch(&EpochEvent { epoch: position.epoch, mean_loss, encoder, swav })?;
         }
         Ok(())
     }
 
-    fn wants_checkpoint(&self, seconds_since: f64) -> bool {
+    /// Warns of a collapse, or stops at it.
+    fn alarm(&self, numbers: &StepNumbers, record: &mut Record) -> Result<(), TrainError> {
+        let Some(alarm) = record.watch.observe(numbers, &self.settings) else { return Ok(()) };
+        let step = self.position.step;
+        match self.settings.config().monitor.on_collapse {
+            OnCollapse::Stop => Err(TrainError::Collapsed { step, sign: alarm.sign, advice: alarm.advice }),
+            OnCollapse::Warn => {
+                record.progress.log(|| tracing::warn!("step {step}: {}. {}", alarm.sign, alarm.advice));
+                Ok(())
+            }
+        }
+    }
+
+    /// The position one step later.
+    fn after(&self, position: Position) -> Position {
+        let Position { epoch, batch, step } = position;
+        match batch + 1 == self.batches_per_epoch {
+            true => Position { epoch: epoch + 1, batch: 0, step: step + 1 },
+            false => Position { epoch, batch: batch + 1, step: step + 1 },
+        }
+    }
+
+    /// Whether a checkpoint is due. Clocks differ, so that of rank 0 counts.
+    fn wants_checkpoint(&self, record: &Record) -> Result<bool, TrainError> {
         let config = &self.settings.config().checkpoint;
         let due = |every: u64, count: u64| every > 0 && count.is_multiple_of(every);
         let Position { epoch, batch, step } = self.position;
-        due(config.every_iters, step)
-            || (config.every_minutes > 0.0 && seconds_since >= 60.0 * config.every_minutes)
-            || (batch == 0 && (due(config.every_epochs, epoch) || due(config.keep_every_epochs, epoch)))
+        let elapsed = record.totals.saved.elapsed().as_secs_f64();
+        let mut by_clock = [u8::from(config.every_minutes > 0.0 && elapsed >= 60.0 * config.every_minutes)];
+        self.collective.broadcast(&mut by_clock, 0)?;
+        Ok(by_clock[0] == 1
+            || due(config.every_iters, step)
+            || (batch == 0 && (due(config.every_epochs, epoch) || due(config.keep_every_epochs, epoch))))
     }
 
-    /// Saves the state; gives the step that it is of, and the file.
-    fn save(&self, metrics: &MetricsLog) -> Result<(u64, PathBuf), TrainError> {
+    /// Saves the state of all processes; gives the step that it is of, and the file.
+    fn save(&self, metrics: Option<&MetricsLog>) -> Result<(u64, PathBuf), TrainError> {
+        let sections = self.sections()?;
+        let Position { epoch, batch, step } = self.position;
+        let Some(metrics) = metrics else { return Ok((step, self.folder.checkpoint_of(step))) };
         metrics.sync()?;
         let optimizer = self.encoder.optimizer_state()?.into_iter().chain(self.swav.optimizer_state());
         let checkpoint = Checkpoint {
@@ -375,12 +381,12 @@ impl Trainer {
             config: self.settings.config().to_toml()?,
             data_fingerprint: self.data.fingerprint(),
             data_description: self.data.describe(),
+            world_size: self.collective.world_size(),
             state: self.state()?,
             optimizer: optimizer.collect(),
-            queue: self.swav.queue.clone(),
+            sections,
         };
         let config = &self.settings.config().checkpoint;
-        let Position { epoch, batch, step } = self.position;
         let keep_epoch = (batch == 0
             && epoch > 0
             && config.keep_every_epochs > 0
@@ -389,161 +395,52 @@ impl Trainer {
         Ok((step, self.folder.save(&checkpoint, config.keep, keep_epoch)?))
     }
 
-    /// Puts a checkpoint's state in place of the initial one.
-    fn restore(&mut self, checkpoint: Checkpoint, path: &std::path::Path) -> Result<(), TrainError> {
-        let mut data = Vec::new();
-        if checkpoint.data_fingerprint != self.data.fingerprint() {
-            data.push(format!(
-                "data: {} in the checkpoint, {} now (other images, labels or order)",
-                checkpoint.data_description,
-                self.data.describe()
-            ));
+    /// What the parts of all processes remember, on rank 0.
+    fn sections(&self) -> Result<BTreeMap<String, Vec<Section>>, TrainError> {
+        let mut parts = vec![("codes", self.swav.codes.save()), ("loss", self.swav.loss.save())];
+        if self.collective.world_size() == 1 {
+            return Ok(parts.into_iter().map(|(part, section)| (part.to_owned(), vec![section])).collect());
         }
-        self.check_config(&TrainConfig::parse(&checkpoint.config, &[])?, path, data)?;
-        let (encoder, prototypes) = (checkpoint.encoder_state(), checkpoint.prototypes_state());
-        let is_prototype = |name: &str| name.starts_with("prototypes.");
-        let (of_prototypes, of_encoder): (Vec<_>, Vec<_>) =
-            checkpoint.optimizer.into_iter().partition(|(name, _)| is_prototype(name));
-        self.encoder.load_state(&encoder)?;
-        self.encoder.load_optimizer_state(&of_encoder.into_iter().collect())?;
-        self.swav.load(&prototypes, &of_prototypes.into_iter().collect())?;
-        self.swav.queue = checkpoint.queue;
-        self.position = checkpoint.position;
-        Ok(())
+        parts.push(("statistics", Section { tensors: self.statistics()?, ..Section::default() }));
+        let mut gathered = BTreeMap::new();
+        for (part, section) in parts {
+            let all = self.collective.all_gather(&section.to_bytes().map_err(TrainError::own)?)?;
+            let all: Result<Vec<_>, _> = all.iter().map(|bytes| Section::from_bytes(bytes)).collect();
+            gathered.insert(part.to_owned(), all.map_err(TrainError::own)?);
+        }
+        Ok(gathered)
     }
 
-    /// Refuses a configuration that differs in what matters; `found` are differences known already.
-    fn check_config(
-        &self,
-        then: &TrainConfig,
-        path: &std::path::Path,
-        mut found: Vec<String>,
-    ) -> Result<(), TrainError> {
-        found.extend(differences(then, self.settings.config())?);
-        if found.is_empty() {
-            return Ok(());
-        }
-        Err(CheckpointError::Mismatch { path: path.to_owned(), differences: found }.into())
+    /// The encoder's trained parameters.
+    pub(crate) fn parameters(&self) -> Result<StateDict, TrainError> {
+        self.state_where(true)
+    }
+
+    /// The encoder's batch-norm statistics: what is in its state and not trained.
+    fn statistics(&self) -> Result<StateDict, TrainError> {
+        self.state_where(false)
+    }
+
+    fn state_where(&self, trained: bool) -> Result<StateDict, TrainError> {
+        let parameters: Vec<String> = self.encoder.parameters().into_iter().map(|(name, _)| name).collect();
+        let state = self.encoder.state()?.into_iter();
+        Ok(state.filter(|(name, _)| parameters.contains(name) == trained).collect())
     }
 
     /// Writes the weights of the finished run.
     fn finish(&mut self) -> Result<(), TrainError> {
-        let evaluation = &self.settings.config().evaluation;
-        if evaluation.reestimate_batch_norm {
-            let n_images = match evaluation.reestimate_images {
-                0 => self.data.len(),
-                limit => limit.min(self.data.len()),
-            };
-            let view = self.settings.eval_view();
-            reestimate_batch_norm(
-                self.encoder.as_mut(),
-                self.data.as_ref(),
-                view,
-                n_images,
-                evaluation.batch_size,
-            )?;
+        let collective = self.collective.clone();
+        let written = if self.is_first() { self.write_weights() } else { Ok(()) };
+        agreed(collective.as_ref(), written)
+    }
+
+    fn write_weights(&mut self) -> Result<(), TrainError> {
+        if self.settings.config().reestimation.batch_norm {
+            let how = self.settings.reestimation();
+            reestimate_batch_norm(self.encoder.as_mut(), self.data.as_ref(), how)?;
         }
         write_weights(&self.state()?, &self.folder.weights())?;
         tracing::info!("weights written to {}", self.folder.weights().display());
         Ok(())
-    }
-}
-
-fn read_config(folder: &RunFolder) -> Result<TrainConfig, TrainError> {
-    Ok(TrainConfig::load(&folder.config(), &[])?)
-}
-
-/// Bad images up to this number are named one by one in the log.
-const NAMED_IN_LOG: u64 = 20;
-
-/// Takes the next batch and names its bad images in the log.
-fn next_batch(
-    loader: &mut Loader,
-    progress: &Progress,
-    totals: &mut Totals,
-) -> Result<MultiCropBatch, TrainError> {
-    let batch = feed::next(loader)?;
-    for bad in &batch.bad {
-        totals.n_bad_images += 1;
-        let (name, reason, n_bad) = (&bad.name, &bad.reason, totals.n_bad_images);
-        if n_bad <= NAMED_IN_LOG {
-            progress
-                .log(|| tracing::warn!(image = %name, %reason, "an image cannot be used and is replaced"));
-        } else if n_bad.is_power_of_two() {
-            progress.log(
-                || tracing::warn!(image = %name, %reason, n_bad, "more images cannot be used; this is the latest"),
-            );
-        }
-    }
-    Ok(batch)
-}
-
-/// Sums over the steps of this process.
-struct Totals {
-    n_steps: u64,
-    seconds: f64,
-    waited: f64,
-    n_bad_images: u64,
-    since_line: (u64, f64, f64),
-    epoch: (u64, f64),
-    last_epoch_loss: f64,
-    saved: Instant,
-}
-
-impl Totals {
-    fn new() -> Self {
-        Self {
-            n_steps: 0,
-            seconds: 0.0,
-            waited: 0.0,
-            n_bad_images: 0,
-            since_line: (0, 0.0, 0.0),
-            epoch: (0, 0.0),
-            last_epoch_loss: f64::NAN,
-            saved: Instant::now(),
-        }
-    }
-
-    fn add(&mut self, line: &Metrics, seconds: f64, waited: f64) {
-        self.n_steps += 1;
-        self.seconds += seconds;
-        self.waited += waited;
-        let (n, s, w) = self.since_line;
-        self.since_line = (n + 1, s + seconds, w + waited);
-        self.epoch = (self.epoch.0 + 1, self.epoch.1 + line.loss);
-        self.last_epoch_loss = self.epoch.1 / self.epoch.0 as f64;
-    }
-
-    /// Completes a line with the speed since the one before.
-    fn line(&mut self, line: Metrics, batch_size: usize) -> Metrics {
-        let (n, seconds, waited) = std::mem::take(&mut self.since_line);
-        // A clock too coarse for a step must not give an infinity, which JSON cannot hold.
-        let seconds = seconds.max(1e-9);
-        Metrics {
-            images_per_s: n as f64 * batch_size as f64 / seconds,
-            data_wait: (waited / seconds).min(1.0),
-            ..line
-        }
-    }
-
-    /// Mean loss of the epoch that has just ended.
-    fn end_epoch(&mut self) -> f64 {
-        self.epoch = (0, 0.0);
-        self.last_epoch_loss
-    }
-
-    fn outcome(&self, position: Position, finished: bool, batch_size: usize, checkpoint: PathBuf) -> Outcome {
-        let seconds = self.seconds.max(1e-9);
-        Outcome {
-            position,
-            finished,
-            loss: self.last_epoch_loss,
-            n_steps: self.n_steps,
-            seconds: self.seconds,
-            images_per_s: self.n_steps as f64 * batch_size as f64 / seconds,
-            data_wait: (self.waited / seconds).min(1.0),
-            n_bad_images: self.n_bad_images,
-            checkpoint,
-        }
     }
 }

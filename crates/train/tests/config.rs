@@ -93,8 +93,14 @@ fn a_misspelt_key_is_refused_with_the_right_one() {
         }
         other => panic!("expected an unknown key, got {other:?}"),
     }
-    let overridden = TrainConfig::parse("", &["trainig.epochs=3".to_owned()]);
-    assert!(matches!(overridden, Err(ConfigError::UnknownKey { key, .. }) if key == "trainig"));
+    let overridden = TrainConfig::parse("", &["trainig.epochs=3".to_owned()]).unwrap_err();
+    assert!(overridden.from_override());
+    match overridden {
+        ConfigError::InOverride { source, .. } => {
+            assert!(matches!(*source, ConfigError::UnknownKey { key, .. } if key == "trainig"));
+        }
+        other => panic!("expected an error of the override, got {other:?}"),
+    }
 }
 
 #[test]
@@ -136,7 +142,10 @@ fn overrides_reach_every_kind_of_value() {
         );
     }
     let wrong_type = TrainConfig::parse("", &["training.epochs=many".to_owned()]);
-    assert!(matches!(wrong_type, Err(ConfigError::Syntax { .. })));
+    match wrong_type {
+        Err(ConfigError::InOverride { source, .. }) => assert!(matches!(*source, ConfigError::Syntax { .. })),
+        other => panic!("expected an error of the override, got {other:?}"),
+    }
 }
 
 #[test]
@@ -159,11 +168,38 @@ fn values_out_of_range_are_refused_by_key() {
         ("augment.blur.probability=2.0", "augment.blur.probability"),
         ("data.holdout=2.0", "data.holdout"),
         ("loader.drop_last=false", "loader.drop_last"),
-        ("evaluation.size=0", "evaluation.size"),
+        ("reestimation.size=0", "reestimation.size"),
+        ("evaluation.size=0", "reestimation.size"),
+        ("reestimation.batch_size=1", "reestimation.batch_size"),
     ] {
-        match TrainConfig::parse("", &[given.to_owned()]).and_then(TrainConfig::check) {
+        match TrainConfig::parse("", &[given.to_owned()]).and_then(|config| config.check()) {
             Err(ConfigError::Value { key: found, .. }) => assert_eq!(found, key, "{given}"),
             other => panic!("{given}: expected an error of {key}, got {:?}", other.map(|_| ())),
         }
     }
+}
+
+#[test]
+fn the_section_of_earlier_versions_is_read_under_its_new_name() {
+    let text = "[evaluation]\nreestimate_batch_norm = true\nreestimate_images = 7\nresize = 48\nsize = 40\n\
+                batch_size = 9\nknn_k = 5\nknn_temperature = 0.1";
+    let config = TrainConfig::parse(text, &["evaluation.size=44".to_owned()]).unwrap();
+    let expected =
+        swav_train::ReestimationConfig { batch_norm: true, n_images: 7, resize: 48, size: 44, batch_size: 9 };
+    assert_eq!(config.reestimation, expected);
+    let settings = config.check().unwrap();
+    assert_eq!((settings.reestimation().n_images(100), settings.reestimation().n_images(3)), (7, 3));
+    match TrainConfig::parse("[evaluation]\nsize = 44\nside = 3", &[]) {
+        Err(ConfigError::UnknownKey { key, .. }) => assert_eq!(key, "evaluation"),
+        other => panic!("expected an unknown key, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_run_of_an_encoder_of_its_own_does_not_claim_a_network() {
+    let config = TrainConfig { own_encoder: "linear".to_owned(), ..TrainConfig::default() };
+    let text = config.to_toml().unwrap();
+    assert!(text.contains("own_encoder = \"linear\"") && !text.contains("resnet50"), "{text}");
+    let again = TrainConfig::parse(&text, &[]).unwrap();
+    assert!(matches!(again.check(), Err(ConfigError::OwnEncoder { description }) if description == "linear"));
 }

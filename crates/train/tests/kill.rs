@@ -7,7 +7,7 @@ mod support;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -33,7 +33,17 @@ fn child_run() {
     } else {
         Trainer::start(settings, encoder, data(), folder)
     };
-    trainer.unwrap().show_progress(false).run(&StopFlag::on_signals().unwrap()).unwrap();
+    trainer.unwrap().show_progress(false).run(&stop_on_signals()).unwrap();
+}
+
+#[cfg(feature = "signals")]
+fn stop_on_signals() -> StopFlag {
+    StopFlag::on_signals(|| ()).unwrap()
+}
+
+#[cfg(not(feature = "signals"))]
+fn stop_on_signals() -> StopFlag {
+    StopFlag::new()
 }
 
 fn child(folder: &Path, threads: &str) -> Child {
@@ -99,15 +109,15 @@ fn ten_kills_change_no_bit() {
 }
 
 /// SIGTERM ends the child in good order, with a checkpoint of where it was.
-#[cfg(unix)]
+#[cfg(all(unix, feature = "signals"))]
 #[test]
 fn a_termination_signal_saves_the_state() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     let mut child = child(&run, "1");
     let begun = Instant::now();
-    while RunFolder::at(&run).resumable().is_empty() && begun.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(5));
+    while RunFolder::at(&run).resumable().is_empty() && begun.elapsed() < std::time::Duration::from_secs(60) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
     assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
     assert!(child.wait().unwrap().success(), "a stopped run is no failure");

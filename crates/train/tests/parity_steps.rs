@@ -10,6 +10,7 @@ mod support;
 use ndarray::{Array2, ArrayD, IxDyn, s};
 use serde_json::Value;
 use support::to_nhwc;
+use swav_collective::Single;
 use swav_encoder::{
     Arch, BlockKind, Checkpointing, Encoder, EncoderConfig, Head, ImageBatch, Method, Output, Precision,
     StateDict, StateTensor, Stem, UpdateRule, build_cpu,
@@ -18,7 +19,7 @@ use swav_fixtures::{Start, Tensors, ensure, json, max_abs_difference, relative_e
 use swav_losses::SwappedPrediction;
 use swav_ot::Codes;
 use swav_prototypes::{FeatureQueue, Prototypes};
-use swav_train::{Single, Swav};
+use swav_train::{Batch, Moment, SinkhornCodes, Swapped, Swav};
 
 const ASSIGN: [usize; 2] = [0, 1];
 
@@ -92,13 +93,13 @@ impl Recorded {
     fn swav(&self, dim: usize) -> Swav {
         let weights = self.tensors.f32("init.prototypes.weight").into_dimensionality().unwrap();
         let prototypes = Prototypes::from_weights(vec![weights]).unwrap();
-        let mut swav = Swav::new(prototypes, self.loss(), self.codes());
+        let mut codes = SinkhornCodes::new(self.codes(), &ASSIGN);
         if self.count("queue_length") > 0 {
             let batch = self.count("batch");
             let length = FeatureQueue::usable_length(self.count("queue_length"), batch);
-            swav.queue = Some(FeatureQueue::new(ASSIGN.len(), length, dim, batch).unwrap());
+            codes.set_queue(Some(FeatureQueue::new(ASSIGN.len(), length, dim, batch).unwrap()));
         }
-        swav
+        Swav::new(prototypes, Box::new(Swapped::new(self.loss())), Box::new(codes))
     }
 
     /// Crops of a step as groups of one resolution: (pixels NHWC, images, side).
@@ -196,7 +197,9 @@ fn train(recorded: &Recorded, start: Start, exact: bool, checkpointing: Checkpoi
         let groups = recorded.groups(step);
         let groups: Vec<ImageBatch<'_>> =
             groups.iter().map(|(data, n, side)| ImageBatch::new(data, *n, *side, *side).unwrap()).collect();
-        let output = swav.forward_backward(encoder.as_mut(), &groups, &mut Single).unwrap();
+        let indices: Vec<usize> = (0..recorded.count("batch")).collect();
+        let batch = Batch { groups: &groups, indices: &indices, moment: Moment::default() };
+        let output = swav.forward_backward(encoder.as_mut(), &batch, &Single).unwrap();
 
         assert_eq!(Some(output.queue_used), expected["queue_used"].as_bool(), "step {step}: queue");
         let close = |what: &str, actual: ArrayD<f32>| {
@@ -208,7 +211,7 @@ fn train(recorded: &Recorded, start: Start, exact: bool, checkpointing: Checkpoi
         close("z", output.embeddings.clone().into_dyn())?;
         close("scores", output.scores[0].clone().into_dyn())?;
         for (index, crop) in ASSIGN.iter().enumerate() {
-            close(&format!("q{crop}"), output.codes[0][index].clone().into_dyn())?;
+            close(&format!("q{crop}"), output.codes[0][index].weights.clone().into_dyn())?;
         }
         let loss = expected["loss"].as_f64().expect("a loss");
         ensure!((output.loss - loss).abs() < 1e-4, "step {step}: loss {} against {loss}", output.loss);

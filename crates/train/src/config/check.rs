@@ -1,42 +1,55 @@
 //! Checks every value of a configuration, and builds from it what training works with.
 
+use std::sync::Arc;
+
 use swav_augment::{AugmentError, CenterCrop, EvalView, MultiCrop};
-use swav_data::{DataError, LoaderConfig, LoaderError, OnBad};
+use swav_data::{DataError, LoaderConfig, LoaderError, LoaderSpec, OnBad};
 use swav_encoder::{EncoderError, EncoderSpec};
 use swav_losses::SwappedPrediction;
 use swav_optim::{Method, UpdateRule};
 use swav_ot::Codes;
 use swav_prototypes::FeatureQueue;
 
-use super::{ConfigError, OptimizerKind, TrainConfig};
+use super::{ConfigError, OptimizerKind, ReestimationConfig, TrainConfig};
+use crate::codes::{QueueShape, SinkhornCodes};
+use crate::reestimation::Reestimation;
 use crate::schedule::Schedule;
 
-/// A checked configuration.
+/// A checked configuration, with what was built of it.
 #[derive(Debug, Clone)]
 pub struct Settings {
     config: TrainConfig,
     encoder: EncoderSpec,
+    multi_crop: Arc<MultiCrop>,
     loss: SwappedPrediction,
-    eval_view: EvalView,
+    codes: Codes<f32>,
+    loader: LoaderSpec,
+    reestimation: Reestimation,
 }
 
 impl Settings {
     pub(super) fn new(mut config: TrainConfig) -> Result<Self, ConfigError> {
+        if !config.own_encoder.is_empty() {
+            return Err(ConfigError::OwnEncoder { description: config.own_encoder });
+        }
         check_numbers(&config)?;
         config.augment = config.augment.resolved();
         let multi_crop = config.augment.check().map_err(|error| augment_error("augment", error))?;
         let encoder = config.encoder.check().map_err(encoder_error)?;
         config.data.check().map_err(data_error)?;
-        check_loader(&config.loader)?;
+        let loader = check_loader(&config.loader)?;
         if encoder.embedding_dim() < 2 {
             return Err(value("encoder.dim", "at least 2", encoder.embedding_dim()));
         }
         let loss = loss(&config, &multi_crop)?;
-        let evaluation = &config.evaluation;
-        let crop = CenterCrop { resize: evaluation.resize, size: evaluation.size };
-        let eval_view = EvalView::new(crop, *multi_crop.normalize())
-            .map_err(|error| augment_error("evaluation", error))?;
-        Ok(Self { config, encoder, loss, eval_view })
+        let codes = Codes::new(config.sinkhorn.epsilon, config.sinkhorn.n_iters)
+            .map_err(|_| value("sinkhorn.epsilon", "a finite number above 0", config.sinkhorn.epsilon))?;
+        let ReestimationConfig { n_images, resize, size, batch_size, .. } = config.reestimation;
+        let view = EvalView::new(CenterCrop { resize, size }, *multi_crop.normalize())
+            .map_err(|error| augment_error("reestimation", error))?;
+        let reestimation = Reestimation { view, max_images: n_images, batch_size };
+        let multi_crop = Arc::new(multi_crop);
+        Ok(Self { config, encoder, multi_crop, loss, codes, loader, reestimation })
     }
 
     /// The configuration that was checked, with every number of the augmentation written out.
@@ -50,16 +63,23 @@ impl Settings {
     }
 
     /// The crops of each image.
-    ///
-    /// # Errors
-    /// None in practice: the recipe was checked.
-    pub fn multi_crop(&self) -> Result<MultiCrop, ConfigError> {
-        self.config.augment.check().map_err(|error| augment_error("augment", error))
+    pub fn multi_crop(&self) -> &Arc<MultiCrop> {
+        &self.multi_crop
+    }
+
+    /// How batches are loaded.
+    pub fn loader(&self) -> &LoaderSpec {
+        &self.loader
     }
 
     /// How images are shown to the trained network.
     pub fn eval_view(&self) -> &EvalView {
-        &self.eval_view
+        &self.reestimation.view
+    }
+
+    /// How batch-norm statistics are estimated anew.
+    pub fn reestimation(&self) -> &Reestimation {
+        &self.reestimation
     }
 
     /// The loss.
@@ -68,13 +88,8 @@ impl Settings {
     }
 
     /// What computes the codes.
-    ///
-    /// # Errors
-    /// None in practice: epsilon was checked.
-    pub fn codes(&self) -> Result<Codes<f32>, ConfigError> {
-        let sinkhorn = &self.config.sinkhorn;
-        Codes::new(sinkhorn.epsilon, sinkhorn.n_iters)
-            .map_err(|_| value("sinkhorn.epsilon", "a finite number above 0", sinkhorn.epsilon))
+    pub fn codes(&self) -> &Codes<f32> {
+        &self.codes
     }
 
     /// The learning rates of a run with `iters_per_epoch` steps an epoch.
@@ -100,6 +115,17 @@ impl Settings {
                 Method::AdamW { lr, beta1: o.beta1, beta2: o.beta2, epsilon: o.adam_epsilon, weight_decay }
             }
         })
+    }
+
+    /// Codes as the configuration has them, with their queue, for embeddings of dimension `dim` in one of `world_size`
+    /// processes.
+    pub fn sinkhorn_codes(&self, dim: usize, world_size: usize) -> SinkhornCodes {
+        let codes = SinkhornCodes::new(self.codes.clone(), &self.config.loss.crops_for_assign);
+        let (batch_size, start_epoch) = (self.config.training.batch_size, self.config.queue.start_epoch);
+        match self.queue_length(world_size) {
+            0 => codes,
+            length => codes.with_queue(QueueShape { length, batch_size, dim, start_epoch }),
+        }
     }
 
     /// Rows of each list of the queue in this process, of `world_size`; 0 for no queue.
@@ -128,8 +154,8 @@ fn loss(config: &TrainConfig, multi_crop: &MultiCrop) -> Result<SwappedPredictio
 }
 
 /// Every step needs the same number of images: schedule and queue count on it.
-fn check_loader(loader: &LoaderConfig) -> Result<(), ConfigError> {
-    loader.check().map_err(|error| match error {
+fn check_loader(loader: &LoaderConfig) -> Result<LoaderSpec, ConfigError> {
+    let spec = loader.check().map_err(|error| match error {
         LoaderError::Config { field, expected, got } => value(&format!("loader.{field}"), expected, got),
         other => value("loader", "valid settings", other),
     })?;
@@ -139,7 +165,7 @@ fn check_loader(loader: &LoaderConfig) -> Result<(), ConfigError> {
     if loader.on_bad != OnBad::Replace {
         return Err(value("loader.on_bad", "replace in training", "leave-out"));
     }
-    Ok(())
+    Ok(spec)
 }
 
 fn check_numbers(config: &TrainConfig) -> Result<(), ConfigError> {
@@ -191,10 +217,7 @@ fn check_numbers(config: &TrainConfig) -> Result<(), ConfigError> {
     ] {
         within(key, share, 0.0, 1.0)?;
     }
-    let e = &config.evaluation;
-    at_least("evaluation.batch_size", e.batch_size as u64, 2)?;
-    at_least("evaluation.knn_k", e.knn_k as u64, 1)?;
-    above_zero("evaluation.knn_temperature", e.knn_temperature)
+    at_least("reestimation.batch_size", config.reestimation.batch_size as u64, 2)
 }
 
 fn value(key: &str, expected: &str, got: impl ToString) -> ConfigError {

@@ -1,6 +1,6 @@
 //! The training configuration: what a TOML file says, and how it becomes a checked [`Settings`].
 //!
-//! A file is read once, `--set` overrides are applied to it, unknown keys are refused by name, and every value
+//! A file is read once, overrides are applied to it, unknown keys are refused by name, and every value
 //! is checked. Library code works with the checked [`Settings`].
 
 mod check;
@@ -10,8 +10,8 @@ mod sections;
 pub use check::Settings;
 pub use parse::{ConfigError, parse_override};
 pub use sections::{
-    CheckpointConfig, EvaluationConfig, LossConfig, MonitorConfig, OnCollapse, OptimizerConfig,
-    OptimizerKind, PrototypesConfig, QueueConfig, SinkhornConfig, TrainingConfig,
+    CheckpointConfig, LossConfig, MonitorConfig, OnCollapse, OptimizerConfig, OptimizerKind,
+    PrototypesConfig, QueueConfig, ReestimationConfig, SinkhornConfig, TrainingConfig,
 };
 
 use std::path::Path;
@@ -56,8 +56,12 @@ pub struct TrainConfig {
     pub checkpoint: CheckpointConfig,
     /// What is watched while training.
     pub monitor: MonitorConfig,
-    /// What happens with the trained network.
-    pub evaluation: EvaluationConfig,
+    /// Batch-norm statistics of the trained network.
+    pub reestimation: ReestimationConfig,
+    /// What an encoder that no `encoder` section can describe says of itself; empty for a network of this project. Only
+    /// the program that made such an encoder can build it again, so it has no place in a recipe.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub own_encoder: String,
 }
 
 impl TrainConfig {
@@ -85,14 +89,23 @@ impl TrainConfig {
     /// # Errors
     /// [`ConfigError::Write`] if a number does not fit TOML, such as a seed above 2^63.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
-        toml::to_string_pretty(self).map_err(|error| ConfigError::Write(error.to_string()))
+        let mut table = self.to_table()?;
+        if !self.own_encoder.is_empty() {
+            table.remove("encoder");
+        }
+        Ok(toml::to_string_pretty(&table)?)
+    }
+
+    /// The configuration as a table.
+    pub(crate) fn to_table(&self) -> Result<toml::Table, ConfigError> {
+        Ok(toml::Table::try_from(self)?)
     }
 
     /// Checks every value.
     ///
     /// # Errors
     /// [`ConfigError::Value`] with the key, what is allowed and what came.
-    pub fn check(self) -> Result<Settings, ConfigError> {
-        Settings::new(self)
+    pub fn check(&self) -> Result<Settings, ConfigError> {
+        Settings::new(self.clone())
     }
 }

@@ -11,7 +11,7 @@ use super::TrainConfig;
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
+    #[error("cannot read the configuration {path}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -54,12 +54,33 @@ pub enum ConfigError {
         /// What came.
         got: String,
     },
+    /// An error that one of the overrides caused, not the text.
+    #[error("{given}")]
+    InOverride {
+        /// The overrides, as they were given.
+        given: String,
+        /// What is wrong.
+        source: Box<ConfigError>,
+    },
+    /// The encoder is one that only the program that made it can build.
+    #[error(
+        "this configuration is of an encoder of its own ({description}), which only its own program can build"
+    )]
+    OwnEncoder {
+        /// What the encoder says of itself.
+        description: String,
+    },
     /// A configuration that cannot be written as TOML.
-    #[error("cannot write the configuration as TOML: {0}")]
-    Write(String),
+    #[error("cannot write the configuration as TOML")]
+    Write(#[from] toml::ser::Error),
 }
 
 impl ConfigError {
+    /// Whether an override is to blame, and not the text.
+    pub fn from_override(&self) -> bool {
+        matches!(self, Self::Override { .. } | Self::InOverride { .. })
+    }
+
     /// The same error, saying which file it is in.
     pub(super) fn in_file(mut self, file: &Path) -> Self {
         if let Self::Syntax { path, .. } | Self::UnknownKey { path, .. } = &mut self {
@@ -101,19 +122,63 @@ pub fn parse_override(given: &str) -> Result<(Vec<String>, Value), ConfigError> 
 }
 
 pub(super) fn parse(text: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
-    // The text alone first: errors then come with line and column.
-    toml::from_str::<TrainConfig>(text).map_err(|error| explain(&error.to_string(), text.parse().ok()))?;
-    let mut table: Table = text.parse().map_err(|error: toml::de::Error| syntax(error.to_string()))?;
+    let table: Table = text.parse().map_err(|error: toml::de::Error| syntax(error.to_string()))?;
+    // Where there are no overrides the text itself is read: errors then come with line and column.
+    let of_text = match table.contains_key(OLD_SECTION) {
+        true => read(renamed(table.clone())),
+        false => toml::from_str(text).map_err(|error| explain(&error.to_string(), Some(table.clone()))),
+    }?;
+    if overrides.is_empty() {
+        return Ok(of_text);
+    }
+    let blame = |source| ConfigError::InOverride { given: overrides.join(" "), source: Box::new(source) };
+    let mut changed = table;
     for given in overrides {
         let (key, value) = parse_override(given)?;
-        set(&mut table, &key, value).ok_or_else(|| ConfigError::Value {
-            key: key.join("."),
-            expected: "a key below a section".to_owned(),
-            got: "a key below a value".to_owned(),
+        set(&mut changed, &key, value).ok_or_else(|| {
+            blame(ConfigError::Value {
+                key: key.join("."),
+                expected: "a key below a section".to_owned(),
+                got: "a key below a value".to_owned(),
+            })
         })?;
     }
+    read(renamed(changed)).map_err(blame)
+}
+
+fn read(table: Table) -> Result<TrainConfig, ConfigError> {
     let keep = table.clone();
     table.try_into::<TrainConfig>().map_err(|error| explain(&error.to_string(), Some(keep)))
+}
+
+/// Section of earlier versions, and what its keys are called now; the others were never used in training.
+const OLD_SECTION: &str = "evaluation";
+const OLD_KEYS: [(&str, &str); 5] = [
+    ("reestimate_batch_norm", "batch_norm"),
+    ("reestimate_images", "n_images"),
+    ("resize", "resize"),
+    ("size", "size"),
+    ("batch_size", "batch_size"),
+];
+const UNUSED_KEYS: [&str; 2] = ["knn_k", "knn_temperature"];
+
+/// Replaces the section `evaluation` of earlier versions by `reestimation`.
+fn renamed(mut table: Table) -> Table {
+    let Some(Value::Table(mut old)) = table.remove(OLD_SECTION) else { return table };
+    let entry = table.entry("reestimation").or_insert_with(|| Value::Table(Table::new()));
+    if let Some(new) = entry.as_table_mut() {
+        for (was, is) in OLD_KEYS {
+            if let Some(value) = old.remove(was) {
+                new.entry(is).or_insert(value);
+            }
+        }
+    }
+    UNUSED_KEYS.iter().for_each(|key| drop(old.remove(*key)));
+    if !old.is_empty() {
+        // What is left is no key of any version, and is refused under its own name.
+        table.insert(OLD_SECTION.to_owned(), Value::Table(old));
+    }
+    table
 }
 
 fn syntax(message: String) -> ConfigError {

@@ -214,37 +214,25 @@ impl Default for MonitorConfig {
     }
 }
 
-/// What happens with the trained network.
+/// Whether and how batch-norm statistics are estimated anew before the weights are written: on whole images in
+/// inference's view. In training, running statistics mix in those of low-resolution crops.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct EvaluationConfig {
-    /// Whether running batch-norm statistics are averaged anew over whole images before the weights are written:
-    /// in training they mix in those of low-resolution crops. Default: false, as in the reference.
-    pub reestimate_batch_norm: bool,
+pub struct ReestimationConfig {
+    /// Whether it is done. Default: false, as in the reference.
+    pub batch_norm: bool,
     /// Images to average over, at most; 0 for all. Default: 4096.
-    pub reestimate_images: usize,
+    pub n_images: usize,
     /// The shorter side of an image is resized to this many pixels, at least 1. Default: 256.
     pub resize: usize,
     /// Side of the centre that is cut out, at most `resize`. Default: 224.
     pub size: usize,
     /// Images at a time, at least 2. Default: 64.
     pub batch_size: usize,
-    /// Neighbours of the k-NN classifier, at least 1. Default: 20.
-    pub knn_k: usize,
-    /// Temperature of its weights, above 0. Default: 0.07.
-    pub knn_temperature: f64,
 }
 
-impl Default for EvaluationConfig {
+impl Default for ReestimationConfig {
     fn default() -> Self {
-        Self {
-            reestimate_batch_norm: false,
-            reestimate_images: 4096,
-            resize: 256,
-            size: 224,
-            batch_size: 64,
-            knn_k: 20,
-            knn_temperature: 0.07,
-        }
+        Self { batch_norm: false, n_images: 4096, resize: 256, size: 224, batch_size: 64 }
     }
 }

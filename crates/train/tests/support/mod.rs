@@ -17,6 +17,14 @@ use swav_train::{Outcome, RunFolder, Settings, StopFlag, TrainConfig, TrainError
 pub struct Gradients {
     pub len: usize,
     pub salt: u32,
+    /// Whether no image can be read.
+    pub unreadable: bool,
+}
+
+impl Gradients {
+    pub fn new(len: usize, salt: u32) -> Self {
+        Self { len, salt, unreadable: false }
+    }
 }
 
 impl Dataset for Gradients {
@@ -25,6 +33,9 @@ impl Dataset for Gradients {
     }
 
     fn image(&self, index: usize) -> Result<Arc<Image>, SampleError> {
+        if self.unreadable {
+            return Err(SampleError::Corrupt("a fault of the data".into()));
+        }
         let i = index as u32 * 37 + self.salt;
         let pixel = |at: u32| {
             let (x, y) = (at % 20, at / 20);
@@ -49,15 +60,81 @@ pub struct Linear {
     slots: Slots,
     tape: Option<(Array2<f32>, Array2<f32>)>,
     gradient: Option<Array2<f32>>,
-    /// From this forward pass on, an embedding is not a number.
-    pub nan_from: Option<usize>,
+    /// What goes wrong.
+    pub fault: Fault,
     n_forward: usize,
+}
+
+/// A part of a step, in which something can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    #[default]
+    None,
+    Data,
+    Epoch,
+    Forward,
+    EmbeddingIsNan,
+    Codes,
+    Loss,
+    LossIsNan,
+    Memory,
+    Backward,
+    GradientIsNan,
+    Average,
+    Update,
+    Hook,
+    Checkpoint,
+    Panic,
+}
+
+impl Phase {
+    pub const ALL: [Self; 15] = [
+        Self::Data,
+        Self::Epoch,
+        Self::Forward,
+        Self::EmbeddingIsNan,
+        Self::Codes,
+        Self::Loss,
+        Self::LossIsNan,
+        Self::Memory,
+        Self::Backward,
+        Self::GradientIsNan,
+        Self::Average,
+        Self::Update,
+        Self::Hook,
+        Self::Checkpoint,
+        Self::Panic,
+    ];
+}
+
+/// What goes wrong, from which step on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fault {
+    pub phase: Phase,
+    pub step: usize,
 }
 
 impl Linear {
     pub fn new(dim: usize) -> Self {
         let weight = Array2::from_shape_fn((dim, FEATURES), |(i, j)| ((i * 31 + j * 17) as f32).sin());
-        Self { weight, slots: Slots::default(), tape: None, gradient: None, nan_from: None, n_forward: 0 }
+        Self {
+            weight,
+            slots: Slots::default(),
+            tape: None,
+            gradient: None,
+            fault: Fault::default(),
+            n_forward: 0,
+        }
+    }
+
+    /// Whether the fault is in this phase and its step has come; `n_forward` counts the steps begun.
+    fn fails(&self, phase: Phase) -> bool {
+        self.fault.phase == phase && self.n_forward > self.fault.step
+    }
+
+    fn check(&self, phase: Phase) -> Result<(), EncoderError> {
+        let name = format!("a fault of the encoder: {phase:?}");
+        if self.fails(phase) { Err(EncoderError::Missing { name }) } else { Ok(()) }
     }
 
     fn features(groups: &[ImageBatch<'_>]) -> Array2<f32> {
@@ -104,15 +181,17 @@ impl Encoder for Linear {
     fn forward_train(&mut self, groups: &[ImageBatch<'_>]) -> Result<Array2<f32>, EncoderError> {
         let features = Self::features(groups);
         let mut z = self.embeddings(&features).0;
-        if self.nan_from.is_some_and(|from| self.n_forward >= from) {
+        self.n_forward += 1;
+        self.check(Phase::Forward)?;
+        if self.fails(Phase::EmbeddingIsNan) {
             z[[0, 0]] = f32::NAN;
         }
-        self.n_forward += 1;
         self.tape = Some((features, z.clone()));
         Ok(z)
     }
 
     fn backward(&mut self, gradient: ArrayView2<'_, f32>) -> Result<(), EncoderError> {
+        self.check(Phase::Backward)?;
         let (features, z) = self.tape.take().ok_or(EncoderError::NoForward)?;
         let norms = self.embeddings(&features).1;
         let mut by_y = gradient.to_owned();
@@ -121,7 +200,11 @@ impl Encoder for Linear {
             g.scaled_add(-along, &z);
             g /= norm;
         }
-        self.gradient = Some(by_y.t().dot(&features));
+        let mut gradient = by_y.t().dot(&features);
+        if self.fails(Phase::GradientIsNan) {
+            gradient.fill(f32::NAN);
+        }
+        self.gradient = Some(gradient);
         Ok(())
     }
 
@@ -150,6 +233,7 @@ impl Encoder for Linear {
     }
 
     fn map_gradients(&mut self, change: &mut dyn FnMut(&str, &mut [f32])) -> Result<(), EncoderError> {
+        self.check(Phase::Average)?;
         let gradient = self.gradient.as_mut().ok_or(EncoderError::NoGradients)?;
         let mut values: Vec<f32> = gradient.iter().copied().collect();
         change("linear.weight", &mut values);
@@ -158,6 +242,7 @@ impl Encoder for Linear {
     }
 
     fn update(&mut self, rule: &UpdateRule) -> Result<UpdateStats, EncoderError> {
+        self.check(Phase::Update)?;
         let gradient = self.gradient.take().ok_or(EncoderError::NoGradients)?;
         let gradient: Vec<f32> = gradient.iter().copied().collect();
         Ok(apply(rule, Role::Weight, self.weight.as_slice_mut().unwrap(), &gradient, &mut self.slots))
@@ -220,7 +305,7 @@ warmup_epochs = 1
 [monitor]
 tensorboard = false
 
-[evaluation]
+[reestimation]
 resize = 16
 size = 16
 batch_size = 8
@@ -232,7 +317,7 @@ pub fn settings(overrides: &[&str]) -> Settings {
 }
 
 pub fn data() -> Arc<dyn Dataset> {
-    Arc::new(Gradients { len: 43, salt: 5 })
+    Arc::new(Gradients::new(43, 5))
 }
 
 pub fn start(folder: &Path, overrides: &[&str]) -> Result<Trainer, TrainError> {

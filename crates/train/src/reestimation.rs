@@ -6,8 +6,35 @@ use swav_encoder::{Encoder, ImageBatch};
 
 use crate::error::TrainError;
 
-/// Averages running batch-norm statistics over about `n_images` images of `data`, evenly spread over it, in
-/// batches of `batch_size`.
+/// How batch-norm statistics are estimated anew; [`ReestimationConfig`](crate::ReestimationConfig), checked.
+#[derive(Debug, Clone)]
+pub struct Reestimation {
+    /// How images are shown.
+    pub(crate) view: EvalView,
+    /// Images to average over, at most; 0 for all.
+    pub(crate) max_images: usize,
+    /// Images at a time.
+    pub(crate) batch_size: usize,
+}
+
+impl Reestimation {
+    /// How images are shown.
+    pub fn view(&self) -> &EvalView {
+        &self.view
+    }
+
+    /// How many of `available` images are used.
+    pub fn n_images(&self, available: usize) -> usize {
+        if self.max_images == 0 { available } else { self.max_images.min(available) }
+    }
+
+    /// Images at a time, at least 2.
+    pub fn batch_size(&self) -> usize {
+        self.batch_size
+    }
+}
+
+/// Averages running batch-norm statistics over images of `data`, evenly spread over it, in batches.
 ///
 /// In training, statistics of low-resolution crops enter the running averages that inference uses, which costs
 /// accuracy where the resolutions differ much. This replaces them by the plain average over batches of whole
@@ -15,17 +42,16 @@ use crate::error::TrainError;
 /// incomplete last batch is, too, unless it is the only one.
 ///
 /// # Errors
-/// The encoder's; [`TrainError::TooFewImages`] if fewer than two images can be read.
+/// The encoder's; [`TrainError::TooFewForStatistics`] if fewer than two images can be read.
 pub fn reestimate_batch_norm(
     encoder: &mut dyn Encoder,
     data: &dyn Dataset,
-    view: &EvalView,
-    n_images: usize,
-    batch_size: usize,
+    how: &Reestimation,
 ) -> Result<(), TrainError> {
+    let Reestimation { view, batch_size, .. } = how;
     let size = view.size();
     let view_len = size * size * 3;
-    let n_images = n_images.min(data.len());
+    let n_images = how.n_images(data.len());
     let (mut scratch, mut pixels, mut n_batches) = (Scratch::default(), Vec::new(), 0u64);
     encoder.reset_statistics()?;
     for at in 0..n_images {
@@ -38,14 +64,14 @@ pub fn reestimate_batch_norm(
         }
         let n = pixels.len() / view_len;
         let is_last = at + 1 == n_images;
-        if n == batch_size || (is_last && n_batches == 0 && n >= 2) {
+        if n == *batch_size || (is_last && n_batches == 0 && n >= 2) {
             encoder.observe_statistics(ImageBatch::new(&pixels, n, size, size)?)?;
             n_batches += 1;
             pixels.clear();
         }
     }
     if n_batches == 0 {
-        return Err(TrainError::TooFewImages { n_images: pixels.len() / view_len, batch_size: 2 });
+        return Err(TrainError::TooFewForStatistics { got: pixels.len() / view_len });
     }
     tracing::info!("batch-norm statistics re-estimated over {n_batches} batches of {size}x{size} images");
     Ok(())

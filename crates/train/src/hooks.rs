@@ -1,0 +1,56 @@
+//! Callbacks: what a program wants to see or do at each step and epoch.
+
+use std::error::Error;
+
+use swav_encoder::Encoder;
+
+use crate::error::TrainError;
+use crate::metrics::Metrics;
+use crate::step::{StepOutput, Swav};
+
+/// What a callback returns; its error ends the run.
+pub type HookResult = Result<(), Box<dyn Error + Send + Sync>>;
+
+/// A step that has just been done.
+pub struct StepEvent<'a> {
+    /// Its numbers.
+    pub metrics: &'a Metrics,
+    /// Its embeddings, scores, codes and gradients; `None` if the step ran on a device as a whole.
+    pub output: Option<&'a StepOutput>,
+    /// The encoder after the step.
+    pub encoder: &'a dyn Encoder,
+    /// Prototypes, codes and loss after the step.
+    pub swav: &'a Swav,
+}
+
+/// An epoch that has just been done.
+pub struct EpochEvent<'a> {
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// Mean loss of its steps, of those that this process did since it began or resumed.
+    pub mean_loss: f64,
+    /// The encoder after the epoch.
+    pub encoder: &'a dyn Encoder,
+    /// Prototypes, codes and loss after the epoch.
+    pub swav: &'a Swav,
+}
+
+type OnStep = Box<dyn FnMut(&StepEvent<'_>) -> HookResult + Send>;
+type OnEpoch = Box<dyn FnMut(&EpochEvent<'_>) -> HookResult + Send>;
+
+/// All callbacks of a run, in the order in which they were given.
+#[derive(Default)]
+pub(crate) struct Hooks {
+    pub(crate) on_step: Vec<OnStep>,
+    pub(crate) on_epoch: Vec<OnEpoch>,
+}
+
+impl Hooks {
+    pub(crate) fn step(&mut self, event: &StepEvent<'_>) -> Result<(), TrainError> {
+        self.on_step.iter_mut().try_for_each(|hook| hook(event)).map_err(TrainError::Own)
+    }
+
+    pub(crate) fn epoch(&mut self, event: &EpochEvent<'_>) -> Result<(), TrainError> {
+        self.on_epoch.iter_mut().try_for_each(|hook| hook(event)).map_err(TrainError::Own)
+    }
+}

@@ -1,0 +1,333 @@
+//! From settings, an encoder and data to a trainer: a new run, or one that goes on.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use swav_collective::{Collective, Single};
+use swav_data::Dataset;
+use swav_encoder::Encoder;
+use swav_prototypes::Prototypes;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Position, is_of_prototypes};
+use crate::codes::AssignCodes;
+use crate::collective::from_rank_0;
+use crate::config::{Settings, TrainConfig};
+use crate::error::{TrainError, chain};
+use crate::health::divergence_advice;
+use crate::hooks::Hooks;
+use crate::loss::{Loss, Swapped};
+use crate::resume::differences;
+use crate::run_folder::RunFolder;
+use crate::section::Section;
+use crate::step::Swav;
+use crate::trainer::Trainer;
+
+/// Stream of the random numbers that prototypes are drawn from, beside those of crops and order.
+const PROTOTYPES_STREAM: u64 = 0x7072_6f74_6f74_7970;
+
+/// The parts of a run, of which some may be the caller's own.
+///
+/// ```no_run
+/// use swav_train::{RunFolder, Setup, StopFlag, Swapped, TrainConfig};
+///
+/// let settings = TrainConfig::load("photos.toml".as_ref(), &[])?.check()?;
+/// let data = swav_data::open(&settings.config().data.path, &settings.config().data)?;
+/// let encoder = swav_encoder::build("cpu", settings.encoder(), settings.config().training.seed)?;
+/// // A temperature that falls from 0.2 to 0.1.
+/// let loss = Swapped::new(settings.loss().clone()).with_temperature(|at| 0.2 - 0.1 * at.share() as f32);
+/// let mut trainer = Setup::new(settings, encoder, data, RunFolder::at("run")).loss(loss).start()?;
+/// trainer.on_epoch(|event| Ok(println!("epoch {}: loss {:.4}", event.epoch, event.mean_loss)));
+/// trainer.run(&StopFlag::new())?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Setup {
+    settings: Settings,
+    encoder: Box<dyn Encoder>,
+    data: Arc<dyn Dataset>,
+    folder: RunFolder,
+    collective: Arc<dyn Collective>,
+    codes: Option<Box<dyn AssignCodes>>,
+    loss: Option<Box<dyn Loss>>,
+}
+
+impl Setup {
+    /// A run of SwAV on one process, as the settings have it.
+    pub fn new(
+        settings: Settings,
+        encoder: Box<dyn Encoder>,
+        data: Arc<dyn Dataset>,
+        folder: RunFolder,
+    ) -> Self {
+        Self { settings, encoder, data, folder, collective: Arc::new(Single), codes: None, loss: None }
+    }
+
+    /// Trains as one of several processes. Each takes its share of every global batch, which has
+    /// `training.batch_size` times the number of processes images. Only rank 0 touches the run's folder.
+    #[must_use]
+    pub fn collective(mut self, collective: Arc<dyn Collective>) -> Self {
+        self.collective = collective;
+        self
+    }
+
+    /// Assigns codes in another way.
+    #[must_use]
+    pub fn codes(mut self, codes: impl AssignCodes + 'static) -> Self {
+        self.codes = Some(Box::new(codes));
+        self
+    }
+
+    /// Trains with another loss.
+    #[must_use]
+    pub fn loss(mut self, loss: impl Loss + 'static) -> Self {
+        self.loss = Some(Box::new(loss));
+        self
+    }
+
+    /// Begins a new run: makes the folder, writes the resolved configuration there, draws the prototypes.
+    ///
+    /// # Errors
+    /// [`TrainError::RunExists`] if the folder holds a run; too few images; processes that do not fit together; an
+    /// error of the file system.
+    pub fn start(self) -> Result<Trainer, TrainError> {
+        let collective = self.collective.clone();
+        self.begin().inspect_err(|error| collective.abort(&chain(error)))
+    }
+
+    /// Goes on with the run in the folder from its newest usable checkpoint, or from the beginning if it has
+    /// none yet. The result is, bit for bit, that of a run without interruption.
+    ///
+    /// Another number of processes may go on if the batch of all of them together stays: what each remembers is
+    /// divided anew, and batch-norm statistics are averaged.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Mismatch`] (in [`TrainError::Checkpoint`]), listing each difference, if configuration,
+    /// architecture or data are not those of the checkpoint; [`CheckpointError::None`] if there are
+    /// checkpoints, but all are damaged.
+    pub fn resume(self) -> Result<Trainer, TrainError> {
+        let collective = self.collective.clone();
+        self.go_on().inspect_err(|error| collective.abort(&chain(error)))
+    }
+
+    fn begin(self) -> Result<Trainer, TrainError> {
+        let trainer = self.build()?;
+        if trainer.is_first() {
+            trainer.folder.create(&trainer.settings.config().to_toml()?)?;
+            tracing::info!("run folder {}", trainer.folder.root().display());
+        }
+        trainer.together()
+    }
+
+    fn go_on(self) -> Result<Trainer, TrainError> {
+        let mut trainer = self.build()?;
+        let found = if trainer.is_first() { trainer.newest()? } else { None };
+        let path = found.as_ref().map_or_else(|| trainer.folder.checkpoints(), |(_, path)| path.clone());
+        let checkpoint = trainer.shared(found)?;
+        if let Some(checkpoint) = checkpoint {
+            trainer.restore(checkpoint, &path)?;
+            let Position { epoch, batch, step } = trainer.position;
+            tracing::info!("resuming {} at epoch {epoch}, batch {batch}, step {step}", path.display());
+        } else {
+            tracing::info!("no checkpoint yet in {}, starting over", trainer.folder.root().display());
+        }
+        trainer.together()
+    }
+
+    /// The trainer at the start of a run.
+    fn build(self) -> Result<Trainer, TrainError> {
+        let Self { settings, encoder, data, folder, collective, codes, loss } = self;
+        let config = settings.config();
+        let world_size = collective.world_size();
+        let batch_size = config.training.batch_size * world_size;
+        if data.len() < batch_size {
+            return Err(TrainError::TooFewImages { n_images: data.len(), batch_size });
+        }
+        let dim = encoder.embedding_dim();
+        let mut rng = ChaCha8Rng::seed_from_u64(config.training.seed);
+        rng.set_stream(PROTOTYPES_STREAM);
+        let prototypes = Prototypes::random(&config.prototypes.n_prototypes, dim, &mut rng)?;
+        let loss = loss.unwrap_or_else(|| Box::new(Swapped::new(settings.loss().clone())));
+        let codes = codes.unwrap_or_else(|| Box::new(settings.sinkhorn_codes(dim, world_size)));
+        let batches_per_epoch = (data.len() / batch_size) as u64;
+        let schedule = settings.schedule(batches_per_epoch);
+        let advice = {
+            let settings = settings.clone();
+            move |what, step| divergence_advice(what, step, schedule.lr(step), &settings)
+        };
+        Ok(Trainer {
+            schedule,
+            swav: Swav::new(prototypes, loss, codes).with_advice(advice),
+            settings,
+            encoder,
+            data,
+            folder,
+            position: Position::default(),
+            batches_per_epoch,
+            collective,
+            hooks: Hooks::default(),
+            show_progress: true,
+        })
+    }
+}
+
+impl Trainer {
+    /// Makes sure that all processes begin with the same configuration, data and parameters: those of rank 0.
+    fn together(mut self) -> Result<Self, TrainError> {
+        if self.collective.world_size() == 1 {
+            return Ok(self);
+        }
+        self.same_on_all("configuration", self.settings.config().to_toml()?.as_bytes())?;
+        self.same_on_all("data", &self.data.fingerprint().to_le_bytes())?;
+        self.same_on_all("position", &self.position.step.to_le_bytes())?;
+        let parameters = Section { tensors: self.parameters()?, ..Section::default() };
+        let bytes = parameters.to_bytes().map_err(TrainError::own)?;
+        let first =
+            Section::from_bytes(&from_rank_0(self.collective.as_ref(), bytes)?).map_err(TrainError::own)?;
+        let mut state = self.encoder.state()?;
+        for (name, tensor) in first.tensors {
+            if state.get(&name).is_some() {
+                state.insert(name, tensor);
+            }
+        }
+        self.encoder.load_state(&state)?;
+        Ok(self)
+    }
+
+    fn same_on_all(&self, what: &'static str, bytes: &[u8]) -> Result<(), TrainError> {
+        let all = self.collective.all_gather(bytes)?;
+        let differs = all.iter().position(|other| *other != all[0]);
+        differs.map_or(Ok(()), |rank| Err(TrainError::RanksDiffer { what, rank }))
+    }
+
+    /// The newest usable checkpoint; `None` for a run without any.
+    fn newest(&self) -> Result<Option<(Checkpoint, std::path::PathBuf)>, TrainError> {
+        if !self.folder.resumable().is_empty() {
+            return Ok(Some(self.folder.newest()?));
+        }
+        if !self.folder.exists() {
+            let path = self.folder.checkpoints();
+            return Err(CheckpointError::None { path, damaged: Vec::new() }.into());
+        }
+        let then = TrainConfig::load(&self.folder.config(), &[])?;
+        self.check_config(&then, &self.folder.config(), Vec::new())?;
+        Ok(None)
+    }
+
+    /// Rank 0's checkpoint on all ranks.
+    fn shared(
+        &self,
+        found: Option<(Checkpoint, std::path::PathBuf)>,
+    ) -> Result<Option<Checkpoint>, TrainError> {
+        if self.collective.world_size() == 1 {
+            return Ok(found.map(|(checkpoint, _)| checkpoint));
+        }
+        let bytes = match &found {
+            Some((_, path)) => {
+                std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.clone(), source })?
+            }
+            None => Vec::new(),
+        };
+        let bytes = from_rank_0(self.collective.as_ref(), bytes)?;
+        match found {
+            _ if bytes.is_empty() => Ok(None),
+            Some((checkpoint, _)) => Ok(Some(checkpoint)),
+            None => Ok(Some(Checkpoint::from_bytes(&bytes, &self.folder.checkpoints())?)),
+        }
+    }
+
+    /// Puts a checkpoint's state in place of the initial one. What can be wrong with it is found before anything is
+    /// loaded, part by part in the order of their dependence.
+    fn restore(&mut self, checkpoint: Checkpoint, path: &Path) -> Result<(), TrainError> {
+        self.check_config(&TrainConfig::parse(&checkpoint.config, &[])?, path, self.misfits(&checkpoint))?;
+        let (rank, world_size) = (self.collective.rank(), self.collective.world_size());
+        self.swav.codes.load(checkpoint.sections_of("codes"), rank, world_size)?;
+        self.swav.loss.load(checkpoint.sections_of("loss"), rank, world_size)?;
+        let mut state = checkpoint.encoder_state();
+        statistics_of_rank(&mut state, checkpoint.sections_of("statistics"), rank, world_size);
+        let prototypes = checkpoint.prototypes_state();
+        let (of_prototypes, of_encoder): (Vec<_>, Vec<_>) =
+            checkpoint.optimizer.into_iter().partition(|(name, _)| is_of_prototypes(name));
+        self.encoder.load_state(&state)?;
+        self.encoder.load_optimizer_state(&of_encoder.into_iter().collect())?;
+        self.swav.load(&prototypes, &of_prototypes.into_iter().collect())?;
+        self.position = checkpoint.position;
+        Ok(())
+    }
+
+    /// What a checkpoint has that this run cannot have, one line each.
+    fn misfits(&self, checkpoint: &Checkpoint) -> Vec<String> {
+        let mut found = Vec::new();
+        if checkpoint.data_fingerprint != self.data.fingerprint() {
+            found.push(format!(
+                "data: {} in the checkpoint, {} now (other images, labels or order)",
+                checkpoint.data_description,
+                self.data.describe()
+            ));
+        }
+        let (then, now) = (checkpoint.world_size, self.collective.world_size());
+        let batch_then =
+            TrainConfig::parse(&checkpoint.config, &[]).map_or(0, |config| config.training.batch_size);
+        let batch_now = self.settings.config().training.batch_size;
+        if batch_then * then != batch_now * now {
+            let key = "training.batch_size";
+            let (was, is) = match (then, now) {
+                (1, 1) => (batch_then.to_string(), batch_now.to_string()),
+                _ => (format!("{batch_then} on {then} processes"), format!("{batch_now} on {now}")),
+            };
+            found.push(format!("{key}: {was} in the checkpoint, {is} now"));
+        }
+        let Position { epoch, batch, step } = checkpoint.position;
+        let per_epoch = self.batches_per_epoch;
+        let same_data = found.is_empty();
+        if same_data
+            && (batch >= per_epoch
+                || epoch.checked_mul(per_epoch).and_then(|n| n.checked_add(batch)) != Some(step))
+        {
+            found.push(format!(
+                "position: epoch {epoch}, batch {batch}, step {step} in the checkpoint, {per_epoch} batches an epoch now"
+            ));
+        }
+        found
+    }
+
+    /// Refuses a configuration that differs in what matters; `found` are differences known already.
+    fn check_config(
+        &self,
+        then: &TrainConfig,
+        path: &Path,
+        mut found: Vec<String>,
+    ) -> Result<(), TrainError> {
+        found.extend(differences(then, self.settings.config())?);
+        if found.is_empty() {
+            return Ok(());
+        }
+        Err(CheckpointError::Mismatch { path: path.to_owned(), differences: found }.into())
+    }
+}
+
+/// Puts the batch-norm statistics of one rank in place of rank 0's, or the mean over ranks if their number is another.
+fn statistics_of_rank(
+    state: &mut swav_encoder::StateDict,
+    sections: &[Section],
+    rank: usize,
+    world_size: usize,
+) {
+    let Some(first) = sections.first() else { return };
+    for (name, tensor) in first.tensors.iter() {
+        let of_ranks: Vec<_> = sections.iter().filter_map(|section| section.tensors.get(name)).collect();
+        let values = match sections.len() == world_size {
+            true => of_ranks[rank.min(of_ranks.len() - 1)].data().to_vec(),
+            false => (0..tensor.data().len())
+                .map(|i| {
+                    let sum: f64 =
+                        of_ranks.iter().filter_map(|t| t.data().get(i)).map(|&x| f64::from(x)).sum();
+                    (sum / of_ranks.len() as f64) as f32
+                })
+                .collect(),
+        };
+        if let Ok(tensor) = swav_encoder::StateTensor::new(tensor.shape().to_vec(), values) {
+            state.insert(name, tensor);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Sums over the steps of this process, and what they come to at the end.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::checkpoint::Position;
+
+/// How a run, or the part of it in this process, ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Where the run stands.
+    pub position: Position,
+    /// Whether all epochs are done; if not, the run was stopped and can be resumed.
+    pub finished: bool,
+    /// Mean loss of the last epoch that this process worked on; NaN if it did no step.
+    pub loss: f64,
+    /// Steps done in this process.
+    pub n_steps: u64,
+    /// Seconds that they took.
+    pub seconds: f64,
+    /// Images a second over all of them, of all processes together.
+    pub images_per_s: f64,
+    /// Share of the time spent waiting for data, 0 to 1.
+    pub data_wait: f64,
+    /// Images that could not be read and were replaced.
+    pub n_bad_images: u64,
+    /// The newest checkpoint.
+    pub checkpoint: PathBuf,
+}
+
+/// Speed over some steps.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Speed {
+    n_steps: u64,
+    seconds: f64,
+    waited: f64,
+}
+
+impl Speed {
+    fn add(&mut self, seconds: f64, waited: f64) {
+        self.n_steps += 1;
+        self.seconds += seconds;
+        self.waited += waited;
+    }
+
+    /// Images a second. A clock too coarse for a step must not give an infinity, which JSON cannot hold.
+    pub(crate) fn images_per_s(&self, batch_size: usize) -> f64 {
+        self.n_steps as f64 * batch_size as f64 / self.seconds.max(1e-9)
+    }
+
+    /// Share of the time spent waiting for data, 0 to 1.
+    pub(crate) fn data_wait(&self) -> f64 {
+        (self.waited / self.seconds.max(1e-9)).min(1.0)
+    }
+}
+
+/// Sums over the steps of this process.
+pub(crate) struct Totals {
+    all: Speed,
+    since_line: Speed,
+    epoch: (u64, f64),
+    last_epoch_loss: f64,
+    /// When the last checkpoint was saved.
+    pub(crate) saved: Instant,
+}
+
+impl Totals {
+    pub(crate) fn new() -> Self {
+        Self {
+            all: Speed::default(),
+            since_line: Speed::default(),
+            epoch: (0, 0.0),
+            last_epoch_loss: f64::NAN,
+            saved: Instant::now(),
+        }
+    }
+
+    /// Takes in a step; gives the speed since the last line of metrics.
+    pub(crate) fn add(&mut self, loss: f64, seconds: f64, waited: f64) -> Speed {
+        self.all.add(seconds, waited);
+        self.since_line.add(seconds, waited);
+        self.epoch = (self.epoch.0 + 1, self.epoch.1 + loss);
+        self.last_epoch_loss = self.epoch.1 / self.epoch.0 as f64;
+        self.since_line
+    }
+
+    /// A line of metrics has been written.
+    pub(crate) fn end_line(&mut self) {
+        self.since_line = Speed::default();
+    }
+
+    /// Mean loss of the epoch that has just ended.
+    pub(crate) fn end_epoch(&mut self) -> f64 {
+        self.epoch = (0, 0.0);
+        self.last_epoch_loss
+    }
+
+    /// What they come to.
+    pub(crate) fn outcome(&self, position: Position, batch_size: usize, n_bad_images: u64) -> Outcome {
+        Outcome {
+            position,
+            finished: false,
+            loss: self.last_epoch_loss,
+            n_steps: self.all.n_steps,
+            seconds: self.all.seconds,
+            images_per_s: self.all.images_per_s(batch_size),
+            data_wait: self.all.data_wait(),
+            n_bad_images,
+            checkpoint: PathBuf::new(),
+        }
+    }
+}

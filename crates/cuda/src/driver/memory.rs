@@ -50,6 +50,9 @@ impl DeviceMemory {
     /// A range outside the block, or the driver's.
     pub fn fill(&self, range: Range<u64>, value: u8, stream: &Stream) -> Result<()> {
         let (address, bytes) = self.part(&range)?;
+        if bytes == 0 {
+            return Ok(());
+        }
         let api = self.card.driver()?;
         // SAFETY: the range lies in the block.
         unsafe { call!(api, cuMemsetD8Async(address, value, bytes, stream.raw())) }
@@ -61,6 +64,9 @@ impl DeviceMemory {
     /// A range outside the block, or the driver's.
     pub fn upload(&self, offset: u64, bytes: &[u8], stream: &Stream) -> Result<()> {
         let (address, len) = self.part(&(offset..offset + bytes.len() as u64))?;
+        if len == 0 {
+            return Ok(());
+        }
         let api = self.card.driver()?;
         // SAFETY: both ranges are whole, and the host's lives until the copy is done: below it is waited for.
         unsafe { call!(api, cuMemcpyHtoDAsync_v2(address, bytes.as_ptr().cast(), len, stream.raw())) }?;
@@ -74,6 +80,9 @@ impl DeviceMemory {
     pub fn download(&self, range: Range<u64>, stream: &Stream) -> Result<Vec<u8>> {
         let (address, bytes) = self.part(&range)?;
         let mut values = vec![0_u8; bytes];
+        if bytes == 0 {
+            return Ok(values);
+        }
         let api = self.card.driver()?;
         // SAFETY: both ranges are whole, and the host's lives until the copy is done: below it is waited for.
         unsafe {
@@ -101,6 +110,9 @@ impl DeviceMemory {
         if source.abs_diff(target) < bytes {
             let got = format!("{from} and {at}");
             return Err(Error::Shape { what: "distance of two ranges", expected: bytes.to_string(), got });
+        }
+        if len == 0 {
+            return Ok(());
         }
         let api = self.card.driver()?;
         // SAFETY: both ranges lie in their blocks and do not overlap.

@@ -1,1 +1,0 @@
-//! The machine that runs a tape on the card.

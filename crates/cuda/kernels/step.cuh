@@ -1,21 +1,22 @@
 // What the host writes before each step, and what it reads after it. The same structures are in `kernels/step.rs`.
 
-// An optimiser's numbers of this step for one class of tensors: 0 the encoder, 1 the prototypes.
+// An optimiser's numbers of this step for one class of tensors.
 struct RuleScalars {
   float lr;            // learning rate
   float momentum;      // momentum, or AdamW's first decay
   float second_decay;  // AdamW's second decay
   float epsilon;       // AdamW's
   float weight_decay;
-  float trust;              // LARC's coefficient
+  float trust;              // LARC's coefficient; negative: this class follows SGD
   float first_correction;   // 1 / (1 - first decay^t)
   float second_correction;  // 1 / (1 - second decay^t)
   int enabled;              // 0: nothing of this class changes or is counted in the norms
-  int padding[3];
+  float gradient_scale;     // gradients are multiplied by it first
+  int padding[2];
 };
 
 struct StepScalars {
-  RuleScalars rules[2];
+  RuleScalars classes[4];
   int queue_push;   // whether the batch enters the queue
   int queue_ready;  // whether the queue takes part in the codes
   int queue_slot;   // the row where this batch is put

@@ -43,7 +43,7 @@ extern "C" __global__ __launch_bounds__(256) void update_norms(const Tensor* ten
   const Chunk c = chunks[blockIdx.x];
   const Tensor t = tensors[c.tensor];
   float squares = 0, gradients = 0;
-  if (scalars->rules[t.rule].enabled) {
+  if (scalars->classes[t.rule].enabled) {
     const int end = min(t.len, c.offset + CHUNK) / 8;
     for (int i = c.offset / 8 + (int)threadIdx.x; i < end; i += THREADS) {
       float w[8], g[8];
@@ -75,7 +75,7 @@ DEVICE void sum_norms(const float2* partials, int first, int count, double& squa
 
 enum { RULE_LARC = 0, RULE_SGD = 1, RULE_ADAMW = 2 };
 
-// LARC: with |p| and |g| both non-zero, g <- (g + wd·p)·trust·|p| / (|g| + wd·|p| + 1e-8), else g unchanged; then as SGD
+// Gradients are first multiplied by gradient_scale. LARC: with |p| and |g| both non-zero, g <- (g + wd·p)·trust·|p| / (|g| + wd·|p| + 1e-8), else g unchanged; then as SGD
 // without decay. SGD: v <- momentum·v + g + wd·p, p <- p - lr·v. AdamW: p <- p - lr·wd·p, m <- b1·m + (1-b1)·g,
 // s <- b2·s + (1-b2)·g², p <- p - lr·m·c1 / (sqrt(s·c2) + epsilon).
 template <int RULE>
@@ -83,13 +83,13 @@ DEVICE void update_body(const Tensor* tensors, const Chunk* chunks, const StepSc
                         const float2* partials) {
   const Chunk c = chunks[blockIdx.x];
   const Tensor t = tensors[c.tensor];
-  const RuleScalars rule = scalars->rules[t.rule];
+  const RuleScalars rule = scalars->classes[t.rule];
   if (!rule.enabled) return;
   float scale = 1.f, decay = rule.weight_decay;
-  if (RULE == RULE_LARC) {
+  if (RULE == RULE_LARC && rule.trust >= 0.f) {
     double squares, gradients;
     sum_norms(partials, t.first_chunk, t.chunks, squares, gradients);
-    const float p = (float)sqrt(squares), g = (float)sqrt(gradients);
+    const float p = (float)sqrt(squares), g = (float)sqrt(gradients) * rule.gradient_scale;
     if (p == 0.f || g == 0.f)
       decay = 0.f;
     else
@@ -105,6 +105,7 @@ DEVICE void update_body(const Tensor* tensors, const Chunk* chunks, const StepSc
     sum_gradient(t, i, g);
 UNROLL
     for (int j = 0; j < 8; j++) {
+      g[j] *= rule.gradient_scale;
       if (RULE == RULE_ADAMW) {
         v[j] = fmaf(1.f - rule.momentum, g[j], rule.momentum * v[j]);
         s[j] = fmaf((1.f - rule.second_decay) * g[j], g[j], rule.second_decay * s[j]);

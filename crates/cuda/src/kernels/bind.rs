@@ -77,10 +77,10 @@ fn step_scalars(scalars: &Scalars) -> StepScalars {
         first_correction: numbers.first_correction,
         second_correction: numbers.second_correction,
         enabled: numbers.enabled,
+        gradient_scale: numbers.gradient_scale,
     };
     StepScalars {
-        encoder: rule(&scalars.classes[0]),
-        prototypes: rule(&scalars.classes[2]),
+        classes: scalars.classes.each_ref().map(rule),
         queue_push: scalars.queue_push,
         queue_ready: scalars.queue_ready,
         queue_slot: scalars.queue_row,
@@ -423,7 +423,7 @@ fn entry(tensor: &UpdatedTensor, parameters: Option<&View>, places: &Places) -> 
         group_stride: tensor.gradient_step as u64,
         copy: tensor.copy.map(at),
         len: tensor.len,
-        prototypes: tensor.class == 2,
+        class: tensor.class,
         flat: parameters.map_or(0, |base| (tensor.value.offset - base.offset) as u64 / 4),
     }
 }

@@ -16,7 +16,7 @@ pub struct RuleScalars {
     pub epsilon: f32,
     /// Weight decay.
     pub weight_decay: f32,
-    /// LARC's trust coefficient.
+    /// LARC's trust coefficient; negative: this class follows SGD.
     pub trust: f32,
     /// `1 / (1 - momentum^t)` at AdamW's t-th update.
     pub first_correction: f32,
@@ -24,6 +24,8 @@ pub struct RuleScalars {
     pub second_correction: f32,
     /// Whether this class is updated, and counted in the norms.
     pub enabled: bool,
+    /// What gradients are multiplied by first; the reported norm is that before.
+    pub gradient_scale: f32,
 }
 
 impl RuleScalars {
@@ -42,17 +44,16 @@ impl RuleScalars {
         ];
         out.extend(floats.iter().flat_map(|x| x.to_le_bytes()));
         out.extend(i32::from(self.enabled).to_le_bytes());
-        out.extend([0; 12]);
+        out.extend(self.gradient_scale.to_le_bytes());
+        out.extend([0; 8]);
     }
 }
 
 /// A step's scalars.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct StepScalars {
-    /// The encoder's rule.
-    pub encoder: RuleScalars,
-    /// The prototypes' rule.
-    pub prototypes: RuleScalars,
+    /// The numbers of each class of tensors.
+    pub classes: [RuleScalars; 4],
     /// Whether the batch enters the queue.
     pub queue_push: bool,
     /// Whether the queue takes part in the codes.
@@ -67,13 +68,12 @@ pub struct StepScalars {
 
 impl StepScalars {
     /// Size on the card.
-    pub const BYTES: usize = 2 * RuleScalars::BYTES + 32;
+    pub const BYTES: usize = 4 * RuleScalars::BYTES + 32;
 
     /// The structure as the kernels read it.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(Self::BYTES);
-        self.encoder.write(&mut out);
-        self.prototypes.write(&mut out);
+        self.classes.iter().for_each(|rule| rule.write(&mut out));
         out.extend(i32::from(self.queue_push).to_le_bytes());
         out.extend(i32::from(self.queue_ready).to_le_bytes());
         out.extend(self.queue_slot.to_le_bytes());

@@ -6,7 +6,7 @@ use crate::shape::Element;
 /// Values of a chunk: `CHUNK` of `update.cu`.
 const CHUNK: usize = 8192;
 
-/// Which numbers of [`StepScalars`](super::StepScalars) a tensor follows.
+/// An optimiser's rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rule {
     /// Layer-wise adaptive rates.
@@ -38,8 +38,8 @@ pub struct TensorEntry<P> {
     pub copy: Option<P>,
     /// Values, padding included; a multiple of 8.
     pub len: usize,
-    /// Whether it follows the prototypes' numbers rather than the encoder's.
-    pub prototypes: bool,
+    /// Index of its numbers in [`StepScalars::classes`](super::StepScalars).
+    pub class: usize,
     /// Where [`SumGradients`] puts it, in values; a multiple of 8.
     pub flat: u64,
 }
@@ -57,7 +57,7 @@ impl<P> TensorEntry<P> {
             group_stride: self.group_stride,
             copy: self.copy.map(&mut f),
             len: self.len,
-            prototypes: self.prototypes,
+            class: self.class,
             flat: self.flat,
         }
     }
@@ -74,12 +74,13 @@ impl<P> TensorEntry<P> {
 /// The table of tensors and that of chunks (8 bytes each) as the kernels read them.
 ///
 /// # Panics
-/// If a length is not a multiple of 8, or 2^30 or more.
+/// If a length is not a multiple of 8, or 2^30 or more, or a class is not below 4.
 pub fn tensor_table(entries: &[TensorEntry<u64>]) -> (Vec<u8>, Vec<u8>) {
     let (mut tensors, mut chunks) = (Vec::new(), Vec::new());
     let mut first_chunk = 0;
     for (index, entry) in entries.iter().enumerate() {
         assert!(entry.len.is_multiple_of(8) && entry.len < 1 << 30, "{} values in a tensor", entry.len);
+        assert!(entry.class < 4, "class {} of a tensor", entry.class);
         let words = [
             entry.weights,
             entry.first,
@@ -91,8 +92,7 @@ pub fn tensor_table(entries: &[TensorEntry<u64>]) -> (Vec<u8>, Vec<u8>) {
         ];
         tensors.extend(words.iter().flat_map(|word| word.to_le_bytes()));
         let narrow = usize::from(entry.element == Element::Bf16);
-        let numbers =
-            [entry.len, narrow, entry.groups, usize::from(entry.prototypes), first_chunk, entry.chunks()];
+        let numbers = [entry.len, narrow, entry.groups, entry.class, first_chunk, entry.chunks()];
         tensors.extend(numbers.iter().flat_map(|&n| (n as i32).to_le_bytes()));
         for chunk in 0..entry.chunks() {
             chunks.extend([index, chunk * CHUNK].iter().flat_map(|&n| (n as i32).to_le_bytes()));

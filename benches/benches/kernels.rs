@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use swav_kernels::net::{Block, BlockKind, ParamKind, Unit};
+use swav_kernels::net::{Backward, Block, BlockKind, ParamKind, Unit};
 use swav_kernels::{Activations, Context, ConvSpec, Options, Precision, ops};
 
 fn noise(n: usize) -> Vec<f32> {
@@ -69,8 +69,18 @@ fn blocks(c: &mut Criterion) {
                     // Small positive numbers in either precision.
                     input.words.fill(f32::from_bits(0x3f10_3f20));
                     let (out, saved) = unit.forward_train(&ctx, input, &params).expect("shapes fit");
-                    let grad =
-                        unit.backward(&ctx, saved, out, &params, &mut grads, true).expect("shapes fit");
+                    let grad = unit
+                        .backward(
+                            &ctx,
+                            Backward {
+                                saved,
+                                grad_output: out,
+                                params: &params,
+                                grads: &mut grads,
+                                want_grad_input: true,
+                            },
+                        )
+                        .expect("shapes fit");
                     if let Some(grad) = black_box(grad) {
                         ctx.recycle(grad);
                     }

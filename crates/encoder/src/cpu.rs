@@ -339,9 +339,14 @@ impl UnitBackward {
             sums.push(sum);
         }
         let parameters: Vec<&[f32]> = self.parameters.iter().map(|p| p.values.as_slice()).collect();
-        let wants_input = self.input.is_some();
-        let input_gradient =
-            unit.backward(&self.context, self.saved, gradient, &parameters, &mut sums, wants_input)?;
+        let args = kernels::net::Backward {
+            saved: self.saved,
+            grad_output: gradient,
+            params: &parameters,
+            grads: &mut sums,
+            want_grad_input: self.input.is_some(),
+        };
+        let input_gradient = unit.backward(&self.context, args)?;
         for (parameter, sum) in self.parameters.iter().zip(sums) {
             put(gradients, &parameter.token, sum).map_err(device)?;
         }

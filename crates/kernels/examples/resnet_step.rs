@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use swav_kernels::net::{Block, BlockKind, GlobalAvgPool, ParamKind, Stem, Unit};
+use swav_kernels::net::{Backward, Block, BlockKind, GlobalAvgPool, ParamKind, Stem, Unit};
 use swav_kernels::{Checkpointing, Context, Error, Options, Precision, profile};
 
 #[global_allocator]
@@ -53,7 +53,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         while let Some((mut tape, mut grad)) = tapes.pop() {
             for i in (0..units.len()).rev() {
                 let Some(saved) = tape.pop() else { break };
-                match units[i].backward(&ctx, saved, grad, &params[i], &mut grads[i], i > 0)? {
+                match units[i].backward(
+                    &ctx,
+                    Backward {
+                        saved,
+                        grad_output: grad,
+                        params: &params[i],
+                        grads: &mut grads[i],
+                        want_grad_input: i > 0,
+                    },
+                )? {
                     Some(next) => grad = next,
                     None => break,
                 }

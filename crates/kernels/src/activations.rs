@@ -4,6 +4,7 @@ use crate::Error;
 
 /// How feature maps (and their gradients) are stored. Arithmetic, weights and statistics are always f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Precision {
     /// 32-bit floats.
     #[default]

@@ -78,6 +78,7 @@ impl Isa {
 
 /// What a residual block keeps between its forward and its backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Checkpointing {
     /// The raw outputs of its convolutions: fastest.
     #[default]

@@ -15,7 +15,7 @@
 //! - Inputs are checked; a wrong shape is an [`Error`], not a panic.
 //!
 //! ```
-//! use swav_kernels::net::{Block, BlockKind, Unit};
+//! use swav_kernels::net::{Backward, Block, BlockKind, Unit};
 //! use swav_kernels::{Activations, Context, Options};
 //!
 //! let ctx = Context::new(Options::default())?;
@@ -25,7 +25,8 @@
 //! let input = Activations::from_f32([2, 8, 8, 16], vec![1.0; 2 * 8 * 8 * 16])?;
 //! let (output, saved) = block.forward_train(&ctx, input, &params)?;
 //! let mut grads: Vec<Vec<f32>> = values.iter().map(|v| vec![0.0; v.len()]).collect();
-//! let grad_input = block.backward(&ctx, saved, output, &params, &mut grads, true)?;
+//! let args = Backward { saved, grad_output: output, params: &params, grads: &mut grads, want_grad_input: true };
+//! let grad_input = block.backward(&ctx, args)?;
 //! assert_eq!(grad_input.map(|g| g.shape), Some([2, 8, 8, 16]));
 //! # Ok::<(), swav_kernels::Error>(())
 //! ```
@@ -54,7 +55,7 @@ pub use across::SumAcross;
 pub use activations::{Activations, Precision};
 pub use alloc::AlignedAllocator;
 pub use context::{BufferPool, Checkpointing, Context, Isa, Options};
-pub use conv::ConvSpec;
+pub use conv::{ConvSpec, plan};
 pub use error::Error;
 pub use micro::peak_flops;
 pub use norm::{BN_EPSILON, BN_MOMENTUM, BatchStats};

@@ -11,19 +11,24 @@ pub(crate) trait Load: Copy + Send + Sync {
     const PLAIN: bool = false;
 
     /// What the map needs for one vector of channels.
-    type Affine<S: Simd>: Copy;
+    type Coefficients<S: Simd>: Copy;
 
     /// What the map needs for the vector of channels from `c` on. If `PART`, there are only `n`.
     ///
     /// # Safety
     /// The instruction set must be available and the channels those of the feature map.
-    unsafe fn affine<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> Self::Affine<S>;
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> Self::Coefficients<S>;
 
     /// The vector at element `at`. If `PART`, only the first `n` lanes are read and the others are zero.
     ///
     /// # Safety
     /// The instruction set must be available and the elements inside the feature map.
-    unsafe fn apply<S: Simd, const PART: bool>(&self, affine: Self::Affine<S>, at: usize, n: usize) -> S::V;
+    unsafe fn apply<S: Simd, const PART: bool>(
+        &self,
+        affine: Self::Coefficients<S>,
+        at: usize,
+        n: usize,
+    ) -> S::V;
 
     /// The vector at element `at`, whose first channel is `c`. If `PART`, only the first `n` lanes are read and
     /// the others are zero.
@@ -33,7 +38,7 @@ pub(crate) trait Load: Copy + Send + Sync {
     #[inline(always)]
     unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V {
         // SAFETY: the caller's promise.
-        unsafe { self.apply::<S, PART>(self.affine::<S, PART>(c, n), at, n) }
+        unsafe { self.apply::<S, PART>(self.coefficients::<S, PART>(c, n), at, n) }
     }
 
     /// Asks for the cache lines at an element, which may lie outside the feature map.
@@ -133,10 +138,10 @@ unsafe impl<T> Send for Norm<T> {}
 unsafe impl<T> Sync for Norm<T> {}
 
 impl Load for Zero {
-    type Affine<S: Simd> = ();
+    type Coefficients<S: Simd> = ();
 
     #[inline(always)]
-    unsafe fn affine<S: Simd, const PART: bool>(&self, _c: usize, _n: usize) {}
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, _c: usize, _n: usize) {}
 
     #[inline(always)]
     unsafe fn apply<S: Simd, const PART: bool>(&self, _affine: (), _at: usize, _n: usize) -> S::V {
@@ -146,10 +151,10 @@ impl Load for Zero {
 }
 
 impl<T: Elem> Load for Norm<T> {
-    type Affine<S: Simd> = [S::V; 2];
+    type Coefficients<S: Simd> = [S::V; 2];
 
     #[inline(always)]
-    unsafe fn affine<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 2] {
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 2] {
         // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
         unsafe { [get::<S, f32, PART>(self.scale.add(c), n), get::<S, f32, PART>(self.shift.add(c), n)] }
     }
@@ -167,10 +172,10 @@ impl<T: Elem> Load for Norm<T> {
 impl<T: Elem> Load for Plain<T> {
     const PLAIN: bool = true;
 
-    type Affine<S: Simd> = ();
+    type Coefficients<S: Simd> = ();
 
     #[inline(always)]
-    unsafe fn affine<S: Simd, const PART: bool>(&self, _c: usize, _n: usize) {}
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, _c: usize, _n: usize) {}
 
     #[inline(always)]
     unsafe fn apply<S: Simd, const PART: bool>(&self, _affine: (), at: usize, n: usize) -> S::V {
@@ -188,10 +193,10 @@ impl<T: Elem> Load for Plain<T> {
 }
 
 impl<T: Elem> Load for NormRelu<T> {
-    type Affine<S: Simd> = [S::V; 2];
+    type Coefficients<S: Simd> = [S::V; 2];
 
     #[inline(always)]
-    unsafe fn affine<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 2] {
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 2] {
         // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
         unsafe { [get::<S, f32, PART>(self.scale.add(c), n), get::<S, f32, PART>(self.shift.add(c), n)] }
     }
@@ -215,10 +220,10 @@ impl<T: Elem> Load for NormRelu<T> {
 }
 
 impl<T: Elem> Load for NormGrad<T> {
-    type Affine<S: Simd> = [S::V; 3];
+    type Coefficients<S: Simd> = [S::V; 3];
 
     #[inline(always)]
-    unsafe fn affine<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 3] {
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 3] {
         // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
         unsafe {
             [
@@ -268,25 +273,25 @@ unsafe fn some_lanes<S: Simd, L: Load>(load: &L, at: usize, c: usize, n: usize) 
 }
 
 /// What a map needs for a block of up to 16 channels: for its vectors, of which no instruction set has more than four.
-pub(crate) type BlockAffine<S, L> = [<L as Load>::Affine<S>; 4];
+pub(crate) type BlockCoefficients<S, L> = [<L as Load>::Coefficients<S>; 4];
 
 /// What the map needs for the block from channel `c` on. If `PART`, there are only `valid` channels.
 ///
 /// # Safety
-/// As for [`Load::affine`].
+/// As for [`Load::coefficients`].
 #[inline(always)]
-pub(crate) unsafe fn block_affine<S: Simd, L: Load, const PART: bool>(
+pub(crate) unsafe fn block_coefficients<S: Simd, L: Load, const PART: bool>(
     load: &L,
     c: usize,
     valid: usize,
-) -> BlockAffine<S, L> {
+) -> BlockCoefficients<S, L> {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut affine = [load.affine::<S, PART>(c, valid.min(S::LANES)); 4];
+        let mut affine = [load.coefficients::<S, PART>(c, valid.min(S::LANES)); 4];
         for (i, affine) in affine.iter_mut().enumerate().take(BLOCK / S::LANES).skip(1) {
             let n = valid.saturating_sub(i * S::LANES).min(S::LANES);
             if n > 0 {
-                *affine = load.affine::<S, PART>(c + i * S::LANES, n);
+                *affine = load.coefficients::<S, PART>(c + i * S::LANES, n);
             }
         }
         affine
@@ -311,7 +316,7 @@ pub(crate) struct Pixels {
 #[inline(always)]
 pub(crate) unsafe fn copy_pixels<S: Simd, L: Load, const PART: bool>(
     load: &L,
-    affine: &BlockAffine<S, L>,
+    affine: &BlockCoefficients<S, L>,
     pixels: Pixels,
     valid: usize,
     dst: *mut f32,

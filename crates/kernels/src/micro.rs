@@ -15,7 +15,7 @@
 use crate::simd::{BLOCK, Job, Simd};
 
 /// `C[i][..cols] (+)= Σ_b Σ_k A[a_b + 16·i + k] · B[b_b + k·width ..]` over a list of blocks of 16 channels.
-pub(crate) struct Tile {
+pub(crate) struct ProductTile {
     /// Offsets into `a` and `b`, one pair a block.
     pub list: *const (i32, i32),
     /// Length of the list.
@@ -40,11 +40,11 @@ pub(crate) struct Tile {
 ///
 /// # Safety
 /// The instruction set must be available, and every pointer valid for what the formula touches.
-pub(crate) type TileFn = unsafe fn(&Tile);
+pub(crate) type ProductTileFn = unsafe fn(&ProductTile);
 
-struct TileJob<'a, const MR: usize, const NV: usize, const PAIRS: bool>(&'a Tile);
+struct ProductJob<'a, const MR: usize, const NV: usize, const PAIRS: bool>(&'a ProductTile);
 
-impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for TileJob<'_, MR, NV, PAIRS> {
+impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for ProductJob<'_, MR, NV, PAIRS> {
     type Out = ();
 
     #[inline(always)]
@@ -107,20 +107,20 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for TileJob<'_, MR
 /// The product tile of `MR` rows and `NV` vectors.
 ///
 /// # Safety
-/// See [`TileFn`].
-pub(crate) unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
+/// See [`ProductTileFn`].
+pub(crate) unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(t: &ProductTile) {
     // SAFETY: the caller's promise.
-    unsafe { S::run(TileJob::<MR, NV, false>(t)) }
+    unsafe { S::run(ProductJob::<MR, NV, false>(t)) }
 }
 
 /// The product tile of `MR` rows and `NV` vectors whose operands are words of two bf16 each.
 ///
 /// # Safety
-/// See [`TileFn`]; the instruction set must have [`Simd::dot_pairs`].
+/// See [`ProductTileFn`]; the instruction set must have [`Simd::dot_pairs`].
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction for it there"))]
-pub(crate) unsafe fn pair_tile<S: Simd, const MR: usize, const NV: usize>(t: &Tile) {
+pub(crate) unsafe fn pair_tile<S: Simd, const MR: usize, const NV: usize>(t: &ProductTile) {
     // SAFETY: the caller's promise.
-    unsafe { S::run(TileJob::<MR, NV, true>(t)) }
+    unsafe { S::run(ProductJob::<MR, NV, true>(t)) }
 }
 
 /// One step of a sum of products, of f32 or of pairs of bf16.
@@ -133,7 +133,7 @@ unsafe fn product<S: Simd, const PAIRS: bool>(a: S::V, b: S::V, c: S::V) -> S::V
 /// The product tiles of an instruction set, `NV` vectors wide, by number of rows.
 macro_rules! tile_table {
     ($S:ty, $nv:literal; $($mr:literal)*) => {
-        [$($crate::micro::tile::<$S, $mr, $nv> as $crate::micro::TileFn),*]
+        [$($crate::micro::tile::<$S, $mr, $nv> as $crate::micro::ProductTileFn),*]
     };
 }
 pub(crate) use tile_table;
@@ -142,14 +142,14 @@ pub(crate) use tile_table;
 #[cfg(target_arch = "x86_64")]
 macro_rules! pair_tile_table {
     ($S:ty, $nv:literal; $($mr:literal)*) => {
-        [$($crate::micro::pair_tile::<$S, $mr, $nv> as $crate::micro::TileFn),*]
+        [$($crate::micro::pair_tile::<$S, $mr, $nv> as $crate::micro::ProductTileFn),*]
     };
 }
 #[cfg(target_arch = "x86_64")]
 pub(crate) use pair_tile_table;
 
 /// `C[i][..cols] (+)= Σ_r Σ_k A[a_r + 16·k + i] · B[b_r + 16·k ..]` over runs of positions.
-pub(crate) struct GradTile {
+pub(crate) struct GradientTile {
     /// Offsets into `a` and `b`, one pair a run.
     pub runs: *const (i32, i32),
     /// The number of runs.
@@ -178,20 +178,20 @@ pub(crate) struct GradTile {
 ///
 /// # Safety
 /// The instruction set must be available, and every pointer valid for what the formula touches.
-pub(crate) type GradTileFn = unsafe fn(&GradTile);
+pub(crate) type GradientTileFn = unsafe fn(&GradientTile);
 
 /// The gradient tiles of a number of rows.
 #[derive(Clone, Copy)]
-pub(crate) struct GradTiles {
+pub(crate) struct GradientTiles {
     /// Their rows.
     pub rows: usize,
     /// Kernels: [`BLOCK`] columns wide, and [`Simd::GRAD_COLS`].
-    pub kernels: [GradTileFn; 2],
+    pub kernels: [GradientTileFn; 2],
 }
 
-struct GradJob<'a, const MR: usize, const NV: usize, const PAIRS: bool>(&'a GradTile);
+struct GradientJob<'a, const MR: usize, const NV: usize, const PAIRS: bool>(&'a GradientTile);
 
-impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for GradJob<'_, MR, NV, PAIRS> {
+impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for GradientJob<'_, MR, NV, PAIRS> {
     type Out = ();
 
     #[inline(always)]
@@ -255,20 +255,20 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for GradJob<'_, MR
 /// The gradient tile of `MR` rows and `NV` vectors.
 ///
 /// # Safety
-/// See [`GradTileFn`].
-pub(crate) unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradTile) {
+/// See [`GradientTileFn`].
+pub(crate) unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradientTile) {
     // SAFETY: the caller's promise.
-    unsafe { S::run(GradJob::<MR, NV, false>(t)) }
+    unsafe { S::run(GradientJob::<MR, NV, false>(t)) }
 }
 
 /// The gradient tile of `MR` rows and `NV` vectors whose operands are words of two bf16 each.
 ///
 /// # Safety
-/// See [`GradTileFn`]; the instruction set must have [`Simd::dot_pairs`].
+/// See [`GradientTileFn`]; the instruction set must have [`Simd::dot_pairs`].
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction for it there"))]
-pub(crate) unsafe fn pair_grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradTile) {
+pub(crate) unsafe fn pair_grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradientTile) {
     // SAFETY: the caller's promise.
-    unsafe { S::run(GradJob::<MR, NV, true>(t)) }
+    unsafe { S::run(GradientJob::<MR, NV, true>(t)) }
 }
 
 /// Floating-point operations per second of the widest product tile on data in the first-level cache, all
@@ -296,7 +296,7 @@ pub fn peak_flops(ctx: &crate::Context) -> f64 {
                 for _ in 0..repeats {
                     // SAFETY: the instruction set is available; lists and rows stay inside the buffers.
                     unsafe {
-                        tiles[1][rows - 1](&Tile {
+                        tiles[1][rows - 1](&ProductTile {
                             list: list.as_ptr(),
                             blocks: BLOCKS,
                             a: a.as_ptr(),

@@ -130,13 +130,13 @@ macro_rules! by_type {
 
 /// `out = main + side`, with ReLU or without.
 #[derive(Clone, Copy)]
-struct Add<A, B, T, const RELU: bool> {
+struct AddPoint<A, B, T, const RELU: bool> {
     main: A,
     side: B,
     out: Shared<T>,
 }
 
-impl<A: Load, B: Load, T: Elem, const RELU: bool> Point for Add<A, B, T, RELU> {
+impl<A: Load, B: Load, T: Elem, const RELU: bool> Point for AddPoint<A, B, T, RELU> {
     #[inline(always)]
     unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize, _sums: &mut [S::V; SUMS]) {
         // SAFETY: the caller's promise.
@@ -160,7 +160,7 @@ pub(crate) fn join(
     out: &mut Activations,
 ) {
     fn go<B: Load, T: Elem>(ctx: &Context, pixels: usize, main: Norm<T>, side: B, out: &mut [T], c: usize) {
-        points(ctx, Add::<_, _, _, true> { main, side, out: Shared::new(out) }, pixels, c);
+        points(ctx, AddPoint::<_, _, _, true> { main, side, out: Shared::new(out) }, pixels, c);
     }
     let (pixels, c) = (raw.pixels(), raw.shape[3]);
     match shortcut {
@@ -322,7 +322,7 @@ pub(crate) fn batch_stats(ctx: &Context, x: &Activations) -> BatchStats {
 pub(crate) fn norm(ctx: &Context, raw: &Activations, affine: &Affine, out: &mut Activations) {
     by_type!(out, [raw] => |out, x| {
         let (main, side, out) = (Norm::new(x, affine), Zero, Shared::new(out));
-        points(ctx, Add::<_, _, _, false> { main, side, out }, raw.pixels(), raw.shape[3]);
+        points(ctx, AddPoint::<_, _, _, false> { main, side, out }, raw.pixels(), raw.shape[3]);
     });
 }
 
@@ -336,7 +336,7 @@ pub(crate) fn norm_grad(
 ) {
     by_type!(out, [grad, raw] => |out, g, x| {
         let (main, side, out) = (crate::load::NormGrad::new(g, x, affine), Zero, Shared::new(out));
-        points(ctx, Add::<_, _, _, false> { main, side, out }, raw.pixels(), raw.shape[3]);
+        points(ctx, AddPoint::<_, _, _, false> { main, side, out }, raw.pixels(), raw.shape[3]);
     });
 }
 

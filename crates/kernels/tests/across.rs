@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use common::{error, parameters, slices, values, wide};
-use swav_kernels::net::{BatchNorm1d, Block, BlockKind, Stem, Unit};
+use swav_kernels::net::{Backward, BatchNorm1d, Block, BlockKind, Stem, Unit};
 use swav_kernels::{Activations, BatchStats, Context, Error, Options, SumAcross};
 
 /// One of two threads that add up.
@@ -64,7 +64,19 @@ fn passes(ctx: &Context, unit: &dyn Unit, shape: [usize; 4], images: std::ops::R
     let mut grad = part(unit.output_shape(shape).unwrap(), 2);
     grad.words.iter_mut().for_each(|g| *g -= 1.0);
     let words = out.words;
-    let dx = unit.backward(ctx, saved, grad, &slices(&params), &mut grads, true).unwrap().unwrap();
+    let dx = unit
+        .backward(
+            ctx,
+            Backward {
+                saved,
+                grad_output: grad,
+                params: &slices(&params),
+                grads: &mut grads,
+                want_grad_input: true,
+            },
+        )
+        .unwrap()
+        .unwrap();
     (words, stats, dx.words, grads)
 }
 

@@ -3,7 +3,9 @@
 mod common;
 
 use common::{activations, block, contexts, error, parameters, round_bf16, slices, values, wide};
-use swav_kernels::net::{BatchNorm1d, Block, BlockKind, GlobalAvgPool, Linear, RunningStats, Stem, Unit};
+use swav_kernels::net::{
+    Backward, BatchNorm1d, Block, BlockKind, GlobalAvgPool, Linear, RunningStats, Stem, Unit,
+};
 use swav_kernels::{Activations, Checkpointing, Context, ConvSpec, Error, Options, Precision, reference};
 
 const BLOCKS: [(BlockKind, usize, usize, usize, [usize; 3]); 9] = [
@@ -43,8 +45,19 @@ fn check_block(ctx: &Context, case: usize, tolerance: f64) {
     // Gradients are added to what is there.
     let mut got_grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.5; p.len()]).collect();
     let grad = activations(ctx, out_shape, &grad);
-    let got =
-        unit.backward(ctx, saved, grad, &slices(&params), &mut got_grads, true).unwrap().expect("asked for");
+    let got = unit
+        .backward(
+            ctx,
+            Backward {
+                saved,
+                grad_output: grad,
+                params: &slices(&params),
+                grads: &mut got_grads,
+                want_grad_input: true,
+            },
+        )
+        .unwrap()
+        .expect("asked for");
     let e = mean_error(&got.to_f32(), &grad_in);
     assert!(e < tolerance, "input gradient of {what}: {e}");
     for ((got, expected), spec) in got_grads.iter().zip(&grads).zip(unit.parameters()) {
@@ -86,7 +99,18 @@ fn checkpointed_blocks_give_the_same_bits() {
         let (out, saved) = unit.forward_train(&ctx, input, &slices(&params)).unwrap();
         let words = saved.words();
         let mut grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
-        let g = unit.backward(&ctx, saved, out, &slices(&params), &mut grads, true).unwrap();
+        let g = unit
+            .backward(
+                &ctx,
+                Backward {
+                    saved,
+                    grad_output: out,
+                    params: &slices(&params),
+                    grads: &mut grads,
+                    want_grad_input: true,
+                },
+            )
+            .unwrap();
         (words, g, grads)
     };
     let (off, on) = (run(Checkpointing::Off), run(Checkpointing::Blocks));
@@ -106,7 +130,18 @@ fn bits_do_not_depend_on_the_number_of_threads() {
             let (out, saved) = unit.forward_train(&ctx, input, &slices(&params)).unwrap();
             let stats = saved.stats().to_vec();
             let mut grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
-            let g = unit.backward(&ctx, saved, out.clone(), &slices(&params), &mut grads, true).unwrap();
+            let g = unit
+                .backward(
+                    &ctx,
+                    Backward {
+                        saved,
+                        grad_output: out.clone(),
+                        params: &slices(&params),
+                        grads: &mut grads,
+                        want_grad_input: true,
+                    },
+                )
+                .unwrap();
             (out, stats, g, grads)
         })
     };
@@ -132,7 +167,19 @@ fn a_block_has_the_gradient_of_its_finite_differences() {
     let (out, saved) = unit.forward_train(&ctx, activations(&ctx, shape, &x), &slices(&params)).unwrap();
     let mut grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
     let grad = Activations::from_f32(out.shape, weights.clone()).unwrap();
-    let dx = unit.backward(&ctx, saved, grad, &slices(&params), &mut grads, true).unwrap().unwrap();
+    let dx = unit
+        .backward(
+            &ctx,
+            Backward {
+                saved,
+                grad_output: grad,
+                params: &slices(&params),
+                grads: &mut grads,
+                want_grad_input: true,
+            },
+        )
+        .unwrap()
+        .unwrap();
     // A step may cross a kink of a ReLU, so the median over coordinates is what counts.
     let step = 2e-3;
     let mut errors = Vec::new();
@@ -190,7 +237,19 @@ fn check_stem(ctx: &Context, unit: &Stem, pool: bool, shape: [usize; 4]) {
     assert!(error(&stats.mean, &mean) < 1e-4 && error(&stats.var, &var) < 1e-4);
     let mut grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
     let grad = activations(ctx, got.shape, &grad);
-    let got_dx = unit.backward(ctx, saved, grad, &slices(&params), &mut grads, true).unwrap().unwrap();
+    let got_dx = unit
+        .backward(
+            ctx,
+            Backward {
+                saved,
+                grad_output: grad,
+                params: &slices(&params),
+                grads: &mut grads,
+                want_grad_input: true,
+            },
+        )
+        .unwrap()
+        .unwrap();
     for (got, expected) in
         [(&got_dx.words, &dx), (&grads[0], &dw), (&grads[1], &d_gamma), (&grads[2], &d_beta)]
     {
@@ -231,7 +290,19 @@ fn heads_match_f64() {
         assert!(error(&out.words, &y) < 1e-5);
         let mut grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
         let g = Activations::from_f32([n, 1, 1, c_out], grad.clone()).unwrap();
-        let dx = unit.backward(&ctx, saved, g, &slices(&params), &mut grads, true).unwrap().unwrap();
+        let dx = unit
+            .backward(
+                &ctx,
+                Backward {
+                    saved,
+                    grad_output: g,
+                    params: &slices(&params),
+                    grads: &mut grads,
+                    want_grad_input: true,
+                },
+            )
+            .unwrap()
+            .unwrap();
         assert!(error(&dx.words, &reference::conv_backward_data(&spec, shape, &wide(&grad), &w)) < 1e-5);
         let dw = reference::conv_backward_weights(&spec, shape, &wide(&x), &wide(&grad));
         assert!(error(&grads[0], &dw) < 1e-5);
@@ -256,7 +327,19 @@ fn heads_match_f64() {
             assert!(error(&out.words, &y) < 1e-4);
             let mut grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
             let g = Activations::from_f32(shape, grad).unwrap();
-            let got = unit.backward(&ctx, saved, g, &slices(&params), &mut grads, true).unwrap().unwrap();
+            let got = unit
+                .backward(
+                    &ctx,
+                    Backward {
+                        saved,
+                        grad_output: g,
+                        params: &slices(&params),
+                        grads: &mut grads,
+                        want_grad_input: true,
+                    },
+                )
+                .unwrap()
+                .unwrap();
             let (dx, d_gamma, d_beta) = reference::batch_norm_backward(&wide(&x), &masked, &gamma);
             assert!(error(&got.words, &dx) < 1e-4);
             assert!(error(&grads[0], &d_gamma) < 1e-4 && error(&grads[1], &d_beta) < 1e-4);
@@ -274,7 +357,13 @@ fn average_pooling_is_a_mean() {
             .map(|i| (0..15).map(|p| f64::from(x[(i / 19 * 15 + p) * 19 + i % 19])).sum::<f64>() / 15.0)
             .collect();
         assert!(error(&out.words, &expected) < 1e-5);
-        let g = GlobalAvgPool.backward(&ctx, saved, out, &[], &mut [], true).unwrap().unwrap();
+        let g = GlobalAvgPool
+            .backward(
+                &ctx,
+                Backward { saved, grad_output: out, params: &[], grads: &mut [], want_grad_input: true },
+            )
+            .unwrap()
+            .unwrap();
         let spread: Vec<f64> =
             (0..2 * 15 * 19).map(|i| expected[i / (15 * 19) * 19 + i % 19] / 15.0).collect();
         assert!(error(&g.words, &spread) < 1e-5);
@@ -296,6 +385,15 @@ fn wrong_shapes_are_errors() {
     assert!(matches!(one, Err(Error::TooFewForBatchNorm { got: 1 })));
     let (_, saved) = unit.forward_train(&ctx, make([1, 4, 4, 4]), &slices(&params)).unwrap();
     let mut grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
-    let wrong = unit.backward(&ctx, saved, make([1, 4, 3, 4]), &slices(&params), &mut grads, true);
+    let wrong = unit.backward(
+        &ctx,
+        Backward {
+            saved,
+            grad_output: make([1, 4, 3, 4]),
+            params: &slices(&params),
+            grads: &mut grads,
+            want_grad_input: true,
+        },
+    );
     assert!(matches!(wrong, Err(Error::Shape { .. })));
 }

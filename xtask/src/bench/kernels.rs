@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
-use swav_kernels::net::{Block, BlockKind, ParamKind, Unit};
+use swav_kernels::net::{Backward, Block, BlockKind, ParamKind, Stem, Unit, plans};
 use swav_kernels::{Activations, Context, ConvSpec, Isa, Options, Precision, ops, peak_flops};
 
 /// Measure the CPU kernels by layer and pass.
@@ -26,6 +26,9 @@ pub struct Args {
     /// Without Strassen's and Winograd's algorithms.
     #[arg(long)]
     exact: bool,
+    /// Print how each convolution of ResNet-18 and ResNet-50 is computed, and measure nothing.
+    #[arg(long)]
+    plan: bool,
 }
 
 /// Images, side, channels in, channels out, kernel, stride: the layers of ResNets on images of 32, 28 and 224 pixels.
@@ -69,6 +72,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     let options = Options { precision, exact: args.exact, isa, ..Options::default() };
+    if args.plan {
+        return print_plans(&Context::new(options)?);
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
     let rows = pool.install(|| layers(options, args.seconds))?;
     let scaling = scaling(options, pool.current_num_threads())?;
@@ -78,6 +84,32 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         "threads": pool.current_num_threads(), "layers": rows, "scaling": scaling,
     });
     println!("{summary}");
+    Ok(())
+}
+
+/// Prints the algorithm of each pass of each convolution of networks as they are usually trained.
+fn print_plans(ctx: &Context) -> anyhow::Result<()> {
+    let networks = [
+        ("ResNet-18, 32 images of 32 pixels", BlockKind::Basic, [2, 2, 2, 2], [32, 32]),
+        ("ResNet-50, 4 images of 224 pixels", BlockKind::Bottleneck, [3, 4, 6, 3], [4, 224]),
+    ];
+    for (name, kind, stages, [images, side]) in networks {
+        let stem = if side > 64 { Stem::imagenet(64) } else { Stem::cifar(64) };
+        let mut units: Vec<Box<dyn Unit>> = vec![Box::new(stem)];
+        let mut channels = 64;
+        for (stage, block) in (0..4).flat_map(|stage| (0..stages[stage]).map(move |block| (stage, block))) {
+            let (planes, stride) = (64 << stage, if stage > 0 && block == 0 { 2 } else { 1 });
+            units.push(Box::new(Block::new(kind, channels, planes, stride)));
+            channels = planes * kind.expansion();
+        }
+        println!("{name} ({}):", ctx.isa().name());
+        for (conv, plans) in plans(ctx, units.iter().map(AsRef::as_ref), [images, side, side, 3])? {
+            let ([_, h, w, c], spec) = (conv.input, conv.spec);
+            let layer =
+                format!("{h}x{w} {c}->{} {}x{}/{}", spec.c_out, spec.kernel, spec.kernel, spec.stride);
+            println!("{layer:>28}  {:>20} {:>20} {:>20}", plans[0], plans[1], plans[2]);
+        }
+    }
     Ok(())
 }
 
@@ -193,7 +225,10 @@ fn block_seconds(options: Options) -> anyhow::Result<f64> {
         input.words.fill(f32::from_bits(0x3f10_3f20));
         let begin = Instant::now();
         let (out, saved) = unit.forward_train(&ctx, input, &params)?;
-        if let Some(grad) = unit.backward(&ctx, saved, out, &params, &mut grads, true)? {
+        if let Some(grad) = unit.backward(
+            &ctx,
+            Backward { saved, grad_output: out, params: &params, grads: &mut grads, want_grad_input: true },
+        )? {
             ctx.recycle(grad);
         }
         best = best.min(begin.elapsed().as_secs_f64());

@@ -4,7 +4,7 @@
 
 use swav_cuda::network::{BlockKind, Group, Head, Network, NetworkSpec, Stem};
 use swav_cuda::shape::Element;
-use swav_kernels::net::{self, RunningStats, Saved, Unit};
+use swav_kernels::net::{self, Backward, RunningStats, Saved, Unit};
 use swav_kernels::{Activations, Context, Options};
 
 /// The units of a network, and which of them are the backbone's.
@@ -137,7 +137,14 @@ impl Reference {
             let grads = &mut self.gradients[from..to];
             let saved = all.pop().unwrap();
             let unit = &self.units[index];
-            gradient = unit.backward(&self.ctx, saved, gradient, &parameters, grads, index > 0).unwrap()?;
+            let args = Backward {
+                saved,
+                grad_output: gradient,
+                params: &parameters,
+                grads,
+                want_grad_input: index > 0,
+            };
+            gradient = unit.backward(&self.ctx, args).unwrap()?;
         }
         Some(gradient)
     }

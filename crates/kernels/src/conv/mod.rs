@@ -5,33 +5,29 @@
 //! outputs through a [`Post`], which gathers batch-norm sums while the output is in cache. So the
 //! normalised activations of a block never exist in memory.
 
-mod any_tile;
 mod direct;
-mod fill;
+mod filters;
 mod finish;
-mod geometry;
-mod grad_tiles;
-mod narrow;
-mod pack;
+mod operands;
+mod partials;
+pub mod plan;
+mod rgb;
 mod strassen;
 #[cfg(test)]
 mod tests;
-mod tiles;
-mod tiling;
-mod transforms;
-mod two_taps;
-mod weights;
 mod winograd;
-mod winograd_weights;
 
 use crate::activations::Activations;
-use crate::norm::{Affine, BatchStats, GradAffine, GradSums};
-use crate::simd::{BLOCK, Simd, dispatch};
+use crate::norm::{BatchStats, GradSums};
+use crate::simd::dispatch;
 use crate::{Context, Error, Precision, profile};
-use fill::Reader;
+use direct::fill::Reader;
+use direct::geometry::Geometry;
+use filters::{Direction, Filters};
 use finish::Finisher;
-use geometry::Geometry;
-use pack::{Direction, Weights};
+pub(crate) use operands::{Post, Source};
+use partials::Partials;
+use plan::{Algorithm, Pass, Plan, Products, Reading};
 
 /// A square convolution without bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,66 +86,33 @@ impl ConvSpec {
     }
 }
 
-/// Where a convolution reads from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Source<'a> {
-    /// The values as they are.
-    Plain(&'a Activations),
-    /// `max(raw·scale + shift, 0)`.
-    NormRelu {
-        /// The raw output of the convolution before.
-        raw: &'a Activations,
-        /// Its batch norm.
-        affine: &'a Affine,
-    },
-    /// `grad·on_grad + raw·on_raw + constant`.
-    NormGrad {
-        /// The gradient of the batch norm's output, already masked by the ReLU.
-        grad: &'a Activations,
-        /// The batch norm's input.
-        raw: &'a Activations,
-        /// The batch norm's gradient.
-        affine: &'a GradAffine,
-    },
+/// A forward or data pass: filters times source, finished. What is common to all algorithms.
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    spec: &'a ConvSpec,
+    /// The shape of the convolution's input.
+    input: [usize; 4],
+    direction: Direction,
+    source: Source<'a>,
+    /// OHWI.
+    weights: &'a [f32],
+    finisher: Finisher<'a>,
+    plan: Plan,
 }
 
-impl Source<'_> {
-    /// How it is stored.
-    pub fn precision(&self) -> Precision {
-        match self {
-            Source::Plain(x) => x.precision,
-            Source::NormRelu { raw, .. } | Source::NormGrad { raw, .. } => raw.precision,
-        }
-    }
-
-    /// `[n, h, w, c]`.
-    pub fn shape(&self) -> [usize; 4] {
-        match self {
-            Source::Plain(x) => x.shape,
-            Source::NormRelu { raw, .. } | Source::NormGrad { raw, .. } => raw.shape,
-        }
-    }
+/// A weight pass: `Σ dy ⊗ x`.
+#[derive(Clone, Copy)]
+struct Gradient<'a> {
+    spec: &'a ConvSpec,
+    x: Source<'a>,
+    dy: Source<'a>,
+    plan: Plan,
 }
 
-/// What happens to the gradient that `backward_data` computes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Post<'a> {
-    /// It is stored.
-    Store,
-    /// It is added to what is there.
-    Accumulate,
-    /// It is masked by the ReLU of `raw·scale + shift` and stored, and batch norm's sums are returned.
-    ReluNorm {
-        /// The raw output of the convolution before.
-        raw: &'a Activations,
-        /// Its batch norm.
-        affine: &'a Affine,
-        /// The mean in it.
-        mean: &'a [f32],
-    },
-}
-
-/// `out = conv(src)`, and its batch statistics if asked for. Shapes are the caller's duty.
+/// `out = conv(src)`, and its batch statistics if asked for.
+///
+/// # Panics
+/// If shapes do not fit.
 pub(crate) fn forward(
     ctx: &Context,
     spec: &ConvSpec,
@@ -158,14 +121,20 @@ pub(crate) fn forward(
     out: &mut Activations,
     stats: bool,
 ) -> Option<BatchStats> {
-    profile::scope(
-        "conv forward",
-        || spec.describe(src.shape()),
-        || dispatch!(ctx.isa(), S => forward_with::<S>(ctx, spec, src, weights, out, stats)),
-    )
+    let input = src.shape();
+    let describe = || spec.describe(input);
+    assert_eq!(out.shape, spec.output_shape(input), "shape of a convolution's output");
+    let plan = Plan::choose(spec, input, Pass::Forward, src.precision(), ctx);
+    let (direction, finisher) = (Direction::Forward, Finisher::Forward { stats });
+    let product = Product { spec, input, direction, source: src, weights, finisher, plan };
+    let (partials, counts) = profile::scope("conv forward", describe, || product.run(ctx, out));
+    stats.then(|| partials.batch_stats(&counts))
 }
 
 /// `out = conv_transposed(dy)`, finished by `post`, whose sums it returns.
+///
+/// # Panics
+/// If shapes do not fit.
 pub(crate) fn backward_data(
     ctx: &Context,
     spec: &ConvSpec,
@@ -174,15 +143,21 @@ pub(crate) fn backward_data(
     out: &mut Activations,
     post: Post<'_>,
 ) -> Option<GradSums> {
-    let shape = out.shape;
-    profile::scope(
-        "conv backward data",
-        || spec.describe(shape),
-        || dispatch!(ctx.isa(), S => backward_data_with::<S>(ctx, spec, dy, weights, out, post)),
-    )
+    let input = out.shape;
+    let describe = || spec.describe(input);
+    assert_eq!(dy.shape(), spec.output_shape(input), "shape of the gradient of a convolution's output");
+    post.check(input);
+    let plan = Plan::choose(spec, input, Pass::Data, dy.precision(), ctx);
+    let (direction, finisher) = (Direction::Backward, Finisher::Backward(post));
+    let product = Product { spec, input, direction, source: dy, weights, finisher, plan };
+    let (partials, _) = profile::scope("conv backward data", describe, || product.run(ctx, out));
+    finisher.sums().then(|| partials.grad_sums())
 }
 
 /// `grad += Σ dy ⊗ x`, OHWI.
+///
+/// # Panics
+/// If shapes do not fit.
 pub(crate) fn backward_weights(
     ctx: &Context,
     spec: &ConvSpec,
@@ -190,145 +165,75 @@ pub(crate) fn backward_weights(
     dy: Source<'_>,
     grad: &mut [f32],
 ) {
-    profile::scope(
-        "conv backward weights",
-        || spec.describe(x.shape()),
-        || dispatch!(ctx.isa(), S => backward_weights_with::<S>(ctx, spec, x, dy, grad)),
-    );
+    let describe = || spec.describe(x.shape());
+    let both = [x.precision(), dy.precision()];
+    let stored = if both == [Precision::Mixed; 2] { Precision::Mixed } else { Precision::F32 };
+    let plan = Plan::choose(spec, x.shape(), Pass::Weights, stored, ctx);
+    let gradient = Gradient { spec, x, dy, plan };
+    profile::scope("conv backward weights", describe, || gradient.run(ctx, grad));
 }
 
-fn forward_with<S: Simd>(
-    ctx: &Context,
-    spec: &ConvSpec,
-    src: Source<'_>,
-    weights: &[f32],
-    out: &mut Activations,
-    stats: bool,
-) -> Option<BatchStats> {
-    let finisher = Finisher::Forward { stats };
-    if spec.winograd_pays(ctx, &[src], src.shape()) {
-        let weights = spec.matrix(weights, Direction::Forward);
-        let (partials, counts) = winograd::run::<S>(ctx, src, weights, spec.stride, out, finisher);
-        return stats.then(|| partials.batch_stats(&counts));
+impl Product<'_> {
+    /// Runs the pass by the algorithm that is planned. Returns the sums of each part of the work, and the values per channel
+    /// behind each of them.
+    fn run(&self, ctx: &Context, out: &mut Activations) -> (Partials, Vec<usize>) {
+        assert_eq!(self.weights.len(), self.spec.weight_len(), "weights of a convolution");
+        assert_eq!(self.input[3], self.spec.c_in, "input channels of a convolution");
+        self.source.check();
+        dispatch!(ctx.isa(), S => match self.plan.algorithm {
+            Algorithm::Winograd(_) => winograd::product::run::<S>(ctx, self, out),
+            Algorithm::RgbRows => rgb::forward::<S>(ctx, self, out),
+            Algorithm::Strassen(_) => strassen::run::<S>(ctx, self, out),
+            Algorithm::Direct(_) => direct::product::run::<S>(ctx, self, out),
+        })
     }
-    if narrow::applies(spec) {
-        let (partials, counts) = narrow::forward::<S>(ctx, spec, src, weights, out, finisher);
-        return stats.then(|| partials.batch_stats(&counts));
+
+    /// The weights as this pass sees them.
+    fn filters(&self) -> Filters<'_> {
+        let ConvSpec { c_in, c_out, kernel, .. } = *self.spec;
+        let taps = kernel * kernel;
+        let (c_in, taps) = match self.plan.reading() {
+            Reading::Pixels => (c_in, taps),
+            Reading::Columns => (taps * c_in, 1),
+        };
+        let pairs = self.plan.products == Products::Bf16;
+        Filters::new(self.weights, [c_out, taps, c_in], self.direction, pairs)
     }
-    let (reader, geometry, taps, c_in) = spec.reader(src);
-    let pairs = spec.multiplies_bf16(ctx, &[src]);
-    let direction = Direction::Forward;
-    let weights = Weights { values: weights, c_in, c_out: spec.c_out, taps, direction, pairs };
-    let (partials, counts) = direct::run::<S>(ctx, reader, geometry, weights, out, finisher);
-    stats.then(|| partials.batch_stats(&counts))
+
+    /// How the source gets into scratch memory, and which of its pixels meets which tap there.
+    fn reader(&self) -> (Reader<'_>, Geometry) {
+        match self.direction {
+            Direction::Forward => self.spec.reader(self.source, self.plan.reading()),
+            Direction::Backward => (Reader::Pixels(self.source), Geometry::backward(self.spec, self.input)),
+        }
+    }
 }
 
-fn backward_data_with<S: Simd>(
-    ctx: &Context,
-    spec: &ConvSpec,
-    dy: Source<'_>,
-    weights: &[f32],
-    out: &mut Activations,
-    post: Post<'_>,
-) -> Option<GradSums> {
-    let finisher = Finisher::Backward(post);
-    let weights = spec.matrix(weights, Direction::Backward);
-    if spec.winograd_pays(ctx, &[dy], out.shape) {
-        let (partials, _) = winograd::run::<S>(ctx, dy, weights, spec.stride, out, finisher);
-        return finisher.sums().then(|| partials.grad_sums());
+impl Gradient<'_> {
+    /// Runs the pass by the algorithm that is planned.
+    fn run(&self, ctx: &Context, grad: &mut [f32]) {
+        let input = self.x.shape();
+        assert_eq!(grad.len(), self.spec.weight_len(), "weights' gradient of a convolution");
+        assert_eq!(input[3], self.spec.c_in, "input channels of a convolution");
+        assert_eq!(self.dy.shape(), self.spec.output_shape(input), "shape of an output's gradient");
+        self.x.check();
+        self.dy.check();
+        dispatch!(ctx.isa(), S => match self.plan.algorithm {
+            Algorithm::Winograd(order) => winograd::gradient::run::<S>(ctx, self, order, grad),
+            Algorithm::RgbRows => rgb::backward_weights::<S>(ctx, self, grad),
+            // Strassen's step is for products of more depth than a weight pass has rows.
+            Algorithm::Strassen(_) | Algorithm::Direct(_) => direct::gradient::run::<S>(ctx, self, grad),
+        })
     }
-    let geometry = Geometry::backward(spec, out.shape);
-    let weights = Weights { pairs: spec.multiplies_bf16(ctx, &[dy]), ..weights };
-    let (partials, _) = direct::run::<S>(ctx, Reader::Pixels(dy), geometry, weights, out, finisher);
-    finisher.sums().then(|| partials.grad_sums())
-}
-
-fn backward_weights_with<S: Simd>(
-    ctx: &Context,
-    spec: &ConvSpec,
-    x: Source<'_>,
-    dy: Source<'_>,
-    grad: &mut [f32],
-) {
-    if spec.winograd_pays(ctx, &[x, dy], x.shape()) {
-        return winograd_weights::run::<S>(ctx, x, dy, spec.stride, grad);
-    }
-    if narrow::applies(spec) {
-        return narrow::backward_weights::<S>(ctx, spec, x, dy, grad);
-    }
-    let (reader, geometry, ..) = spec.reader(x);
-    weights::run::<S>(ctx, reader, dy, geometry, spec.multiplies_bf16(ctx, &[x, dy]), grad);
 }
 
 impl ConvSpec {
-    /// The weights as a pass sees them.
-    fn matrix<'a>(&self, values: &'a [f32], direction: Direction) -> Weights<'a> {
-        Weights {
-            values,
-            c_in: self.c_in,
-            c_out: self.c_out,
-            taps: self.kernel * self.kernel,
-            direction,
-            pairs: false,
+    /// How forward and weight passes read a source, with the geometry that they have then.
+    fn reader<'a>(&'a self, source: Source<'a>, reading: Reading) -> (Reader<'a>, Geometry) {
+        let geometry = Geometry::reading(self, source.shape(), reading);
+        match reading {
+            Reading::Pixels => (Reader::Pixels(source), geometry),
+            Reading::Columns => (Reader::Columns(source, self), geometry),
         }
-    }
-
-    /// Whether products are of bf16: all operands are stored so, and the machine is good at it. Columns of several
-    /// taps stay f32.
-    fn multiplies_bf16(&self, ctx: &Context, operands: &[Source<'_>]) -> bool {
-        let stored = operands.iter().all(|o| o.precision() == Precision::Mixed);
-        ctx.bf16_products() && stored && (self.kernel == 1 || self.c_in >= BLOCK)
-    }
-
-    /// Whether Winograd's algorithm applies to an input of this shape, and is expected to take less time than the direct
-    /// path.
-    fn winograd_pays(&self, ctx: &Context, operands: &[Source<'_>], shape: [usize; 4]) -> bool {
-        let applies = self.kernel == 3 && self.padding == 1 && self.c_in >= BLOCK;
-        if ctx.exact() || !applies || self.stride > 2 {
-            return false;
-        }
-        let [n, h, w, _] = shape.map(|s| s as f64);
-        let (ci, co) = (self.c_in as f64, self.c_out as f64);
-        // In multiply-adds: the direct path leaves padding out; the other pays for its transforms and for reading
-        // transformed weights from memory.
-        if self.stride == 2 {
-            // It does not save enough to beat twice the rate.
-            if self.multiplies_bf16(ctx, operands) {
-                return false;
-            }
-            let [_, h, w, _] = self.output_shape(shape);
-            let per_map = |of: fn(usize) -> usize| n * (of(h) * of(w)) as f64;
-            // Padding is below and to the right only of odd maps.
-            let taps = |output: usize, input: usize| (3 * output - 1 - input % 2) as f64;
-            let direct = n * taps(h, shape[1]) * taps(w, shape[2]) * ci * co;
-            let inputs = per_map(two_taps::side_products);
-            let winograd = inputs * (ci * co + 16.0 * ci)
-                + per_map(two_taps::side_points) * 16.0 * co
-                + two_taps::PRODUCTS * ci * co * 24.0;
-            return winograd < direct;
-        }
-        let map = [shape[1], shape[2]];
-        let points = (shape[0] * transforms::map_points(map)) as f64;
-        let weight_points = transforms::map_points(map).min(transforms::POINTS) as f64;
-        let direct = n * (3.0 * h - 2.0) * (3.0 * w - 2.0) * ci * co;
-        let winograd = points * (ci * co + 12.0 * (ci + co)) + weight_points * ci * co * 24.0;
-        winograd < direct
-    }
-
-    /// How forward and weight passes read: as pixels, or as columns of taps where input channels are few or a
-    /// 1×1 convolution strides. With it the geometry, and the taps and channels that the weights have then.
-    fn reader<'a>(&'a self, src: Source<'a>) -> (Reader<'a>, Geometry, usize, usize) {
-        let shape = src.shape();
-        let taps = self.kernel * self.kernel;
-        if (self.kernel > 1 && self.c_in < BLOCK)
-            || (self.kernel == 1 && self.stride > 1 && self.padding == 0)
-        {
-            let [n, h, w, _] = self.output_shape(shape);
-            let depth = taps * self.c_in;
-            let flat = ConvSpec { c_in: depth, c_out: self.c_out, kernel: 1, stride: 1, padding: 0 };
-            let geometry = Geometry::forward(&flat, [n * h * w, 1, 1, depth]);
-            return (Reader::Columns(src, self), geometry, 1, depth);
-        }
-        (Reader::Pixels(src), Geometry::forward(self, shape), taps, self.c_in)
     }
 }

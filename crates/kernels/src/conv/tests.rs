@@ -2,9 +2,10 @@
 
 #![allow(clippy::needless_range_loop, reason = "several arrays are indexed by channel")]
 
+use super::plan::winograd_order;
 use super::*;
 use crate::activations::DataMut;
-use crate::simd::Simd;
+use crate::norm::{Affine, GradAffine};
 use crate::{Isa, Options, Precision, reference};
 
 fn values(len: usize, seed: u64) -> Vec<f32> {
@@ -125,7 +126,36 @@ const WINOGRAD: [[usize; 5]; 18] = [
     [100, 170, 9, 13, 15],
 ];
 
-fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5], stride: usize) {
+/// Winograd's algorithm, whether it pays or not.
+fn winograd(spec: &ConvSpec, input: [usize; 4], pass: Pass) -> Plan {
+    let algorithm = Algorithm::Winograd(winograd_order(spec, input, pass));
+    Plan { algorithm, products: Products::F32 }
+}
+
+fn winograd_forward<'a>(
+    spec: &'a ConvSpec,
+    source: Source<'a>,
+    weights: &'a [f32],
+    stats: bool,
+) -> Product<'a> {
+    let (input, direction, finisher) = (source.shape(), Direction::Forward, Finisher::Forward { stats });
+    let plan = winograd(spec, input, Pass::Forward);
+    Product { spec, input, direction, source, weights, finisher, plan }
+}
+
+fn winograd_data<'a>(
+    spec: &'a ConvSpec,
+    input: [usize; 4],
+    source: Source<'a>,
+    weights: &'a [f32],
+    post: Post<'a>,
+) -> Product<'a> {
+    let (direction, finisher) = (Direction::Backward, Finisher::Backward(post));
+    let plan = winograd(spec, input, Pass::Data);
+    Product { spec, input, direction, source, weights, finisher, plan }
+}
+
+fn winograd_passes(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5], stride: usize) {
     let spec = ConvSpec { c_in, c_out, kernel: 3, stride, padding: 1 };
     let shape = [n, h, w, c_in];
     let (x, weights) = (activations(shape, 1), values(spec.weight_len(), 2));
@@ -135,9 +165,7 @@ fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5], s
     let tolerance = 3e-4;
 
     let mut y = activations(dy.shape, 4);
-    let matrix = spec.matrix(&weights, Direction::Forward);
-    let finisher = Finisher::Forward { stats: true };
-    let (partials, counts) = winograd::run::<S>(ctx, Source::Plain(&x), matrix, stride, &mut y, finisher);
+    let (partials, counts) = winograd_forward(&spec, Source::Plain(&x), &weights, true).run(ctx, &mut y);
     let expected = reference::conv_forward(&spec, shape, &wide(&x.words), &wide(&weights));
     assert!(error(&y.words, &expected) < tolerance, "forward {what}: {}", error(&y.words, &expected));
     let (stats, (mean, var)) = (partials.batch_stats(&counts), reference::batch_stats(&expected, c_out));
@@ -152,13 +180,12 @@ fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5], s
     let mut dx = activations(shape, 5);
     let mut expected = reference::conv_backward_data(&spec, shape, &wide(&dy.words), &wide(&weights));
     expected.iter_mut().zip(&dx.words).for_each(|(e, b)| *e += f64::from(*b));
-    let matrix = spec.matrix(&weights, Direction::Backward);
-    let finisher = Finisher::Backward(Post::Accumulate);
-    winograd::run::<S>(ctx, Source::Plain(&dy), matrix, stride, &mut dx, finisher);
+    winograd_data(&spec, shape, Source::Plain(&dy), &weights, Post::Accumulate).run(ctx, &mut dx);
     assert!(error(&dx.words, &expected) < tolerance, "data {what}: {}", error(&dx.words, &expected));
 
     let mut dw = vec![0.25; spec.weight_len()];
-    winograd_weights::run::<S>(ctx, Source::Plain(&x), Source::Plain(&dy), stride, &mut dw);
+    let plan = winograd(&spec, shape, Pass::Weights);
+    Gradient { spec: &spec, x: Source::Plain(&x), dy: Source::Plain(&dy), plan }.run(ctx, &mut dw);
     let mut expected = reference::conv_backward_weights(&spec, shape, &wide(&x.words), &wide(&dy.words));
     expected.iter_mut().for_each(|e| *e += 0.25);
     assert!(error(&dw, &expected) < tolerance, "weights {what}: {}", error(&dw, &expected));
@@ -168,8 +195,8 @@ fn winograd_passes<S: Simd>(ctx: &Context, [c_in, c_out, n, h, w]: [usize; 5], s
 fn winograd_passes_match_f64() {
     each_isa(|ctx| {
         for case in WINOGRAD {
-            dispatch!(ctx.isa(), S => winograd_passes::<S>(ctx, case, 1));
-            dispatch!(ctx.isa(), S => winograd_passes::<S>(ctx, case, 2));
+            winograd_passes(ctx, case, 1);
+            winograd_passes(ctx, case, 2);
         }
     });
 }
@@ -243,9 +270,7 @@ fn sources_apply_batch_norm(ctx: &Context, stride: usize) {
         let mut y = activations(spec.output_shape(shape), 9);
         forward(ctx, &spec, source, &weights, &mut y, false);
         assert!(error(&y.words, &expected) < 1e-5);
-        let matrix = spec.matrix(&weights, Direction::Forward);
-        let finisher = Finisher::Forward { stats: false };
-        dispatch!(ctx.isa(), S => winograd::run::<S>(ctx, source, matrix, stride, &mut y, finisher));
+        winograd_forward(&spec, source, &weights, false).run(ctx, &mut y);
         assert!(error(&y.words, &expected) < 3e-4);
     }
 }
@@ -287,15 +312,11 @@ fn data_pass_masks_and_sums(ctx: &Context, precision: Precision, stride: usize) 
         .collect();
     let post = Post::ReluNorm { raw: &raw, affine: &affine, mean: &mean };
     let tolerance = if precision == Precision::F32 { 3e-4 } else { 2e-2 };
-    let matrix = spec.matrix(&weights, Direction::Backward);
     for winograd in [false, true] {
         let mut out = ctx.activations(shape, precision);
         let source = Source::Plain(&dy);
         let sums = if winograd {
-            let finisher = Finisher::Backward(post);
-            dispatch!(ctx.isa(), S => {
-                winograd::run::<S>(ctx, source, matrix, stride, &mut out, finisher).0.grad_sums()
-            })
+            winograd_data(&spec, shape, source, &weights, post).run(ctx, &mut out).0.grad_sums()
         } else {
             backward_data(ctx, &spec, source, &weights, &mut out, post).unwrap()
         };

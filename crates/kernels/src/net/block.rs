@@ -1,8 +1,8 @@
 //! Residual blocks.
 
 use super::{
-    NormSpec, ParamSpec, RunningStats, Saved, Unit, check_backward, check_batch, check_forward,
-    check_precision, check_running, pair_mut,
+    Backward, Convolution, NormSpec, ParamSpec, RunningStats, Saved, Unit, check_backward, check_batch,
+    check_forward, check_precision, check_running, pair_mut,
 };
 use crate::context::Checkpointing;
 use crate::conv::{self, ConvSpec, Post, Source};
@@ -13,6 +13,7 @@ use crate::{Activations, Context, Error};
 /// The two residual blocks of He et al., "Deep residual learning for image recognition" (2016), the second
 /// with the stride in its 3×3 convolution (as torchvision has it).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum BlockKind {
     /// 3×3, 3×3; the output has as many channels as the convolutions.
     Basic,
@@ -169,6 +170,20 @@ impl Unit for Block {
         norms
     }
 
+    fn convolutions(&self, ctx: &Context, input: [usize; 4]) -> Vec<Convolution> {
+        let mut shape = input;
+        let stored = [ctx.precision(); 2];
+        let main = self.convs.iter().enumerate().map(|(i, &spec)| {
+            let input = shape;
+            shape = spec.output_shape(input);
+            Convolution { name: format!("conv{}.weight", i + 1), spec, input, stored }
+        });
+        let mut convs: Vec<_> = main.collect();
+        let side = |spec| Convolution { name: "downsample.0.weight".into(), spec, input, stored };
+        convs.extend(self.downsample.map(side));
+        convs
+    }
+
     fn output_shape(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
         self.convs.iter().try_fold(input, |shape, conv| {
             conv.check(shape, conv.weight_len())?;
@@ -193,16 +208,9 @@ impl Unit for Block {
         Ok((out, Saved { input: Some(input), raw, stats, output_shape, precision: ctx.precision() }))
     }
 
-    fn backward(
-        &self,
-        ctx: &Context,
-        saved: Saved,
-        grad_output: Activations,
-        params: &[&[f32]],
-        grads: &mut [Vec<f32>],
-        want_grad_input: bool,
-    ) -> Result<Option<Activations>, Error> {
-        check_backward(self, &saved, &grad_output, params, grads)?;
+    fn backward(&self, ctx: &Context, args: Backward<'_>) -> Result<Option<Activations>, Error> {
+        check_backward(self, &args)?;
+        let Backward { saved, grad_output, params, grads, want_grad_input } = args;
         let Saved { input: Some(input), mut raw, stats, .. } = saved else {
             return Err(Error::shape("what a block saved", "its input", "nothing"));
         };

@@ -2,8 +2,8 @@
 //! shape `[n, 1, 1, channels]`, always f32.
 
 use super::{
-    NormSpec, ParamKind, ParamSpec, RunningStats, Saved, Unit, check_backward, check_batch, check_forward,
-    check_precision, check_running, pair_mut,
+    Backward, Convolution, NormSpec, ParamKind, ParamSpec, RunningStats, Saved, Unit, check_backward,
+    check_batch, check_forward, check_precision, check_running, pair_mut,
 };
 use crate::activations::Precision;
 use crate::conv::{self, ConvSpec, Post, Source};
@@ -55,16 +55,9 @@ impl Unit for GlobalAvgPool {
         ))
     }
 
-    fn backward(
-        &self,
-        ctx: &Context,
-        saved: Saved,
-        grad_output: Activations,
-        params: &[&[f32]],
-        grads: &mut [Vec<f32>],
-        want_grad_input: bool,
-    ) -> Result<Option<Activations>, Error> {
-        check_backward(self, &saved, &grad_output, params, grads)?;
+    fn backward(&self, ctx: &Context, args: Backward<'_>) -> Result<Option<Activations>, Error> {
+        check_backward(self, &args)?;
+        let Backward { saved, grad_output, want_grad_input, .. } = args;
         let Saved { input: Some(input), .. } = saved else {
             return Err(Error::shape("what a pooling saved", "its input's shape", "nothing"));
         };
@@ -119,6 +112,10 @@ impl Unit for Linear {
         Vec::new()
     }
 
+    fn convolutions(&self, _ctx: &Context, input: [usize; 4]) -> Vec<Convolution> {
+        vec![Convolution { name: "weight".into(), spec: self.conv, input, stored: [Precision::F32; 2] }]
+    }
+
     fn output_shape(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
         self.conv.check(input, self.conv.weight_len())?;
         Ok(self.conv.output_shape(input))
@@ -144,16 +141,9 @@ impl Unit for Linear {
         ))
     }
 
-    fn backward(
-        &self,
-        ctx: &Context,
-        saved: Saved,
-        grad_output: Activations,
-        params: &[&[f32]],
-        grads: &mut [Vec<f32>],
-        want_grad_input: bool,
-    ) -> Result<Option<Activations>, Error> {
-        check_backward(self, &saved, &grad_output, params, grads)?;
+    fn backward(&self, ctx: &Context, args: Backward<'_>) -> Result<Option<Activations>, Error> {
+        check_backward(self, &args)?;
+        let Backward { saved, grad_output, params, grads, want_grad_input } = args;
         let Saved { input: Some(input), .. } = saved else {
             return Err(Error::shape("what a linear layer saved", "its input", "nothing"));
         };
@@ -256,16 +246,9 @@ impl Unit for BatchNorm1d {
         ))
     }
 
-    fn backward(
-        &self,
-        ctx: &Context,
-        saved: Saved,
-        grad_output: Activations,
-        params: &[&[f32]],
-        grads: &mut [Vec<f32>],
-        want_grad_input: bool,
-    ) -> Result<Option<Activations>, Error> {
-        check_backward(self, &saved, &grad_output, params, grads)?;
+    fn backward(&self, ctx: &Context, args: Backward<'_>) -> Result<Option<Activations>, Error> {
+        check_backward(self, &args)?;
+        let Backward { saved, grad_output, params, grads, want_grad_input } = args;
         let Saved { input: Some(input), mut stats, .. } = saved else {
             return Err(Error::shape("what a batch norm saved", "its input", "nothing"));
         };

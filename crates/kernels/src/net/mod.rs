@@ -21,7 +21,8 @@ pub use block::{Block, BlockKind};
 pub use head::{BatchNorm1d, GlobalAvgPool, Linear};
 pub use stem::Stem;
 
-use crate::{Activations, BatchStats, Context, Error, Precision};
+use crate::plan::{Pass, Plan};
+use crate::{Activations, BatchStats, Context, ConvSpec, Error, Precision};
 
 /// What a parameter is, which decides how it is initialised and laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,13 +99,83 @@ pub struct RunningStats<'a> {
 /// What a unit's forward pass keeps for its backward pass.
 ///
 /// The input is in it: a chain of units hands each output on as the next input, and no copy is made.
+/// Units of other crates fill in what they need; a unit refuses what another kind of unit saved, or panics.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Saved {
-    input: Option<Activations>,
-    raw: Vec<Activations>,
-    stats: Vec<BatchStats>,
-    output_shape: [usize; 4],
-    precision: Precision,
+    /// The input, or an empty one that has its shape.
+    pub input: Option<Activations>,
+    /// Outputs of inner operations.
+    pub raw: Vec<Activations>,
+    /// The batch statistics, in the order of [`Unit::norms`].
+    pub stats: Vec<BatchStats>,
+    /// The shape of the output that the forward pass gave, and that the gradient must have.
+    pub output_shape: [usize; 4],
+    /// The storage of the output, and of its gradient.
+    pub precision: Precision,
+}
+
+/// What a backward pass takes.
+#[derive(Debug)]
+pub struct Backward<'a> {
+    /// What the forward pass saved.
+    pub saved: Saved,
+    /// The gradient with respect to the output.
+    pub grad_output: Activations,
+    /// The parameters, in the order of [`Unit::parameters`].
+    pub params: &'a [&'a [f32]],
+    /// The parameters' gradients, to be added to.
+    pub grads: &'a mut [Vec<f32>],
+    /// Whether the input's gradient is wanted.
+    pub want_grad_input: bool,
+}
+
+/// A convolution, or matrix product, of a unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Convolution {
+    /// The name of its weights within the unit.
+    pub name: String,
+    /// What it computes.
+    pub spec: ConvSpec,
+    /// The shape of its input.
+    pub input: [usize; 4],
+    /// How its input and its output are stored.
+    pub stored: [Precision; 2],
+}
+
+impl Convolution {
+    /// How a pass of it is computed.
+    pub fn plan(&self, ctx: &Context, pass: Pass) -> Plan {
+        let [input, output] = self.stored;
+        let stored = match pass {
+            Pass::Forward => input,
+            Pass::Data => output,
+            Pass::Weights if input == output => input,
+            Pass::Weights => Precision::F32,
+        };
+        Plan::choose(&self.spec, self.input, pass, stored, ctx)
+    }
+}
+
+/// How all convolutions of a chain of units are computed for an input of this shape: forward, data and weight passes.
+///
+/// # Errors
+/// [`Error::Shape`] if the units do not fit the input or each other.
+pub fn plans<'a>(
+    ctx: &Context,
+    units: impl IntoIterator<Item = &'a dyn Unit>,
+    input: [usize; 4],
+) -> Result<Vec<(Convolution, [Plan; 3])>, Error> {
+    let (mut plans, mut shape) = (Vec::new(), input);
+    for unit in units {
+        let next = unit.output_shape(shape)?;
+        let planned = |conv: Convolution| {
+            let of_passes = Pass::ALL.map(|pass| conv.plan(ctx, pass));
+            (conv, of_passes)
+        };
+        plans.extend(unit.convolutions(ctx, shape).into_iter().map(planned));
+        shape = next;
+    }
+    Ok(plans)
 }
 
 impl Saved {
@@ -137,6 +208,12 @@ pub trait Unit: std::fmt::Debug + Send + Sync {
     /// The batch norms, in the order in which statistics are returned and taken.
     fn norms(&self) -> Vec<NormSpec>;
 
+    /// The convolutions and matrix products in it, for an input of this shape that it can take. None by default.
+    fn convolutions(&self, ctx: &Context, input: [usize; 4]) -> Vec<Convolution> {
+        let _ = (ctx, input);
+        Vec::new()
+    }
+
     /// The shape of the output for an input of this shape.
     ///
     /// # Errors
@@ -156,20 +233,12 @@ pub trait Unit: std::fmt::Debug + Send + Sync {
         params: &[&[f32]],
     ) -> Result<(Activations, Saved), Error>;
 
-    /// The backward pass: adds the parameters' gradients to `grads` and returns the gradient of the input
-    /// if `want_grad_input`. All buffers of `saved` and `grad_output` go back to the pool.
+    /// The backward pass: adds the parameters' gradients to [`Backward::grads`] and returns the gradient of the input if
+    /// it is wanted. All buffers of [`Backward::saved`] and [`Backward::grad_output`] go back to the pool.
     ///
     /// # Errors
     /// [`Error::Shape`] for a gradient, parameter or vector of gradients of the wrong size.
-    fn backward(
-        &self,
-        ctx: &Context,
-        saved: Saved,
-        grad_output: Activations,
-        params: &[&[f32]],
-        grads: &mut [Vec<f32>],
-        want_grad_input: bool,
-    ) -> Result<Option<Activations>, Error>;
+    fn backward(&self, ctx: &Context, args: Backward<'_>) -> Result<Option<Activations>, Error>;
 
     /// The inference-mode forward pass: batch norms use the running statistics given.
     ///
@@ -210,13 +279,8 @@ fn check_batch(ctx: &Context, shape: [usize; 4]) -> Result<(), Error> {
 }
 
 /// Checks a backward pass's arguments.
-fn check_backward(
-    unit: &dyn Unit,
-    saved: &Saved,
-    grad: &Activations,
-    params: &[&[f32]],
-    grads: &[Vec<f32>],
-) -> Result<(), Error> {
+fn check_backward(unit: &dyn Unit, args: &Backward<'_>) -> Result<(), Error> {
+    let Backward { saved, grad_output: grad, params, grads, .. } = args;
     grad.check("the output's gradient")?;
     if grad.precision != saved.precision {
         return Err(Error::shape("precision of the output's gradient", saved.precision, grad.precision));

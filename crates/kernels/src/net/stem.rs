@@ -1,8 +1,8 @@
 //! The first layer.
 
 use super::{
-    NormSpec, ParamSpec, RunningStats, Saved, Unit, check_backward, check_batch, check_forward,
-    check_precision, check_running, pair_mut,
+    Backward, Convolution, NormSpec, ParamSpec, RunningStats, Saved, Unit, check_backward, check_batch,
+    check_forward, check_precision, check_running, pair_mut,
 };
 use crate::conv::{self, ConvSpec, Post, Source};
 use crate::norm::{Affine, GradAffine};
@@ -62,6 +62,11 @@ impl Unit for Stem {
         vec![NormSpec { name: "bn1".into(), channels: self.conv.c_out }]
     }
 
+    fn convolutions(&self, ctx: &Context, input: [usize; 4]) -> Vec<Convolution> {
+        let stored = [Precision::F32, ctx.precision()];
+        vec![Convolution { name: "conv1.weight".into(), spec: self.conv, input, stored }]
+    }
+
     fn output_shape(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
         self.conv.check(input, self.conv.weight_len())?;
         let [n, h, w, c] = self.conv.output_shape(input);
@@ -96,16 +101,9 @@ impl Unit for Stem {
         ))
     }
 
-    fn backward(
-        &self,
-        ctx: &Context,
-        saved: Saved,
-        grad_output: Activations,
-        params: &[&[f32]],
-        grads: &mut [Vec<f32>],
-        want_grad_input: bool,
-    ) -> Result<Option<Activations>, Error> {
-        check_backward(self, &saved, &grad_output, params, grads)?;
+    fn backward(&self, ctx: &Context, args: Backward<'_>) -> Result<Option<Activations>, Error> {
+        check_backward(self, &args)?;
+        let Backward { saved, grad_output, params, grads, want_grad_input } = args;
         let Saved { input: Some(input), mut raw, mut stats, .. } = saved else {
             return Err(Error::shape("what a stem saved", "its input", "nothing"));
         };

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Job, Simd};
-use crate::micro::{GradTiles, TileFn, grad_tile, tile_table};
+use crate::micro::{GradientTiles, ProductTileFn, grad_tile, tile_table};
 
 /// AVX2 and FMA.
 #[derive(Clone, Copy)]
@@ -55,11 +55,11 @@ pub(super) unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f3
 impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
-    const TILES: [&'static [TileFn]; 2] =
+    const TILES: [&'static [ProductTileFn]; 2] =
         [&tile_table!(Avx2, 1; 1 2 3 4 5 6), &tile_table!(Avx2, 2; 1 2 3 4 5 6)];
-    const GRAD_TILES: &'static [GradTiles] = {
-        const SIX: GradTiles = GradTiles { rows: 6, kernels: [grad_tile::<Avx2, 6, 2>; 2] };
-        const FIVE: GradTiles = GradTiles { rows: 5, kernels: [grad_tile::<Avx2, 5, 2>; 2] };
+    const GRAD_TILES: &'static [GradientTiles] = {
+        const SIX: GradientTiles = GradientTiles { rows: 6, kernels: [grad_tile::<Avx2, 6, 2>; 2] };
+        const FIVE: GradientTiles = GradientTiles { rows: 5, kernels: [grad_tile::<Avx2, 5, 2>; 2] };
         &[SIX, FIVE, FIVE]
     };
     const GRAD_COLS: usize = 16;

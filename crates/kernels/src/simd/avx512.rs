@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Job, Simd};
-use crate::micro::{GradTiles, TileFn, grad_tile, pair_grad_tile, pair_tile_table, tile_table};
+use crate::micro::{GradientTiles, ProductTileFn, grad_tile, pair_grad_tile, pair_tile_table, tile_table};
 
 /// AVX-512 F, BW, DQ and VL, with the instructions for bf16 or without. They round as the plain ones do, except that
 /// numbers below the normal f32 become 0.
@@ -61,11 +61,11 @@ unsafe fn round(v: __m512) -> __m512i {
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     const LANES: usize = 16;
-    const TILES: [&'static [TileFn]; 2] = [
+    const TILES: [&'static [ProductTileFn]; 2] = [
         &tile_table!(Avx512<false>, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         &tile_table!(Avx512<false>, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
     ];
-    const PAIR_TILES: Option<[&'static [TileFn]; 2]> = if BF16 {
+    const PAIR_TILES: Option<[&'static [ProductTileFn]; 2]> = if BF16 {
         Some([
             &pair_tile_table!(Avx512<true>, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
             &pair_tile_table!(Avx512<true>, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
@@ -73,8 +73,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     } else {
         None
     };
-    const PAIR_GRAD_TILES: Option<&'static [GradTiles]> = if BF16 {
-        const TILES: GradTiles = GradTiles {
+    const PAIR_GRAD_TILES: Option<&'static [GradientTiles]> = if BF16 {
+        const TILES: GradientTiles = GradientTiles {
             rows: 8,
             kernels: [pair_grad_tile::<Avx512<true>, 8, 1>, pair_grad_tile::<Avx512<true>, 8, 2>],
         };
@@ -82,8 +82,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     } else {
         None
     };
-    const GRAD_TILES: &'static [GradTiles] = {
-        const TILES: GradTiles = GradTiles {
+    const GRAD_TILES: &'static [GradientTiles] = {
+        const TILES: GradientTiles = GradientTiles {
             rows: 8,
             kernels: [grad_tile::<Avx512<false>, 8, 1>, grad_tile::<Avx512<false>, 8, 2>],
         };

@@ -24,7 +24,40 @@ pub(crate) use avx512::{Avx512, has_bf16};
 pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 
-use crate::micro::{GradTiles, TileFn};
+use crate::micro::{GradientTiles, ProductTileFn};
+
+/// Evaluates an expression with `$S` naming the vectors of an [`Isa`](crate::Isa).
+macro_rules! dispatch {
+    ($isa:expr, $S:ident => $body:expr) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            $crate::Isa::Avx512 if $crate::simd::has_bf16() => {
+                type $S = $crate::simd::Avx512<true>;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::Isa::Avx512 => {
+                type $S = $crate::simd::Avx512<false>;
+                $body
+            }
+            #[cfg(target_arch = "x86_64")]
+            $crate::Isa::Avx2 => {
+                type $S = $crate::simd::Avx2;
+                $body
+            }
+            #[cfg(target_arch = "aarch64")]
+            $crate::Isa::Neon => {
+                type $S = $crate::simd::Neon;
+                $body
+            }
+            _ => {
+                type $S = $crate::simd::Portable;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use dispatch;
 
 /// Channels in a block of scratch memory, for every instruction set.
 pub(crate) const BLOCK: usize = 16;
@@ -57,15 +90,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Its number of f32; divides [`BLOCK`].
     const LANES: usize;
     /// Kernels of the product tile by number of rows minus 1: one vector wide, and two.
-    const TILES: [&'static [TileFn]; 2];
+    const TILES: [&'static [ProductTileFn]; 2];
     /// The most rows in a product tile.
     const TILE_ROWS: usize = Self::TILES[1].len();
     /// Product tiles whose operands are pairs of bf16, where there is an instruction for their product.
-    const PAIR_TILES: Option<[&'static [TileFn]; 2]> = None;
+    const PAIR_TILES: Option<[&'static [ProductTileFn]; 2]> = None;
     /// Gradient tiles whose operands are pairs of bf16.
-    const PAIR_GRAD_TILES: Option<&'static [GradTiles]> = None;
+    const PAIR_GRAD_TILES: Option<&'static [GradientTiles]> = None;
     /// The gradient tiles that a block of rows is cut into: [`BLOCK`] rows in all.
-    const GRAD_TILES: &'static [GradTiles];
+    const GRAD_TILES: &'static [GradientTiles];
     /// Columns of the wide gradient tile; a multiple of [`BLOCK`].
     const GRAD_COLS: usize;
 
@@ -122,6 +155,29 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn zero() -> Self::V {
         // SAFETY: the caller's promise.
         unsafe { Self::splat(0.0) }
+    }
+}
+
+/// What algorithms are chosen by of an instruction set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Registers {
+    /// f32 in a vector.
+    pub lanes: usize,
+    /// The most rows in a product tile.
+    pub tile_rows: usize,
+    /// Columns of the wide gradient tile.
+    pub gradient_columns: usize,
+}
+
+impl Registers {
+    /// Of the vectors of an instruction set.
+    pub const fn new<S: Simd>() -> Self {
+        Self { lanes: S::LANES, tile_rows: S::TILE_ROWS, gradient_columns: S::GRAD_COLS }
+    }
+
+    /// Of an instruction set.
+    pub fn of(isa: crate::Isa) -> Self {
+        dispatch!(isa, S => Self::new::<S>())
     }
 }
 
@@ -194,39 +250,6 @@ impl Elem for u16 {
         }
     }
 }
-
-/// Evaluates an expression with `$S` naming the vectors of an [`Isa`](crate::Isa).
-macro_rules! dispatch {
-    ($isa:expr, $S:ident => $body:expr) => {
-        match $isa {
-            #[cfg(target_arch = "x86_64")]
-            $crate::Isa::Avx512 if $crate::simd::has_bf16() => {
-                type $S = $crate::simd::Avx512<true>;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            $crate::Isa::Avx512 => {
-                type $S = $crate::simd::Avx512<false>;
-                $body
-            }
-            #[cfg(target_arch = "x86_64")]
-            $crate::Isa::Avx2 => {
-                type $S = $crate::simd::Avx2;
-                $body
-            }
-            #[cfg(target_arch = "aarch64")]
-            $crate::Isa::Neon => {
-                type $S = $crate::simd::Neon;
-                $body
-            }
-            _ => {
-                type $S = $crate::simd::Portable;
-                $body
-            }
-        }
-    };
-}
-pub(crate) use dispatch;
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::{Job, Simd};
-use crate::micro::{GradTiles, TileFn, grad_tile, tile_table};
+use crate::micro::{GradientTiles, ProductTileFn, grad_tile, tile_table};
 
 /// NEON, which every 64-bit ARM machine has.
 #[derive(Clone, Copy)]
@@ -14,12 +14,12 @@ pub(crate) struct Neon;
 impl Simd for Neon {
     type V = float32x4_t;
     const LANES: usize = 4;
-    const TILES: [&'static [TileFn]; 2] = [
+    const TILES: [&'static [ProductTileFn]; 2] = [
         &tile_table!(Neon, 1; 1 2 3 4 5 6 7 8 9 10 11 12),
         &tile_table!(Neon, 2; 1 2 3 4 5 6 7 8 9 10 11 12),
     ];
-    const GRAD_TILES: &'static [GradTiles] =
-        &[GradTiles { rows: 4, kernels: [grad_tile::<Neon, 4, 4>; 2] }; 4];
+    const GRAD_TILES: &'static [GradientTiles] =
+        &[GradientTiles { rows: 4, kernels: [grad_tile::<Neon, 4, 4>; 2] }; 4];
     const GRAD_COLS: usize = 16;
 
     #[inline]

@@ -1,7 +1,7 @@
 //! Plain Rust on arrays of four, which compilers turn into whatever vectors the target has.
 
 use super::{Job, Simd};
-use crate::micro::{GradTiles, TileFn, grad_tile, tile_table};
+use crate::micro::{GradientTiles, ProductTileFn, grad_tile, tile_table};
 
 /// No instruction set in particular.
 #[derive(Clone, Copy)]
@@ -18,10 +18,10 @@ fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
 impl Simd for Portable {
     type V = V;
     const LANES: usize = 4;
-    const TILES: [&'static [TileFn]; 2] =
+    const TILES: [&'static [ProductTileFn]; 2] =
         [&tile_table!(Portable, 1; 1 2 3 4), &tile_table!(Portable, 2; 1 2 3 4)];
-    const GRAD_TILES: &'static [GradTiles] =
-        &[GradTiles { rows: 2, kernels: [grad_tile::<Portable, 2, 4>; 2] }; 8];
+    const GRAD_TILES: &'static [GradientTiles] =
+        &[GradientTiles { rows: 2, kernels: [grad_tile::<Portable, 2, 4>; 2] }; 8];
     const GRAD_COLS: usize = 16;
 
     #[inline]

@@ -2,12 +2,9 @@
 
 use std::ops::Range;
 
-use super::transforms::{LONE, has_point, last_outputs};
-use super::two_taps::{ANY, EVEN, ODD, PHASES, Phase, has_two_taps};
+use super::maps::last_sides;
+use super::side::{Parity, Phase, SIDE, Side, Sides};
 use crate::simd::BLOCK;
-
-/// Outputs along a tile's side.
-pub(super) const SIDE: usize = 4;
 
 /// How maps are cut into tiles: those of a convolution's outputs, in all passes. With stride 2 they are the smaller ones.
 #[derive(Debug, Clone, Copy)]
@@ -19,30 +16,36 @@ pub(super) struct Tiling {
     /// All tiles of all images.
     pub count: usize,
     /// Sides of whole tiles, and of the last ones.
-    pub whole: usize,
-    last: (usize, usize),
+    pub whole: Side,
+    last: Sides,
+}
+
+/// The tiles of all maps `[n, h, w, _]`.
+pub(in crate::conv) fn tile_count([n, h, w, _]: [usize; 4]) -> usize {
+    n * h.div_ceil(SIDE) * w.div_ceil(SIDE)
 }
 
 impl Tiling {
-    pub fn new([n, h, w, _]: [usize; 4], stride: usize) -> Self {
+    pub fn new(shape: [usize; 4], stride: usize) -> Self {
+        let [_, h, w, _] = shape;
         let (rows, columns) = (h.div_ceil(SIDE), w.div_ceil(SIDE));
         let (whole, last) = match stride {
-            1 => (SIDE, last_outputs([h, w])),
-            _ => (ODD + SIDE, (ODD + h - (rows - 1) * SIDE, ODD + w - (columns - 1) * SIDE)),
+            1 => (Side::Dense4, last_sides([h, w])),
+            _ => (Side::Odd4, (Side::odd(h - (rows - 1) * SIDE), Side::odd(w - (columns - 1) * SIDE))),
         };
-        Self { h, w, rows, columns, count: n * rows * columns, whole, last }
+        Self { h, w, rows, columns, count: tile_count(shape), whole, last }
     }
 
     /// The sides of a tile.
     #[inline(always)]
-    pub fn sides(&self, place: Place) -> (usize, usize) {
+    pub fn sides(&self, place: Place) -> Sides {
         let side = |from: usize, side: usize, last| if from + SIDE <= side { self.whole } else { last };
         (side(place.y0, self.h, self.last.0), side(place.x0, self.w, self.last.1))
     }
 
     /// The sides whose filter all tiles share.
-    pub fn filter(&self) -> (usize, usize) {
-        if self.last == (LONE, LONE) {
+    pub fn filter(&self) -> Sides {
+        if self.last == (Side::Lone, Side::Lone) {
             return self.last;
         }
         let side = |count, last| if count == 1 && self.strided() { last } else { self.whole };
@@ -51,23 +54,23 @@ impl Tiling {
 
     /// Whether the convolution has stride 2.
     pub fn strided(&self) -> bool {
-        has_two_taps(self.whole)
+        self.whole.is_strided()
     }
 
     /// The kinds of pixels of the larger map: with stride 1 there is a single one.
     pub fn phases(&self) -> &'static [Phase] {
-        if self.strided() { &PHASES } else { &[ANY] }
+        if self.strided() { &Phase::STRIDED } else { &[Phase::ANY] }
     }
 
     /// Whether any tile has a point.
     pub fn has_point(&self, point: usize) -> bool {
-        self.phase_has_point(ANY, point)
+        self.phase_has_point(Phase::ANY, point)
     }
 
     /// Whether any tile has a point for a kind of pixels.
     pub fn phase_has_point(&self, phase: Phase, point: usize) -> bool {
-        let (rows, columns) = of_phase(self.filter(), phase);
-        has_point(rows, point / 6) && has_point(columns, point % 6)
+        let (rows, columns) = phase.of(self.filter());
+        rows.has_point(point / 6) && columns.has_point(point % 6)
     }
 
     /// Where successive tiles lie.
@@ -89,13 +92,6 @@ impl Tiling {
     }
 }
 
-/// The sides of a tile for a kind of pixels.
-#[inline(always)]
-pub(super) fn of_phase((rows, columns): (usize, usize), phase: Phase) -> (usize, usize) {
-    let of = |side: usize, phase| if phase == EVEN { side - ODD + EVEN } else { side };
-    (of(rows, phase.0), of(columns, phase.1))
-}
-
 /// Which pixels of a map the values of tiles are: value `i` of a side that begins at `from` is pixel
 /// `step * (from + i) + offset`, if there is one.
 #[derive(Debug, Clone, Copy)]
@@ -112,17 +108,17 @@ pub(super) struct Grid {
 impl Grid {
     /// The inputs of a convolution: there is a pixel of padding above and to the left.
     pub fn inputs(shape: [usize; 4], phase: Phase) -> Self {
-        Self::new(shape, phase, |phase| if phase == EVEN { 0 } else { -1 })
+        Self::new(shape, phase, |parity| if parity == Parity::Even { 0 } else { -1 })
     }
 
     /// What a pass writes, and what the data pass of a strided convolution reads: tiles begin at a map's first pixel.
     pub fn outputs(shape: [usize; 4], phase: Phase) -> Self {
-        Self::new(shape, phase, |phase| isize::from(phase == ODD))
+        Self::new(shape, phase, |parity| isize::from(parity == Parity::Odd))
     }
 
-    fn new([_, h, w, _]: [usize; 4], phase: Phase, offset: fn(usize) -> isize) -> Self {
-        let step = if phase == ANY { 1 } else { 2 };
-        Self { h, w, step, offset: (offset(phase.0), offset(phase.1)), phase }
+    fn new([_, h, w, _]: [usize; 4], phase: Phase, offset: fn(Parity) -> isize) -> Self {
+        let step = if phase == Phase::ANY { 1 } else { 2 };
+        Self { h, w, step, offset: (offset(phase.rows), offset(phase.columns)), phase }
     }
 
     /// The first row and column of a tile; they may lie outside the map.
@@ -180,7 +176,7 @@ impl Place {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TileOrder {
     /// The sides of the last tiles.
-    last: (usize, usize),
+    last: Sides,
     /// Where each kind begins, by [`TileOrder::kind`], and how many tiles there are.
     starts: [usize; 4],
     count: usize,
@@ -197,8 +193,8 @@ impl TileOrder {
     }
 
     #[inline(always)]
-    fn kind((rows, columns): (usize, usize)) -> usize {
-        let short = |side: usize| usize::from(side % ODD < SIDE);
+    fn kind((rows, columns): Sides) -> usize {
+        let short = |side: Side| usize::from(side.outputs() < SIDE);
         short(columns) + 2 * short(rows)
     }
 
@@ -219,7 +215,7 @@ impl TileOrder {
     /// The positions of the tiles that have a point.
     pub fn with_point(&self, point: usize) -> Range<usize> {
         let [whole, _, low, lowest] = self.starts;
-        match (has_point(self.last.0, point / 6), has_point(self.last.1, point % 6)) {
+        match (self.last.0.has_point(point / 6), self.last.1.has_point(point % 6)) {
             (true, true) => 0..self.count,
             (true, false) => whole..lowest,
             (false, true) => 0..low,
@@ -272,7 +268,7 @@ pub(super) struct Positions {
 impl Positions {
     /// The position of the next tile, which has these sides.
     #[inline(always)]
-    pub fn next(&mut self, sides: (usize, usize)) -> usize {
+    pub fn next(&mut self, sides: Sides) -> usize {
         let next = &mut self.next[TileOrder::kind(sides)];
         *next += 1;
         *next - 1

@@ -10,36 +10,31 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::Source;
-use super::any_tile::AnyTile;
-use super::grad_tiles::transform_gradients;
-use super::tiles::transform_inputs;
-use super::tiling::{Grid, Positions, SIDE, TileOrder, Tiling, Transform, of_phase, point_stride};
-use super::transforms::{FilterAdjoint, LONE, POINTS, Side, two_sided};
-use super::two_taps::Phase;
-use super::weights::add_sets;
+use super::edge_tile::EdgeTile;
+use super::gradient_tiles::transform_gradients;
+use super::input_tiles::transform_inputs;
+use super::maps::{FilterAdjointMap, POINTS, SideMap, two_sided};
+use super::side::{Phase, Side, sides};
+use super::tiling::{Grid, Positions, TileOrder, Tiling, Transform, point_stride};
 use crate::Context;
-use crate::micro::GradTile;
+use crate::conv::direct::gradient::add_parts;
+use crate::conv::plan::{WinogradOrder, gradient_blocks};
+use crate::conv::{Gradient, Source};
+use crate::micro::GradientTile;
 use crate::simd::{BLOCK, Job, Simd};
 use crate::work::{Shared, part, sweep, tasks, with_scratch};
 
 /// Tasks to aim for.
 const TASKS: usize = 12;
 
-/// From so many weights at a point on, a task does not take all of them: the sums would not stay in its cache.
-const MANY: usize = 4096;
-
-/// Where tasks share transformed tiles: the f32 of tiles that there are at a time, the tiles that a task transforms, and the
-/// channels of a block of weights.
+/// Where tasks share transformed tiles: the f32 of tiles that there are at a time, and the tiles that a task transforms.
 const TRANSFORMED: usize = 1 << 20;
-const SET: usize = 16;
-const BLOCK_ROWS: usize = 64;
-const BLOCK_COLUMNS: usize = 32;
+const TILES: usize = 16;
 
 /// Tiles that a product sums over before it turns to the next rows: their inputs stay in the first-level cache.
 const DEPTH: usize = 128;
 
-struct Pass<'a> {
+struct WinogradGradient<'a> {
     x: Source<'a>,
     dy: Source<'a>,
     tiling: Tiling,
@@ -53,35 +48,41 @@ struct Pass<'a> {
 }
 
 /// Adds `Σ dy ⊗ x` to `grad`, whose layout is `[c_out][3][3][c_in]`.
-pub(super) fn run<S: Simd>(ctx: &Context, x: Source<'_>, dy: Source<'_>, stride: usize, grad: &mut [f32]) {
+pub(in crate::conv) fn run<S: Simd>(
+    ctx: &Context,
+    gradient: &Gradient<'_>,
+    order: WinogradOrder,
+    grad: &mut [f32],
+) {
+    let &Gradient { spec, x, dy, .. } = gradient;
     let (c_in, c_out) = (x.shape()[3], dy.shape()[3]);
     let [columns, rows] = [c_in, c_out].map(|channels| channels.next_multiple_of(BLOCK));
-    let tiling = Tiling::new(dy.shape(), stride);
+    let tiling = Tiling::new(dy.shape(), spec.stride);
     let phases = tiling.phases();
-    let pass = Pass { x, dy, tiling, c_in, c_out, phases, rows, columns: phases.len() * columns };
-    if rows * columns < MANY {
-        pass.run_by_tiles::<S>(ctx, grad);
-    } else {
-        pass.run_by_weights::<S>(ctx, grad);
+    let pass = WinogradGradient { x, dy, tiling, c_in, c_out, phases, rows, columns: phases.len() * columns };
+    match order {
+        WinogradOrder::Tiles => pass.run_by_tiles::<S>(ctx, grad),
+        WinogradOrder::Points => pass.run_by_points::<S>(ctx, grad),
+        WinogradOrder::Panels | WinogradOrder::Blocks => pass.run_by_blocks::<S>(ctx, grad),
     }
 }
 
-impl Pass<'_> {
+impl WinogradGradient<'_> {
     /// Each task takes some tiles and all weights.
     fn run_by_tiles<S: Simd>(&self, ctx: &Context, grad: &mut [f32]) {
         let &Self { rows, columns, .. } = self;
-        let sets = TASKS.min(self.tiling.count.div_ceil(32));
-        let chunk = (4096 / rows).clamp(32, 64);
+        let tile_parts = TASKS.min(self.tiling.count.div_ceil(32));
+        let at_once = (4096 / rows).clamp(32, 64);
         let len = grad.len();
-        let task = |set: usize, out: Shared<f32>, add: bool| {
-            let tiles = part(self.tiling.count, sets, set);
-            let chunks = tiles.len().div_ceil(chunk);
-            let most = tiles.len().div_ceil(chunks);
+        let task = |i: usize, out: Shared<f32>, add: bool| {
+            let tiles = part(self.tiling.count, tile_parts, i);
+            let parts = tiles.len().div_ceil(at_once);
+            let most = tiles.len().div_ceil(parts);
             let lens = [point_stride(most, rows), point_stride(most, columns), point_stride(rows, columns)];
             with_scratch(lens.map(|len| POINTS * len), |[y, x, sums]| {
-                let block = Block { rows: 0..rows, columns: 0..columns, sums };
-                for i in 0..chunks {
-                    let range = part(tiles.len(), chunks, i);
+                let block = WeightBlock { rows: 0..rows, columns: 0..columns, sums };
+                for i in 0..parts {
+                    let range = part(tiles.len(), parts, i);
                     let tiles = tiles.start + range.start..tiles.start + range.end;
                     let order = TileOrder::new(&self.tiling, tiles.clone());
                     let operands = Operands { order, count: tiles.len(), y, x };
@@ -94,87 +95,102 @@ impl Pass<'_> {
                         }
                     }
                 }
-                // SAFETY: the instruction set is available; no other task writes this set.
+                // SAFETY: the instruction set is available; no other task writes this part's sums.
                 unsafe {
-                    S::run(Back { pass: self, block: &block, rows: 0..self.c_out, out: out.get(), add })
+                    S::run(BackTransform {
+                        pass: self,
+                        block: &block,
+                        rows: 0..self.c_out,
+                        out: out.get(),
+                        add,
+                    })
                 }
             });
         };
-        if sets == 1 {
+        if tile_parts == 1 {
             task(0, Shared::new(grad), true);
         } else {
-            let mut partial = ctx.pool().scratch(sets * len);
+            let mut partial = ctx.pool().scratch(tile_parts * len);
             let out = Shared::new(&mut partial);
-            sweep(sets, |set| task(set, out.offset(set * len), false));
-            add_sets::<S>(&partial, grad);
+            sweep(tile_parts, |i| task(i, out.offset(i * len), false));
+            add_parts::<S>(&partial, grad);
         }
     }
 
-    /// Tasks transform tiles, and then each takes a point of all weights, or, where they are enough, a block of them.
-    fn run_by_weights<S: Simd>(&self, ctx: &Context, grad: &mut [f32]) {
-        let (count, columns) = (self.tiling.count, BLOCK_COLUMNS.max(S::GRAD_COLS));
-        let [down, across] = [self.rows.div_ceil(BLOCK_ROWS), self.columns.div_ceil(columns)];
+    /// Tasks transform tiles, and then each sums a point of all weights; in the end each transforms some rows back.
+    fn run_by_points<S: Simd>(&self, ctx: &Context, grad: &mut [f32]) {
         let points: Vec<usize> = self.points().collect();
-        let by_points = down * across < TASKS;
         // Maps of 2×2 pixels have few points.
         let row_parts = TASKS.div_ceil(points.len()).min(self.rows / BLOCK);
-        let most = (TRANSFORMED / (POINTS * (self.rows + self.columns))).max(DEPTH);
-        let pieces = count.div_ceil(most).max(1);
-        let longest = count.div_ceil(pieces);
-        let lens = [
-            point_stride(longest, self.rows),
-            point_stride(longest, self.columns),
-            if by_points { point_stride(self.rows, self.columns) } else { 0 },
-        ];
-        let mut buffers = lens.map(|len| ctx.pool().scratch(POINTS * len));
-        let [y, x, sums] = buffers.each_mut().map(|buffer| Shared::new(buffer));
-        let out = Shared::new(grad);
-        let all = || Block { rows: 0..self.rows, columns: 0..self.columns, sums: sums.get() };
-        for piece in 0..pieces {
-            let tiles = part(count, pieces, piece);
-            let order = TileOrder::new(&self.tiling, tiles.clone());
-            let operands = || Operands { order, count: tiles.len(), y: y.get(), x: x.get() };
-            let sets = tiles.len().div_ceil(SET);
-            sweep(sets, |set| {
-                let range = part(tiles.len(), sets, set);
-                let (first, end) = (tiles.start + range.start, tiles.start + range.end);
-                let positions = order.positions_after(&self.tiling, tiles.start..first);
-                // SAFETY: the instruction set is available, and the buffers have room; each tile is in one set.
-                unsafe { self.transform::<S>(&operands(), first..end, positions) };
+        let mut sums = ctx.pool().scratch(POINTS * point_stride(self.rows, self.columns));
+        let sums = Shared::new(&mut sums);
+        let all = || WeightBlock { rows: 0..self.rows, columns: 0..self.columns, sums: sums.get() };
+        self.each_tile_part::<S>(ctx, |operands, tile_part| {
+            tasks(points.len() * row_parts, |task| {
+                let blocks = part(self.rows / BLOCK, row_parts, task % row_parts);
+                let rows = blocks.start * BLOCK..blocks.end * BLOCK;
+                let point = points[task / row_parts];
+                // SAFETY: the instruction set is available, and all tiles are transformed; each task has its own sums.
+                unsafe { self.add_products::<S>(&operands.get(), &all(), rows, point, tile_part > 0) };
             });
-            if by_points {
-                tasks(points.len() * row_parts, |task| {
-                    let blocks = part(self.rows / BLOCK, row_parts, task % row_parts);
-                    let rows = blocks.start * BLOCK..blocks.end * BLOCK;
-                    let point = points[task / row_parts];
-                    // SAFETY: the instruction set is available, and all tiles are transformed; each task has its own sums.
-                    unsafe { self.add_products::<S>(&operands(), &all(), rows, point, piece > 0) };
-                });
-                continue;
-            }
+        });
+        let out = Shared::new(grad);
+        tasks(self.rows / BLOCK, |task| {
+            let rows = task * BLOCK..(task + 1) * BLOCK;
+            // SAFETY: the instruction set is available, and all points are summed; no other task writes these rows.
+            unsafe { S::run(BackTransform { pass: self, block: &all(), rows, out: out.get(), add: true }) };
+        });
+    }
+
+    /// Tasks transform tiles, and then each sums a block of weights, and transforms it back.
+    fn run_by_blocks<S: Simd>(&self, ctx: &Context, grad: &mut [f32]) {
+        const { assert!(gradient_blocks::COLUMNS.is_multiple_of(S::GRAD_COLS)) };
+        let (block_rows, block_columns) = (gradient_blocks::ROWS, gradient_blocks::COLUMNS);
+        let [down, across] = [self.rows.div_ceil(block_rows), self.columns.div_ceil(block_columns)];
+        let out = Shared::new(grad);
+        self.each_tile_part::<S>(ctx, |operands, _| {
             tasks(down * across, |task| {
-                let (row, column) = (task / across * BLOCK_ROWS, task % across * columns);
-                let rows = row..(row + BLOCK_ROWS).min(self.rows);
-                let columns = column..(column + columns).min(self.columns);
+                let (row, column) = (task / across * block_rows, task % across * block_columns);
+                let rows = row..(row + block_rows).min(self.rows);
+                let columns = column..(column + block_columns).min(self.columns);
                 with_scratch([POINTS * point_stride(rows.len(), columns.len()), 0, 0], |[sums, ..]| {
-                    let block = Block { rows: rows.clone(), columns, sums };
+                    let block = WeightBlock { rows: rows.clone(), columns, sums };
                     // SAFETY: the instruction set is available, all tiles are transformed, and scratch memory has room; no
                     // other task writes this block.
                     unsafe {
-                        for &point in &points {
-                            self.add_products::<S>(&operands(), &block, rows.clone(), point, false);
+                        for point in self.points() {
+                            self.add_products::<S>(&operands.get(), &block, rows.clone(), point, false);
                         }
-                        S::run(Back { pass: self, block: &block, rows, out: out.get(), add: true });
+                        S::run(BackTransform { pass: self, block: &block, rows, out: out.get(), add: true });
                     }
                 });
             });
-        }
-        if by_points {
-            tasks(self.rows / BLOCK, |task| {
-                let rows = task * BLOCK..(task + 1) * BLOCK;
-                // SAFETY: the instruction set is available, and all points are summed; no other task writes these rows.
-                unsafe { S::run(Back { pass: self, block: &all(), rows, out: out.get(), add: true }) };
+        });
+    }
+
+    /// Transforms as many tiles at a time as stay in the last-level cache, and calls `use_them` with them and the number of
+    /// their part.
+    fn each_tile_part<S: Simd>(&self, ctx: &Context, use_them: impl Fn(&SharedOperands, usize)) {
+        let count = self.tiling.count;
+        let most = (TRANSFORMED / (POINTS * (self.rows + self.columns))).max(DEPTH);
+        let parts = count.div_ceil(most).max(1);
+        let longest = count.div_ceil(parts);
+        let lens = [point_stride(longest, self.rows), point_stride(longest, self.columns)];
+        let mut buffers = lens.map(|len| ctx.pool().scratch(POINTS * len));
+        let [y, x] = buffers.each_mut().map(|buffer| Shared::new(buffer));
+        for i in 0..parts {
+            let tiles = part(count, parts, i);
+            let order = TileOrder::new(&self.tiling, tiles.clone());
+            let operands = SharedOperands { order, count: tiles.len(), y, x };
+            let n_tasks = tiles.len().div_ceil(TILES);
+            sweep(n_tasks, |task| {
+                let range = part(tiles.len(), n_tasks, task);
+                let (first, end) = (tiles.start + range.start, tiles.start + range.end);
+                let positions = order.positions_after(&self.tiling, tiles.start..first);
+                // SAFETY: the instruction set is available, and the buffers have room; each tile is of one task.
+                unsafe { self.transform::<S>(&operands.get(), first..end, positions) };
             });
+            use_them(&operands, i);
         }
     }
 
@@ -231,7 +247,7 @@ impl Pass<'_> {
     unsafe fn add_products<S: Simd>(
         &self,
         operands: &Operands,
-        block: &Block,
+        block: &WeightBlock,
         rows: Range<usize>,
         point: usize,
         accumulate: bool,
@@ -259,7 +275,7 @@ impl Pass<'_> {
                     let x = point * point_stride(count, self.columns) + (block.columns.start + c) * count;
                     // SAFETY: the caller's promise; all offsets are inside the buffers.
                     unsafe {
-                        tile.kernels[usize::from(cols > BLOCK)](&GradTile {
+                        tile.kernels[usize::from(cols > BLOCK)](&GradientTile {
                             runs: &(0, 0),
                             n_runs: 1,
                             len: tiles.len(),
@@ -291,15 +307,29 @@ struct Operands {
     x: *mut f32,
 }
 
+/// [`Operands`] that tasks share.
+struct SharedOperands {
+    order: TileOrder,
+    count: usize,
+    y: Shared<f32>,
+    x: Shared<f32>,
+}
+
+impl SharedOperands {
+    fn get(&self) -> Operands {
+        Operands { order: self.order, count: self.count, y: self.y.get(), x: self.x.get() }
+    }
+}
+
 /// A block of the weights: output channels as rows, and input channels.
-struct Block {
+struct WeightBlock {
     rows: Range<usize>,
     columns: Range<usize>,
     /// Sums over the tiles, `[point][row][column]`, with the distances of [`point_stride`].
     sums: *mut f32,
 }
 
-impl Block {
+impl WeightBlock {
     /// The f32 from one point's sums to the next.
     fn stride(&self) -> usize {
         point_stride(self.rows.len(), self.columns.len())
@@ -310,9 +340,9 @@ impl Block {
 type Taps = MaybeUninit<[[f32; BLOCK]; 9]>;
 
 /// Transforms some rows of a block's sums back.
-struct Back<'a> {
-    pass: &'a Pass<'a>,
-    block: &'a Block,
+struct BackTransform<'a> {
+    pass: &'a WinogradGradient<'a>,
+    block: &'a WeightBlock,
     rows: Range<usize>,
     /// All weights' gradients.
     out: *mut f32,
@@ -320,11 +350,11 @@ struct Back<'a> {
     add: bool,
 }
 
-impl Job for Back<'_> {
+impl Job for BackTransform<'_> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
-        let Self { pass: &Pass { c_in, c_out, ref tiling, .. }, block, rows, out, add } = self;
+        let Self { pass: &WinogradGradient { c_in, c_out, ref tiling, .. }, block, rows, out, add } = self;
         for o in rows.start..rows.end.min(c_out) {
             for column in block.columns.clone().step_by(S::LANES) {
                 let (phase, end) = self.pass.phase(column);
@@ -344,26 +374,26 @@ impl Job for Back<'_> {
                         S::store_part(p, n, S::add(old, v));
                     };
                     if tiling.strided() {
-                        let sides = of_phase(tiling.filter(), phase);
+                        let sides = phase.of(tiling.filter());
                         let mut taps = Taps::uninit();
                         let taps = taps.as_mut_ptr().cast::<f32>();
-                        S::run(AnyTile {
+                        S::run(EdgeTile {
                             sides,
                             from: sums,
                             from_steps: (6 * block.stride(), block.stride()),
                             to: taps,
                             to_steps: (3 * BLOCK, BLOCK),
-                            side: PhantomData::<FilterAdjoint>,
+                            side: PhantomData::<FilterAdjointMap>,
                         });
-                        for r in (0..3).filter(|&r| FilterAdjoint::gives(sides.0, r)) {
-                            for q in (0..3).filter(|&q| FilterAdjoint::gives(sides.1, q)) {
+                        for r in (0..3).filter(|&r| FilterAdjointMap::gives(sides.0, r)) {
+                            for q in (0..3).filter(|&q| FilterAdjointMap::gives(sides.1, q)) {
                                 put(r, q, S::load(taps.add((r * 3 + q) * BLOCK)));
                             }
                         }
-                    } else if tiling.filter() == (LONE, LONE) {
-                        two_sided!(S, FilterAdjoint, LONE, LONE, get, put);
+                    } else if tiling.filter() == (Side::Lone, Side::Lone) {
+                        two_sided!(S, FilterAdjointMap, sides::Lone, sides::Lone, get, put);
                     } else {
-                        two_sided!(S, FilterAdjoint, SIDE, SIDE, get, put);
+                        two_sided!(S, FilterAdjointMap, sides::Dense4, sides::Dense4, get, put);
                     }
                 }
             }

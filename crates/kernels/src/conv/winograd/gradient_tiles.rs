@@ -3,10 +3,11 @@
 
 use std::marker::PhantomData;
 
-use super::Source;
-use super::any_tile::AnyTile;
-use super::tiling::{Place, SIDE, Transform};
-use super::transforms::{OutputAdjoint, Outputs, POINTS, Side, two_sided};
+use super::edge_tile::EdgeTile;
+use super::maps::{OutputAdjointMap, Outputs, POINTS, SideMap, two_sided};
+use super::side::{SIDE, Side, Sides, sides};
+use super::tiling::{Place, Transform};
+use crate::conv::Source;
 use crate::load::{Load, LoadVisitor};
 use crate::simd::{BLOCK, Job, Simd};
 
@@ -19,7 +20,7 @@ pub(super) unsafe fn transform_gradients<S: Simd>(source: &Source<'_>, to: Trans
     impl<S: Simd> LoadVisitor for Visitor<'_, S> {
         fn visit<L: Load>(self, load: L) {
             // SAFETY: the promise of `transform_gradients`'s caller.
-            unsafe { S::run(GradTiles { load: &load, to: self.0 }) }
+            unsafe { S::run(GradientTransform { load: &load, to: self.0 }) }
         }
     }
     source.visit(Visitor::<S>(to, PhantomData));
@@ -28,18 +29,18 @@ pub(super) unsafe fn transform_gradients<S: Simd>(source: &Source<'_>, to: Trans
 /// Tiles ahead that are asked for.
 const AHEAD: usize = 8;
 
-struct GradTiles<'a, L> {
+struct GradientTransform<'a, L> {
     load: &'a L,
     to: Transform<'a>,
 }
 
-impl<L: Load> GradTiles<'_, L> {
+impl<L: Load> GradientTransform<'_, L> {
     /// Transforms one vector of a tile.
     #[inline(always)]
     unsafe fn tile<S: Simd, const PART: bool>(
         &self,
         place: Place,
-        sides: (usize, usize),
+        sides: Sides,
         (c, n): (usize, usize),
         out: *mut f32,
     ) {
@@ -48,33 +49,33 @@ impl<L: Load> GradTiles<'_, L> {
         unsafe {
             let (at, step) = (place.pixel * self.to.channels + c, self.to.channels);
             let load = |r: usize, q: usize| self.load.vec::<S, PART>(at + (r * t.w + q) * step, c, n);
-            if !PART && sides == (SIDE, SIDE) {
+            if !PART && sides == (Side::Dense4, Side::Dense4) {
                 let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * point_stride), v);
-                two_sided!(S, OutputAdjoint, SIDE, SIDE, load, put);
+                two_sided!(S, OutputAdjointMap, sides::Dense4, sides::Dense4, load, put);
                 return;
             }
             let mut gradients = Outputs::uninit();
             let gradients = gradients.as_mut_ptr().cast::<f32>();
-            for r in (0..SIDE).filter(|&r| OutputAdjoint::reads(sides.0, r)) {
-                for q in (0..SIDE).filter(|&q| OutputAdjoint::reads(sides.1, q)) {
+            for r in (0..SIDE).filter(|&r| OutputAdjointMap::reads(sides.0, r)) {
+                for q in (0..SIDE).filter(|&q| OutputAdjointMap::reads(sides.1, q)) {
                     let inside = place.y0 + r < t.h && place.x0 + q < t.w;
                     let gradient = if inside { load(r, q) } else { S::zero() };
                     S::store(gradients.add((r * SIDE + q) * BLOCK), gradient);
                 }
             }
-            S::run(AnyTile {
+            S::run(EdgeTile {
                 sides,
                 from: gradients,
                 from_steps: (SIDE * BLOCK, BLOCK),
                 to: out,
                 to_steps: (6 * point_stride, point_stride),
-                side: PhantomData::<OutputAdjoint>,
+                side: PhantomData::<OutputAdjointMap>,
             });
         }
     }
 }
 
-impl<L: Load> Job for GradTiles<'_, L> {
+impl<L: Load> Job for GradientTransform<'_, L> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {

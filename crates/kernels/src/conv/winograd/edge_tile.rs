@@ -9,33 +9,14 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::transforms::{LONE, Side, two_sided};
-use super::two_taps::{EVEN, ODD, has_two_taps};
+use super::maps::{SideMap, two_sided};
+use super::side::{Side, Sides, StaticSide, sides, with_side};
 use crate::simd::{BLOCK, Job, Simd};
 
-/// Runs a block for the constant that a side is.
-macro_rules! with_side {
-    ($side:expr, $T:ident => $block:block) => {{
-        use $crate::conv::transforms::LONE;
-        use $crate::conv::two_taps::{EVEN, ODD};
-        with_side!(
-            $side, $T => $block;
-            LONE, 2, 3, ODD + 1, ODD + 2, ODD + 3, ODD + 4, EVEN + 1, EVEN + 2, EVEN + 3, EVEN + 4; 4
-        )
-    }};
-    ($side:expr, $T:ident => $block:block; $($some:expr),*; $last:expr) => {
-        match $side {
-            $(side if side == $some => { const $T: usize = $some; $block })*
-            _ => { const $T: usize = $last; $block }
-        }
-    };
-}
-pub(super) use with_side;
-
 /// Applies a map to one vector of a tile, of any size, in memory.
-pub(super) struct AnyTile<X> {
+pub(super) struct EdgeTile<X> {
     /// The sides along rows and columns.
-    pub sides: (usize, usize),
+    pub sides: Sides,
     /// Values to read, and how far it is from row to row and from column to column.
     pub from: *const f32,
     pub from_steps: (usize, usize),
@@ -45,41 +26,38 @@ pub(super) struct AnyTile<X> {
     pub side: PhantomData<X>,
 }
 
-/// Whole sides with two taps.
-const ODD_4: usize = ODD + 4;
-const EVEN_4: usize = EVEN + 4;
-
-impl<X: Side> Job for AnyTile<X> {
+impl<X: SideMap> Job for EdgeTile<X> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
+        use Side::{Dense2, Dense3, Even4, Lone, Odd4};
         // SAFETY: whoever runs the job promises that what the maps read and give is there.
         unsafe {
             match self.sides {
-                (ODD_4, ODD_4) => self.two_sided::<S, ODD_4, ODD_4>(),
-                (ODD_4, EVEN_4) => self.two_sided::<S, ODD_4, EVEN_4>(),
-                (EVEN_4, ODD_4) => self.two_sided::<S, EVEN_4, ODD_4>(),
-                (EVEN_4, EVEN_4) => self.two_sided::<S, EVEN_4, EVEN_4>(),
-                (rows, _) if has_two_taps(rows) => self.side_by_side::<S>(),
-                (LONE, _) => self.two_sided::<S, LONE, LONE>(),
-                (2, 2) => self.two_sided::<S, 2, 2>(),
-                (2, 3) => self.two_sided::<S, 2, 3>(),
-                (2, _) => self.two_sided::<S, 2, 4>(),
-                (3, 2) => self.two_sided::<S, 3, 2>(),
-                (3, 3) => self.two_sided::<S, 3, 3>(),
-                (3, _) => self.two_sided::<S, 3, 4>(),
-                (_, 2) => self.two_sided::<S, 4, 2>(),
-                (_, 3) => self.two_sided::<S, 4, 3>(),
-                _ => self.two_sided::<S, 4, 4>(),
+                (Odd4, Odd4) => self.two_sided::<S, sides::Odd4, sides::Odd4>(),
+                (Odd4, Even4) => self.two_sided::<S, sides::Odd4, sides::Even4>(),
+                (Even4, Odd4) => self.two_sided::<S, sides::Even4, sides::Odd4>(),
+                (Even4, Even4) => self.two_sided::<S, sides::Even4, sides::Even4>(),
+                (rows, _) if rows.is_strided() => self.side_by_side::<S>(),
+                (Lone, _) => self.two_sided::<S, sides::Lone, sides::Lone>(),
+                (Dense2, Dense2) => self.two_sided::<S, sides::Dense2, sides::Dense2>(),
+                (Dense2, Dense3) => self.two_sided::<S, sides::Dense2, sides::Dense3>(),
+                (Dense2, _) => self.two_sided::<S, sides::Dense2, sides::Dense4>(),
+                (Dense3, Dense2) => self.two_sided::<S, sides::Dense3, sides::Dense2>(),
+                (Dense3, Dense3) => self.two_sided::<S, sides::Dense3, sides::Dense3>(),
+                (Dense3, _) => self.two_sided::<S, sides::Dense3, sides::Dense4>(),
+                (_, Dense2) => self.two_sided::<S, sides::Dense4, sides::Dense2>(),
+                (_, Dense3) => self.two_sided::<S, sides::Dense4, sides::Dense3>(),
+                _ => self.two_sided::<S, sides::Dense4, sides::Dense4>(),
             }
         }
     }
 }
 
-impl<X: Side> AnyTile<X> {
+impl<X: SideMap> EdgeTile<X> {
     /// Both sides at once.
     #[inline(always)]
-    unsafe fn two_sided<S: Simd, const R: usize, const C: usize>(&self) {
+    unsafe fn two_sided<S: Simd, R: StaticSide, C: StaticSide>(&self) {
         // SAFETY: as for `call`.
         unsafe {
             let get =
@@ -121,7 +99,7 @@ impl<X: Side> AnyTile<X> {
 /// # Safety
 /// The instruction set must be available, and what the map reads and gives be there.
 #[inline(always)]
-pub(super) unsafe fn one_side<S: Simd, X: Side, const T: usize>(
+pub(super) unsafe fn one_side<S: Simd, X: SideMap, T: StaticSide>(
     from: (*const f32, usize),
     to: (*mut f32, usize),
 ) {
@@ -129,7 +107,7 @@ pub(super) unsafe fn one_side<S: Simd, X: Side, const T: usize>(
     unsafe {
         let mut values = [S::zero(); 6];
         for i in 0..6 {
-            if X::reads(T, i) {
+            if X::reads(T::SIDE, i) {
                 values[i] = S::load(from.0.add(i * from.1));
             }
         }
@@ -142,12 +120,12 @@ pub(super) unsafe fn one_side<S: Simd, X: Side, const T: usize>(
 /// # Safety
 /// As for [`one_side`].
 #[inline(always)]
-pub(super) unsafe fn put_side<S: Simd, X: Side, const T: usize>(values: [S::V; 6], to: (*mut f32, usize)) {
+pub(super) unsafe fn put_side<S: Simd, X: SideMap, T: StaticSide>(values: [S::V; 6], to: (*mut f32, usize)) {
     // SAFETY: the caller's promise.
     unsafe {
         let values = X::apply::<S, T>(values);
         for i in 0..6 {
-            if X::gives(T, i) {
+            if X::gives(T::SIDE, i) {
                 S::store(to.0.add(i * to.1), values[i]);
             }
         }

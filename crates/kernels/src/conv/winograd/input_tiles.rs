@@ -11,11 +11,12 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
-use super::Source;
-use super::any_tile::{one_side, put_side, with_side};
-use super::tiling::{Grid, Place, SIDE, Transform, of_phase};
-use super::transforms::{Input, Side, inputs};
-use crate::load::{BlockAffine, Load, LoadVisitor, block_affine};
+use super::edge_tile::{one_side, put_side};
+use super::maps::{InputMap, SideMap};
+use super::side::{SIDE, Side, Sides, sides, with_side};
+use super::tiling::{Grid, Place, Transform};
+use crate::conv::Source;
+use crate::load::{BlockCoefficients, Load, LoadVisitor, block_coefficients};
 use crate::simd::{BLOCK, Job, Simd};
 
 /// Most tiles in a strip.
@@ -36,13 +37,13 @@ pub(super) unsafe fn transform_inputs<S: Simd>(source: &Source<'_>, grid: Grid, 
     impl<S: Simd> LoadVisitor for Visitor<'_, S> {
         fn visit<L: Load>(self, load: L) {
             // SAFETY: the promise of `transform_inputs`'s caller.
-            unsafe { S::run(TransformTiles { load: &load, grid: self.0, to: self.1 }) }
+            unsafe { S::run(InputTransform { load: &load, grid: self.0, to: self.1 }) }
         }
     }
     source.visit(Visitor::<S>(grid, to, PhantomData));
 }
 
-struct TransformTiles<'a, L> {
+struct InputTransform<'a, L> {
     load: &'a L,
     /// Which pixels the inputs are.
     grid: Grid,
@@ -51,9 +52,9 @@ struct TransformTiles<'a, L> {
 
 /// Columns of a strip.
 #[derive(Clone, Copy)]
-struct Columns {
+struct StripColumns {
     /// The side along them.
-    side: usize,
+    side: Side,
     /// Those of the map: the first element of the first column, and elements from one pixel to the next along columns and
     /// rows.
     at: isize,
@@ -62,14 +63,14 @@ struct Columns {
     rows: (usize, usize),
 }
 
-impl<L: Load> TransformTiles<'_, L> {
+impl<L: Load> InputTransform<'_, L> {
     /// Transforms a block of the given columns of inputs, from those of the tile at `place` on, which has this side along
     /// them. Asks for the pixels that lie `ahead` elements further on.
     #[inline(always)]
     unsafe fn columns<S: Simd, const PART: bool>(
         &self,
         place: Place,
-        (side, columns): (usize, usize),
+        (side, columns): (Side, usize),
         block: usize,
         ahead: usize,
         strip: *mut f32,
@@ -80,21 +81,21 @@ impl<L: Load> TransformTiles<'_, L> {
         let first = usize::from(x0 < 0);
         let end = grid.inside(x0, grid.w).min(columns).max(first);
         let (channels, c) = (self.to.channels, block * BLOCK);
-        let rows = (usize::from(y0 < 0), grid.inside(y0, grid.h).min(inputs(side)));
+        let rows = (usize::from(y0 < 0), grid.inside(y0, grid.h).min(side.inputs()));
         let steps = (grid.step * grid.w * channels, grid.step * channels);
         let at = grid.pixel(place) * channels as isize + (first * steps.1 + c) as isize;
-        let mut part = Columns { side, at, steps, rows };
+        let mut part = StripColumns { side, at, steps, rows };
         // SAFETY: the caller's promise; pixels outside the map are not read.
         unsafe {
-            let affine = block_affine::<S, L, PART>(self.load, c, channels - c);
+            let affine = block_coefficients::<S, L, PART>(self.load, c, channels - c);
             for outside in (0..first).chain(end..columns) {
-                for point in (0..6).filter(|&point| Input::gives(side, point)) {
+                for point in (0..6).filter(|&point| InputMap::gives(side, point)) {
                     for lane in (0..BLOCK).step_by(S::LANES) {
                         S::store(strip.add((point * WIDTH + outside) * BLOCK + lane), S::zero());
                     }
                 }
             }
-            let whole = side == SIDE && rows == (0, 6);
+            let whole = side == Side::Dense4 && rows == (0, 6);
             for pixel in first..end {
                 let to = strip.add(pixel * BLOCK);
                 if whole {
@@ -112,8 +113,8 @@ impl<L: Load> TransformTiles<'_, L> {
     #[inline(always)]
     unsafe fn column<S: Simd, const PART: bool, const WHOLE: bool>(
         &self,
-        affine: &BlockAffine<S, L>,
-        columns: &Columns,
+        affine: &BlockCoefficients<S, L>,
+        columns: &StripColumns,
         ahead: usize,
         valid: usize,
         to: *mut f32,
@@ -138,9 +139,9 @@ impl<L: Load> TransformTiles<'_, L> {
                 }
                 let to = (to.add(lane), WIDTH * BLOCK);
                 if WHOLE {
-                    put_side::<S, Input, SIDE>(pixels, to);
+                    put_side::<S, InputMap, sides::Dense4>(pixels, to);
                 } else {
-                    with_side!(columns.side, T => { put_side::<S, Input, T>(pixels, to) });
+                    with_side!(columns.side, T => { put_side::<S, InputMap, T>(pixels, to) });
                 }
             }
         }
@@ -148,18 +149,18 @@ impl<L: Load> TransformTiles<'_, L> {
 }
 
 /// Transforms the rows of a block of a strip's tiles, whose columns are transformed.
-struct Rows<'a> {
+struct StripRows<'a> {
     strip: *const f32,
     /// The sides of all tiles but the last, and of that one.
-    whole: (usize, usize),
-    last: (usize, usize),
+    whole: Sides,
+    last: Sides,
     /// Where the first point of each tile goes, as a position.
     places: &'a [usize],
     block: usize,
     to: &'a Transform<'a>,
 }
 
-impl Job for Rows<'_> {
+impl Job for StripRows<'_> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
@@ -170,12 +171,12 @@ impl Job for Rows<'_> {
             unsafe {
                 let (from, to) = (self.strip.add(tile * SIDE * BLOCK), self.to.at(self.block, position));
                 with_side!(columns, T => {
-                    for r in (0..6).filter(|&r| Input::gives(rows, r)) {
+                    for r in (0..6).filter(|&r| InputMap::gives(rows, r)) {
                         // All vectors of a tile, one after the other: they share the cache lines that are written.
                         for lane in (0..BLOCK).step_by(S::LANES) {
                             let from = from.add(r * WIDTH * BLOCK + lane);
                             let to = to.add(r * 6 * point_stride + lane);
-                            one_side::<S, Input, T>((from, BLOCK), (to, point_stride));
+                            one_side::<S, InputMap, T>((from, BLOCK), (to, point_stride));
                         }
                     }
                 });
@@ -184,7 +185,7 @@ impl Job for Rows<'_> {
     }
 }
 
-impl<L: Load> Job for TransformTiles<'_, L> {
+impl<L: Load> Job for InputTransform<'_, L> {
     type Out = ();
     #[inline(always)]
     unsafe fn call<S: Simd>(self) {
@@ -200,15 +201,15 @@ impl<L: Load> Job for TransformTiles<'_, L> {
             // All tiles of the strip are equally high, and all but the last are whole in width.
             let mut places = [0; TILES];
             let mut place = at;
-            let mut sides = (0, 0);
+            let mut sides = (t.whole, t.whole);
             for position in &mut places[..tiles] {
                 sides = t.sides(place);
                 *position = positions.next(sides);
                 place.advance(t);
             }
-            let last = of_phase(sides, grid.phase);
-            let whole = of_phase((sides.0, t.whole), grid.phase);
-            let size = (last.0, (tiles - 1) * SIDE + inputs(last.1));
+            let last = grid.phase.of(sides);
+            let whole = grid.phase.of((sides.0, t.whole));
+            let size = (last.0, (tiles - 1) * SIDE + last.1.inputs());
             // The strip after the next.
             let next = t.locate(first + (done + 2 * tiles).min(count));
             let ahead = (grid.pixel(next) - grid.pixel(at)) as usize * self.to.channels;
@@ -221,7 +222,7 @@ impl<L: Load> Job for TransformTiles<'_, L> {
                     } else {
                         self.columns::<S, true>(at, size, block, ahead, strip);
                     }
-                    S::run(Rows { strip, whole, last, places: &places[..tiles], block, to: &self.to });
+                    S::run(StripRows { strip, whole, last, places: &places[..tiles], block, to: &self.to });
                 }
             }
             done += tiles;

@@ -17,13 +17,15 @@
 
 use std::ops::Range;
 
-use super::fill::{Reader, Region, Words};
-use super::finish::{Finisher, Output, Partials, PartialsPtr, ReadyTile};
-use super::geometry::Geometry;
-use super::pack::{Panels, Weights};
+use super::Product;
+use super::direct::fill::{Fill, Reader, Words};
+use super::direct::geometry::Geometry;
+use super::filters::{Filters, Panels};
+use super::finish::{Finisher, OutputPtr, ReadyTile};
+use super::partials::{Partials, PartialsPtr};
 use crate::Context;
 use crate::activations::Activations;
-use crate::micro::Tile;
+use crate::micro::ProductTile;
 use crate::simd::{BLOCK, Job, Simd};
 use crate::work::{Shared, part, parts, sweep, with_scratch};
 
@@ -32,86 +34,73 @@ use crate::work::{Shared, part, parts, sweep, with_scratch};
 const SCRATCH: usize = 32 << 10;
 
 /// Halves of an operand, and their sums: what there is a product of.
-const PARTS: usize = 7;
+const OPERANDS: usize = 7;
 
 /// Tasks to aim for.
 const TASKS: usize = 16;
 
-struct Pass<'a> {
+struct StrassenProduct<'a> {
     reader: Reader<'a>,
     geometry: Geometry,
     packed: &'a [f32],
     /// Blocks of half the depth.
     blocks: usize,
     panels: Panels,
-    /// Sets of pixels, and parts of the pairs of panels.
-    sets: usize,
+    /// Into how many parts pixels and pairs of panels are cut.
+    pixel_parts: usize,
     panel_parts: usize,
-    output: Output,
+    output: OutputPtr,
     finisher: Finisher<'a>,
     partials: PartialsPtr,
 }
 
-/// Whether the algorithm applies and is expected to take less time than eight products.
-pub(super) fn pays<S: Simd>(ctx: &Context, geometry: &Geometry, weights: &Weights<'_>) -> bool {
-    let (depth, channels) = (weights.depth(), weights.channels());
-    let even = geometry.n.is_multiple_of(2)
-        && depth.is_multiple_of(2 * BLOCK)
-        && channels.is_multiple_of(4 * S::LANES);
-    // With less depth the sums of products cost what the eighth one saves; with more, few pixels fit into the cache.
-    let large = (512..=1024).contains(&depth) && channels >= 128 && geometry.n >= 128;
-    !ctx.exact() && geometry.is_flat() && weights.taps == 1 && !weights.pairs && even && large
-}
-
-/// Runs a pass; returns the partial sums and the values a channel behind each of them.
+/// Runs a pass; returns the sums of each part, and the values per channel behind each of them.
 pub(super) fn run<S: Simd>(
     ctx: &Context,
-    reader: Reader<'_>,
-    geometry: Geometry,
-    weights: Weights<'_>,
+    product: &Product<'_>,
     out: &mut Activations,
-    finisher: Finisher<'_>,
 ) -> (Partials, Vec<usize>) {
-    let panels = Panels::new::<S>(weights.channels());
-    let (pairs, blocks) = (panels.count() / 2, weights.blocks() / 2);
-    let mut packed = ctx.pool().scratch(pairs * PARTS * blocks * BLOCK * panels.full());
-    pack::<S>(weights, panels, &mut packed);
+    let (filters, (reader, geometry), finisher) = (product.filters(), product.reader(), product.finisher);
+    let panels = Panels::new::<S>(filters.channels());
+    let (pairs, blocks) = (panels.count() / 2, filters.blocks() / 2);
+    let mut packed = ctx.pool().scratch(pairs * OPERANDS * blocks * BLOCK * panels.full());
+    pack::<S>(filters, panels, &mut packed);
     let rows = 2 * S::TILE_ROWS;
-    let most = (4 * SCRATCH / (PARTS * weights.depth())).clamp(rows, 32 * rows) / rows * rows;
-    let sets = geometry.n.div_ceil(most);
-    let mut partials = Partials::new(sets, weights.channels(), finisher.sums());
-    let panel_parts = TASKS.div_ceil(sets).min(pairs);
-    let pass = Pass {
+    let most = (4 * SCRATCH / (OPERANDS * filters.depth())).clamp(rows, 32 * rows) / rows * rows;
+    let pixel_parts = geometry.n.div_ceil(most);
+    let mut partials = Partials::new(pixel_parts, filters.channels(), finisher.sums());
+    let panel_parts = TASKS.div_ceil(pixel_parts).min(pairs);
+    let pass = StrassenProduct {
         reader,
         geometry,
         packed: &packed,
         blocks,
         panels,
-        sets,
+        pixel_parts,
         panel_parts,
-        output: Output::new(out),
+        output: OutputPtr::new(out),
         finisher,
         partials: partials.share(),
     };
-    sweep(sets * panel_parts, |task| pass.task::<S>(task));
-    let counts = (0..sets).map(|set| 2 * part(geometry.n / 2, sets, set).len()).collect();
+    sweep(pixel_parts * panel_parts, |task| pass.task::<S>(task));
+    let counts = (0..pixel_parts).map(|i| 2 * part(geometry.n / 2, pixel_parts, i).len()).collect();
     (partials, counts)
 }
 
 /// Packs weights and their sums, in the order of their products: `[pair of panels][part][block][16][width]`.
-fn pack<S: Simd>(weights: Weights<'_>, panels: Panels, packed: &mut [f32]) {
-    let (pairs, blocks, width) = (panels.count() / 2, weights.blocks() / 2, panels.full());
+fn pack<S: Simd>(filters: Filters<'_>, panels: Panels, packed: &mut [f32]) {
+    let (pairs, blocks, width) = (panels.count() / 2, filters.blocks() / 2, panels.full());
     let size = BLOCK * width;
     let out = Shared::new(packed);
-    weights.direction.each_block(pairs, blocks, |pair, block| {
+    filters.direction().each_block(pairs, blocks, |pair, block| {
         with_scratch([4 * size, 0, 0], |[halves, ..]| {
             // SAFETY: scratch memory holds four blocks.
             let halves = unsafe { std::slice::from_raw_parts_mut(halves, 4 * size) };
             for (i, half) in halves.chunks_exact_mut(size).enumerate() {
                 let (k0, n0) = ((block + i / 2 * blocks) * BLOCK, (pair + i % 2 * pairs) * width);
-                weights.block::<S>(0, k0, n0, width, half);
+                filters.block::<S>(0, k0, n0, width, half);
             }
-            let first = (pair * PARTS * blocks + block) * size;
+            let first = (pair * OPERANDS * blocks + block) * size;
             // SAFETY: the instruction set is available; each block is written once.
             unsafe {
                 let out = out.get().add(first);
@@ -157,7 +146,7 @@ struct PixelSums {
 }
 
 /// Where the operand of each product lies then, in the order of [`pack`].
-const QUARTERS: [usize; PARTS] = [0, 1, 5, 4, 6, 2, 3];
+const QUARTERS: [usize; OPERANDS] = [0, 1, 5, 4, 6, 2, 3];
 
 impl Job for PixelSums {
     type Out = ();
@@ -187,20 +176,20 @@ struct Buffers {
     tile: *mut f32,
 }
 
-impl Pass<'_> {
+impl StrassenProduct<'_> {
     fn task<S: Simd>(&self, task: usize) {
-        let set = task / self.panel_parts;
-        let pixels = part(self.geometry.n / 2, self.sets, set);
+        let index = task / self.panel_parts;
+        let pixels = part(self.geometry.n / 2, self.pixel_parts, index);
         let (first, rows) = (2 * pixels.start, pixels.len());
         let pairs = part(self.panels.count() / 2, self.panel_parts, task % self.panel_parts);
         let (quarter, width) = (rows * self.blocks * BLOCK, self.panels.full());
-        let lens = [PARTS * quarter, 2 * rows * width, S::TILE_ROWS * width];
+        let lens = [OPERANDS * quarter, 2 * rows * width, S::TILE_ROWS * width];
         with_scratch(lens, |[quarters, sums, tile]| {
             // SAFETY: the instruction set is available, and scratch memory has room; no other task has these pixels' panels.
             unsafe {
                 for q in 0..4 {
                     let first = first + q / 2 * rows;
-                    self.reader.fill::<S>(Region {
+                    self.reader.fill::<S>(Fill {
                         geometry: &self.geometry,
                         images: (first, first + rows),
                         rows: (0, 1),
@@ -212,14 +201,14 @@ impl Pass<'_> {
                 S::run(PixelSums { quarters, len: quarter });
                 let buffers = Buffers { quarters, u: sums, v: sums.add(rows * width), tile };
                 for pair in pairs {
-                    self.pair::<S>(set, first..first + rows, pair, &buffers);
+                    self.pair::<S>(index, first..first + rows, pair, &buffers);
                 }
             }
         });
     }
 
-    /// Computes a pair of panels for the pixels of a set, whose first half is given.
-    unsafe fn pair<S: Simd>(&self, set: usize, pixels: Range<usize>, pair: usize, buffers: &Buffers) {
+    /// Computes a pair of panels for a part of the pixels, whose first half is given.
+    unsafe fn pair<S: Simd>(&self, part: usize, pixels: Range<usize>, pair: usize, buffers: &Buffers) {
         let (count, width) = (pixels.len(), self.panels.full());
         let (quarter, size) = (count * self.blocks * BLOCK, BLOCK * width);
         let channels = self.geometry.dst[2];
@@ -230,11 +219,11 @@ impl Pass<'_> {
         let tiles = || parts(count, count.div_ceil(S::TILE_ROWS));
         // The product of a part, for the rows of a tile.
         let multiply = |product: usize, rows: &Range<usize>, c: *mut f32, accumulate: bool| {
-            let b = (pair * PARTS + product) * self.blocks * size;
+            let b = (pair * OPERANDS + product) * self.blocks * size;
             let a = QUARTERS[product] * quarter + rows.start * BLOCK;
             // SAFETY: the caller's promise; all offsets are inside the buffers.
             unsafe {
-                S::TILES[1][rows.len() - 1](&Tile {
+                S::TILES[1][rows.len() - 1](&ProductTile {
                     list: list.as_ptr(),
                     blocks: list.len(),
                     a: buffers.quarters.add(a),
@@ -258,7 +247,7 @@ impl Pass<'_> {
                 c0: (pair + side * self.panels.count() / 2) * width,
                 cols: width,
                 partials: self.partials,
-                task: set,
+                part,
                 begins: half == 0 && rows.start == 0,
             };
             // SAFETY: the caller's promise; the tile is complete.

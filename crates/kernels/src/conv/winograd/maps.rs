@@ -19,100 +19,68 @@
 
 use std::mem::MaybeUninit;
 
-use super::two_taps::{self, ODD, has_two_taps};
+use super::side::{SIDE, Side, Sides, StaticSide};
+use super::two_taps;
 use crate::simd::{BLOCK, Simd};
 
 /// Points of the transformed tile: 6×6.
-pub(super) const POINTS: usize = 36;
+pub(in crate::conv) const POINTS: usize = 36;
 
-/// What stands for the outputs along the sides of a tile that is a whole map of 2×2 pixels.
-pub(super) const LONE: usize = 1;
-
-/// Outputs along the sides of a map's last tiles: 2, 3 or 4, where a single one is computed as two, or [`LONE`].
-pub(super) fn last_outputs([h, w]: [usize; 2]) -> (usize, usize) {
-    let last = |side: usize| match side % 4 {
-        0 => 4,
-        3 => 3,
-        _ => 2,
-    };
-    if (h, w) == (2, 2) { (LONE, LONE) } else { (last(h), last(w)) }
-}
-
-/// Whether a side has this point: of a number of outputs, of [`LONE`], or, with two taps, of [`ODD`] or `EVEN` and
-/// outputs.
-pub(super) fn has_point(side: usize, point: usize) -> bool {
-    match side {
-        side if has_two_taps(side) => two_taps::has_point(side, point),
-        LONE => matches!(point, 0 | 1 | 5),
-        2 => point != 3 && point != 4,
-        3 => point != 4,
-        _ => true,
-    }
-}
-
-/// Whether a side has a tap.
-fn has_tap(side: usize, tap: usize) -> bool {
-    if has_two_taps(side) { two_taps::has_tap(side, tap) } else { tap < 3 }
-}
-
-/// Inputs along a side.
-pub(super) fn inputs(side: usize) -> usize {
-    if has_two_taps(side) { two_taps::inputs(side) } else { side + 2 }
-}
-
-/// Outputs along a side, of a number that a tile has room for.
-pub(super) fn outputs(side: usize) -> usize {
-    if has_two_taps(side) { side % ODD } else { side.max(2) }
+/// The sides of a map's last tiles, for a convolution of stride 1.
+pub(super) fn last_sides([h, w]: [usize; 2]) -> Sides {
+    let last = |side: usize| Side::dense(if side.is_multiple_of(SIDE) { SIDE } else { side % SIDE });
+    if (h, w) == (2, 2) { (Side::Lone, Side::Lone) } else { (last(h), last(w)) }
 }
 
 /// The points of a map, all its tiles together.
-pub(super) fn map_points(map: [usize; 2]) -> usize {
-    let (last, [h, w]) = (last_outputs(map), map);
-    let points =
-        |side: usize, last| 6 * (side.div_ceil(4) - 1) + (0..6).filter(|&p| has_point(last, p)).count();
+pub(in crate::conv) fn map_points(map: [usize; 2]) -> usize {
+    let (last, [h, w]) = (last_sides(map), map);
+    let points = |side: usize, last: Side| {
+        6 * (side.div_ceil(SIDE) - 1) + (0..6).filter(|&p| last.has_point(p)).count()
+    };
     points(h, last.0) * points(w, last.1)
 }
 
 /// A linear map along a side `T` of a tile. Values are indexed as in the full tile; missing ones are not looked at.
-pub(super) trait Side {
+pub(super) trait SideMap {
     /// Whether the map reads value `i`.
-    fn reads(side: usize, i: usize) -> bool;
+    fn reads(side: Side, i: usize) -> bool;
     /// Whether the map gives value `i`.
-    fn gives(side: usize, i: usize) -> bool;
+    fn gives(side: Side, i: usize) -> bool;
     /// The map.
     ///
     /// # Safety
     /// The instruction set must be available.
-    unsafe fn apply<S: Simd, const T: usize>(v: [S::V; 6]) -> [S::V; 6];
+    unsafe fn apply<S: Simd, T: StaticSide>(v: [S::V; 6]) -> [S::V; 6];
 }
 
 /// `Bᵀ d`: inputs to points.
-pub(super) struct Input;
+pub(super) struct InputMap;
 
-impl Side for Input {
+impl SideMap for InputMap {
     #[inline(always)]
-    fn reads(side: usize, i: usize) -> bool {
-        i < inputs(side) && (side != LONE || i > 0)
+    fn reads(side: Side, i: usize) -> bool {
+        i < side.inputs() && (side != Side::Lone || i > 0)
     }
     #[inline(always)]
-    fn gives(side: usize, i: usize) -> bool {
-        has_point(side, i)
+    fn gives(side: Side, i: usize) -> bool {
+        side.has_point(i)
     }
     #[inline(always)]
-    unsafe fn apply<S: Simd, const T: usize>(d: [S::V; 6]) -> [S::V; 6] {
+    unsafe fn apply<S: Simd, T: StaticSide>(d: [S::V; 6]) -> [S::V; 6] {
         // SAFETY: the caller's promise.
         unsafe {
             let c = |x| S::splat(x);
             let none = S::zero();
-            match T {
-                side if has_two_taps(side) => two_taps::input::<S, T>(d),
-                LONE => [d[2], S::add(d[1], d[2]), none, none, none, d[1]],
-                2 => {
+            match T::SIDE {
+                side if side.is_strided() => two_taps::input::<S, T>(d),
+                Side::Lone => [d[2], S::add(d[1], d[2]), none, none, none, d[1]],
+                Side::Dense2 => {
                     let (sum, difference) = (S::add(d[1], d[2]), S::sub(d[1], d[2]));
                     let zero = S::mul(c(4.0), S::sub(d[0], d[2]));
                     [zero, S::mul(c(-3.0), sum), S::mul(c(3.0), difference), none, none, S::sub(d[3], d[1])]
                 }
-                3 => {
+                Side::Dense3 => {
                     // 2(2 d0 - d1 - 2 d2 + d3), 3(d3 - d2 - 2 d1), d3 - 3 d2 + 2 d1, 4(d3 - d1), d4 - 2 d3 - d2 + 2 d1
                     let difference = S::sub(d[3], d[1]);
                     let zero = S::fma(c(4.0), S::sub(d[0], d[2]), S::mul(c(2.0), difference));
@@ -141,29 +109,29 @@ impl Side for Input {
 }
 
 /// `Aᵀ m`: points to outputs.
-pub(super) struct Output;
+pub(super) struct OutputMap;
 
-impl Side for Output {
+impl SideMap for OutputMap {
     #[inline(always)]
-    fn reads(side: usize, i: usize) -> bool {
-        has_point(side, i)
+    fn reads(side: Side, i: usize) -> bool {
+        side.has_point(i)
     }
     #[inline(always)]
-    fn gives(side: usize, i: usize) -> bool {
-        i < outputs(side)
+    fn gives(side: Side, i: usize) -> bool {
+        i < side.outputs()
     }
     #[inline(always)]
-    unsafe fn apply<S: Simd, const T: usize>(m: [S::V; 6]) -> [S::V; 6] {
+    unsafe fn apply<S: Simd, T: StaticSide>(m: [S::V; 6]) -> [S::V; 6] {
         // SAFETY: the caller's promise.
         unsafe {
             let c = |x| S::splat(x);
             let none = S::zero();
             let (sum, difference) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
-            match T {
-                side if has_two_taps(side) => two_taps::output::<S, T>(m),
-                LONE => [S::add(m[1], m[0]), S::add(m[1], m[5]), none, none, none, none],
-                2 => [S::add(m[0], sum), S::add(difference, m[5]), none, none, none, none],
-                3 => {
+            match T::SIDE {
+                side if side.is_strided() => two_taps::output::<S, T>(m),
+                Side::Lone => [S::add(m[1], m[0]), S::add(m[1], m[5]), none, none, none, none],
+                Side::Dense2 => [S::add(m[0], sum), S::add(difference, m[5]), none, none, none, none],
+                Side::Dense3 => {
                     let first = S::add(S::add(m[0], sum), m[3]);
                     let third = S::add(S::fma(c(4.0), m[3], sum), m[5]);
                     [first, S::fma(c(2.0), m[3], difference), third, none, none, none]
@@ -185,28 +153,28 @@ impl Side for Output {
 }
 
 /// `A y`: gradients of outputs to points.
-pub(super) struct OutputAdjoint;
+pub(super) struct OutputAdjointMap;
 
-impl Side for OutputAdjoint {
+impl SideMap for OutputAdjointMap {
     #[inline(always)]
-    fn reads(side: usize, i: usize) -> bool {
-        i < outputs(side)
+    fn reads(side: Side, i: usize) -> bool {
+        i < side.outputs()
     }
     #[inline(always)]
-    fn gives(side: usize, i: usize) -> bool {
-        has_point(side, i)
+    fn gives(side: Side, i: usize) -> bool {
+        side.has_point(i)
     }
     #[inline(always)]
-    unsafe fn apply<S: Simd, const T: usize>(y: [S::V; 6]) -> [S::V; 6] {
+    unsafe fn apply<S: Simd, T: StaticSide>(y: [S::V; 6]) -> [S::V; 6] {
         // SAFETY: the caller's promise.
         unsafe {
             let c = |x| S::splat(x);
             let none = S::zero();
-            match T {
-                side if has_two_taps(side) => two_taps::output_adjoint::<S, T>(y),
-                LONE => [y[0], S::add(y[0], y[1]), none, none, none, y[1]],
-                2 => [y[0], S::add(y[0], y[1]), S::sub(y[0], y[1]), none, none, y[1]],
-                3 => {
+            match T::SIDE {
+                side if side.is_strided() => two_taps::output_adjoint::<S, T>(y),
+                Side::Lone => [y[0], S::add(y[0], y[1]), none, none, none, y[1]],
+                Side::Dense2 => [y[0], S::add(y[0], y[1]), S::sub(y[0], y[1]), none, none, y[1]],
+                Side::Dense3 => {
                     let even = S::add(y[0], y[2]);
                     let two = S::fma(c(4.0), y[2], S::fma(c(2.0), y[1], y[0]));
                     [y[0], S::add(even, y[1]), S::sub(even, y[1]), two, none, y[2]]
@@ -236,14 +204,14 @@ pub(super) type Outputs = MaybeUninit<[[[f32; BLOCK]; 4]; 4]>;
 /// values go from `$get(row, column)` to `$put(row, column, value)`. A macro, since a closure that is passed on may end up
 /// as a function of its own, which cannot use the instruction set.
 macro_rules! two_sided {
-    ($S:ty, $X:ty, $R:expr, $C:expr, $get:expr, $put:expr) => {{
-        use $crate::conv::transforms::{Side, columns, row};
-        let half = columns::<$S, $X, { $R }, { $C }>($get);
+    ($S:ty, $X:ty, $R:ty, $C:ty, $get:expr, $put:expr) => {{
+        use $crate::conv::winograd::maps::{SideMap, columns, row};
+        let half = columns::<$S, $X, $R, $C>($get);
         for r in 0..6 {
-            if <$X as Side>::gives($R, r) {
-                let row = row::<$S, $X, { $C }>(&half, r);
+            if <$X as SideMap>::gives(<$R as $crate::conv::winograd::side::StaticSide>::SIDE, r) {
+                let row = row::<$S, $X, $C>(&half, r);
                 for q in 0..6 {
-                    if <$X as Side>::gives($C, q) {
+                    if <$X as SideMap>::gives(<$C as $crate::conv::winograd::side::StaticSide>::SIDE, q) {
                         $put(r, q, row[q]);
                     }
                 }
@@ -258,17 +226,17 @@ pub(super) use two_sided;
 /// # Safety
 /// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn columns<S: Simd, X: Side, const R: usize, const C: usize>(
+pub(super) unsafe fn columns<S: Simd, X: SideMap, R: StaticSide, C: StaticSide>(
     get: impl Fn(usize, usize) -> S::V,
 ) -> [[S::V; 6]; 6] {
     // SAFETY: the caller's promise.
     unsafe {
         let mut half = [[S::zero(); 6]; 6];
         for q in 0..6 {
-            if X::reads(C, q) {
+            if X::reads(C::SIDE, q) {
                 let mut column = [S::zero(); 6];
                 for r in 0..6 {
-                    if X::reads(R, r) {
+                    if X::reads(R::SIDE, r) {
                         column[r] = get(r, q);
                     }
                 }
@@ -284,32 +252,32 @@ pub(super) unsafe fn columns<S: Simd, X: Side, const R: usize, const C: usize>(
 /// # Safety
 /// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn row<S: Simd, X: Side, const C: usize>(half: &[[S::V; 6]; 6], r: usize) -> [S::V; 6] {
+pub(super) unsafe fn row<S: Simd, X: SideMap, C: StaticSide>(half: &[[S::V; 6]; 6], r: usize) -> [S::V; 6] {
     // SAFETY: the caller's promise.
     unsafe { X::apply::<S, C>([half[0][r], half[1][r], half[2][r], half[3][r], half[4][r], half[5][r]]) }
 }
 
-/// `G g`: three weights to points, all of them or those of [`LONE`] tiles.
-pub(super) struct Filter;
+/// `G g`: three weights to points, all of them or those of [`Side::Lone`] tiles.
+pub(super) struct FilterMap;
 
-impl Side for Filter {
+impl SideMap for FilterMap {
     #[inline(always)]
-    fn reads(side: usize, i: usize) -> bool {
-        has_tap(side, i)
+    fn reads(side: Side, i: usize) -> bool {
+        side.has_tap(i)
     }
     #[inline(always)]
-    fn gives(side: usize, i: usize) -> bool {
-        has_point(side, i)
+    fn gives(side: Side, i: usize) -> bool {
+        side.has_point(i)
     }
     #[inline(always)]
-    unsafe fn apply<S: Simd, const T: usize>(g: [S::V; 6]) -> [S::V; 6] {
+    unsafe fn apply<S: Simd, T: StaticSide>(g: [S::V; 6]) -> [S::V; 6] {
         // SAFETY: the caller's promise.
         unsafe {
             let c = |x| S::splat(x);
-            if has_two_taps(T) {
+            if T::SIDE.is_strided() {
                 return two_taps::filter::<S, T>(g);
             }
-            if T == LONE {
+            if T::SIDE == Side::Lone {
                 let none = S::zero();
                 return [S::sub(g[2], g[1]), g[1], none, none, none, S::sub(g[0], g[1])];
             }
@@ -322,27 +290,27 @@ impl Side for Filter {
     }
 }
 
-/// `Gᵀ m`: points, all of them or those of [`LONE`] tiles, to the gradients of three weights.
-pub(super) struct FilterAdjoint;
+/// `Gᵀ m`: points, all of them or those of [`Side::Lone`] tiles, to the gradients of three weights.
+pub(super) struct FilterAdjointMap;
 
-impl Side for FilterAdjoint {
+impl SideMap for FilterAdjointMap {
     #[inline(always)]
-    fn reads(side: usize, i: usize) -> bool {
-        has_point(side, i)
+    fn reads(side: Side, i: usize) -> bool {
+        side.has_point(i)
     }
     #[inline(always)]
-    fn gives(side: usize, i: usize) -> bool {
-        has_tap(side, i)
+    fn gives(side: Side, i: usize) -> bool {
+        side.has_tap(i)
     }
     #[inline(always)]
-    unsafe fn apply<S: Simd, const T: usize>(m: [S::V; 6]) -> [S::V; 6] {
+    unsafe fn apply<S: Simd, T: StaticSide>(m: [S::V; 6]) -> [S::V; 6] {
         // SAFETY: the caller's promise.
         unsafe {
             let (c, none) = (|x| S::splat(x), S::zero());
-            if has_two_taps(T) {
+            if T::SIDE.is_strided() {
                 return two_taps::filter_adjoint::<S, T>(m);
             }
-            if T == LONE {
+            if T::SIDE == Side::Lone {
                 return [m[5], S::sub(m[1], S::add(m[0], m[5])), m[0], none, none, none];
             }
             let (s1, d1) = (S::add(m[1], m[2]), S::sub(m[2], m[1]));
@@ -363,6 +331,7 @@ impl Side for FilterAdjoint {
 
 #[cfg(test)]
 mod tests {
+    use super::super::side::sides;
     use super::*;
     use crate::simd::Portable;
 
@@ -373,16 +342,16 @@ mod tests {
     }
 
     /// A side with `T` outputs: the correlation, and the filter's gradient.
-    fn side<const T: usize>(d: [f32; 6], g: [f32; 6], dy: [f32; 6]) -> ([f32; 6], [f32; 6]) {
+    fn side<T: StaticSide>(d: [f32; 6], g: [f32; 6], dy: [f32; 6]) -> ([f32; 6], [f32; 6]) {
         // SAFETY: the portable set is always available.
         unsafe {
-            let (v, u) = (Input::apply::<S, T>(lane(d)), Filter::apply::<S, T>(lane(g)));
+            let (v, u) = (InputMap::apply::<S, T>(lane(d)), FilterMap::apply::<S, T>(lane(g)));
             let (mut m, mut w) = ([[f32::NAN; 4]; 6], [[0.0; 4]; 6]);
-            let e = OutputAdjoint::apply::<S, T>(lane(dy));
-            for i in (0..6).filter(|&i| has_point(T, i)) {
+            let e = OutputAdjointMap::apply::<S, T>(lane(dy));
+            for i in (0..6).filter(|&i| T::SIDE.has_point(i)) {
                 (m[i], w[i]) = (S::mul(v[i], u[i]), S::mul(v[i], e[i]));
             }
-            (Output::apply::<S, T>(m).map(|y| y[0]), FilterAdjoint::apply::<S, T>(w).map(|dg| dg[0]))
+            (OutputMap::apply::<S, T>(m).map(|y| y[0]), FilterAdjointMap::apply::<S, T>(w).map(|dg| dg[0]))
         }
     }
 
@@ -390,9 +359,11 @@ mod tests {
     fn shorter_sides_share_the_transformed_filter() {
         let (d, g) = ([0.3, -1.2, 0.7, 2.0, -0.4, 1.1], [0.5, -0.9, 1.3, f32::NAN, f32::NAN, f32::NAN]);
         let dy = [1.0, -2.0, 0.25, 0.6, f32::NAN, f32::NAN];
-        for (outputs, (y, dg)) in
-            [(2, side::<2>(d, g, dy)), (3, side::<3>(d, g, dy)), (4, side::<4>(d, g, dy))]
-        {
+        for (outputs, (y, dg)) in [
+            (2, side::<sides::Dense2>(d, g, dy)),
+            (3, side::<sides::Dense3>(d, g, dy)),
+            (4, side::<sides::Dense4>(d, g, dy)),
+        ] {
             for i in 0..outputs {
                 let expected: f32 = (0..3).map(|t| d[i + t] * g[t]).sum();
                 assert!((y[i] - expected).abs() < 1e-5, "{outputs} outputs: {y:?}");
@@ -410,7 +381,7 @@ mod tests {
             [f32::NAN, -1.2, 0.7, f32::NAN, f32::NAN, f32::NAN],
             [0.5, -0.9, 1.3, f32::NAN, f32::NAN, f32::NAN],
         );
-        let (y, dg) = side::<LONE>(d, g, [1.0, -2.0, f32::NAN, f32::NAN, f32::NAN, f32::NAN]);
+        let (y, dg) = side::<sides::Lone>(d, g, [1.0, -2.0, f32::NAN, f32::NAN, f32::NAN, f32::NAN]);
         let expected = [-0.9 * -1.2 + 1.3 * 0.7, 0.5 * -1.2 - 0.9 * 0.7];
         assert!((0..2).all(|i| (y[i] - expected[i]).abs() < 1e-6), "{y:?}");
         let expected = [-2.0 * -1.2, -1.2 - 2.0 * 0.7, 0.7];

@@ -1,4 +1,4 @@
-//! Weights, packed into panels as wide as the product tile.
+//! Filters, packed into panels as wide as the product tile.
 
 use crate::Context;
 use crate::context::Scratch;
@@ -78,17 +78,43 @@ impl Direction {
 
 /// Weights `[c_out][taps][c_in]`, to read as matrices.
 #[derive(Clone, Copy)]
-pub(super) struct Weights<'a> {
-    pub values: &'a [f32],
-    pub c_in: usize,
-    pub c_out: usize,
-    pub taps: usize,
-    pub direction: Direction,
+pub(super) struct Filters<'a> {
+    values: &'a [f32],
+    c_in: usize,
+    c_out: usize,
+    taps: usize,
+    direction: Direction,
     /// Whether two rows are packed into one word as bf16.
-    pub pairs: bool,
+    pairs: bool,
 }
 
-impl Weights<'_> {
+impl<'a> Filters<'a> {
+    /// Of weights `[c_out, taps, c_in]`.
+    pub fn new(
+        values: &'a [f32],
+        [c_out, taps, c_in]: [usize; 3],
+        direction: Direction,
+        pairs: bool,
+    ) -> Self {
+        assert_eq!(values.len(), c_out * taps * c_in, "weights of a convolution");
+        Self { values, c_in, c_out, taps, direction, pairs }
+    }
+
+    /// The same with all taps of an input as channels: what an output reads is one column.
+    pub fn flat(self) -> Self {
+        Self { c_in: self.taps * self.c_in, taps: 1, ..self }
+    }
+
+    /// Which matrix they are.
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Whether two rows are packed into one word as bf16.
+    pub fn pairs(&self) -> bool {
+        self.pairs
+    }
+
     /// Channels summed over.
     pub fn depth(&self) -> usize {
         match self.direction {
@@ -120,7 +146,7 @@ impl Weights<'_> {
         let half = BLOCK * width;
         // At most two registers of 16 lanes wide.
         let mut rows = [0.0f32; 2 * BLOCK * 2 * BLOCK];
-        let single = Weights { pairs: false, ..*self };
+        let single = Filters { pairs: false, ..*self };
         for i in 0..2 {
             let rows = &mut rows[i * half..][..half];
             if k0 + i * BLOCK < self.depth() {
@@ -142,6 +168,7 @@ impl Weights<'_> {
     /// be available.
     pub fn block<S: Simd>(&self, tap: usize, k0: usize, n0: usize, width: usize, dst: &mut [f32]) {
         let (depth, cols) = (BLOCK.min(self.depth() - k0), width.min(self.channels() - n0));
+        assert!(dst.len() >= BLOCK * width, "room for a block");
         if depth < BLOCK || cols < width {
             dst.fill(0.0);
         }
@@ -199,23 +226,23 @@ impl Job for CopyRows<'_> {
     }
 }
 
-/// Packed weights: `[panel][block][tap][16][width]`.
-pub(super) fn pack<'a, S: Simd>(ctx: &'a Context, weights: Weights<'_>, panels: Panels) -> Scratch<'a> {
-    let (blocks, taps) = (weights.blocks(), weights.taps);
+/// Packed filters: `[panel][block][tap][16][width]`.
+pub(super) fn pack<'a, S: Simd>(ctx: &'a Context, filters: Filters<'_>, panels: Panels) -> Scratch<'a> {
+    let (blocks, taps) = (filters.blocks(), filters.taps);
     let mut packed = ctx.pool().scratch(blocks * taps * BLOCK * panels.total_width());
     let out = Shared::new(&mut packed);
-    weights.direction.each_block(panels.count(), blocks, |j, block| {
+    filters.direction.each_block(panels.count(), blocks, |j, block| {
         let width = panels.width(j);
         for tap in 0..taps {
             let size = BLOCK * width;
             let at = j * panels.full() * blocks * taps * BLOCK + (block * taps + tap) * size;
             // SAFETY: the buffer holds every panel's blocks; each is written once.
             let dst = unsafe { std::slice::from_raw_parts_mut(out.get().add(at), size) };
-            let (k0, n0) = (block * weights.block_depth(), j * panels.full());
-            if weights.pairs {
-                weights.block_of_pairs::<S>(tap, k0, n0, width, dst);
+            let (k0, n0) = (block * filters.block_depth(), j * panels.full());
+            if filters.pairs {
+                filters.block_of_pairs::<S>(tap, k0, n0, width, dst);
             } else {
-                weights.block::<S>(tap, k0, n0, width, dst);
+                filters.block::<S>(tap, k0, n0, width, dst);
             }
         }
     });

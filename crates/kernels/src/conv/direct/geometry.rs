@@ -1,13 +1,17 @@
 //! Which source pixel meets which tap for which destination pixel, for forward and data passes alike, and how
 //! a strip of the source lies in scratch memory.
 
-use super::ConvSpec;
-use super::pack::Direction;
+use std::ops::Range;
+
+use crate::conv::ConvSpec;
+use crate::conv::filters::Direction;
+use crate::conv::plan::Reading;
 use crate::simd::BLOCK;
+use crate::work::part;
 
 /// A pass as a gather: every destination pixel sums over taps that read one source pixel each.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Geometry {
+pub(in crate::conv) struct Geometry {
     pub direction: Direction,
     pub kernel: usize,
     pub stride: usize,
@@ -22,7 +26,7 @@ pub(super) struct Geometry {
 
 /// Destination columns `x0, x0 + step, ..` that meet the same taps, each tap in consecutive scratch columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Run {
+pub(in crate::conv) struct ColumnRun {
     pub x0: usize,
     pub step: usize,
     pub count: usize,
@@ -44,6 +48,19 @@ impl Geometry {
             dst: [oh, ow, co],
         }
         .flattened()
+    }
+
+    /// The forward pass as the direct path reads: pixels as they are, or columns as flat pixels of many channels.
+    pub fn reading(spec: &ConvSpec, input: [usize; 4], reading: Reading) -> Self {
+        match reading {
+            Reading::Pixels => Self::forward(spec, input),
+            Reading::Columns => {
+                let [n, h, w, _] = spec.output_shape(input);
+                let depth = spec.kernel * spec.kernel * spec.c_in;
+                let flat = ConvSpec { c_in: depth, c_out: spec.c_out, kernel: 1, stride: 1, padding: 0 };
+                Self::forward(&flat, [n * h * w, 1, 1, depth])
+            }
+        }
     }
 
     /// The data pass: from the output's gradient to the input's, whose shape is given.
@@ -80,16 +97,16 @@ impl Geometry {
     /// Columns of scratch memory: where a forward pass strides, columns are sorted by remainder so that
     /// consecutive destinations read consecutive columns.
     pub fn columns(&self) -> usize {
-        self.groups() * self.src[1].div_ceil(self.groups())
+        self.remainders() * self.src[1].div_ceil(self.remainders())
     }
 
     /// The scratch column of source column `x`.
     pub fn column(&self, x: usize) -> usize {
-        x % self.groups() * self.src[1].div_ceil(self.groups()) + x / self.groups()
+        x % self.remainders() * self.src[1].div_ceil(self.remainders()) + x / self.remainders()
     }
 
-    /// Groups of scratch columns: each has the source columns of a remainder.
-    pub fn groups(&self) -> usize {
+    /// Remainders by which source columns are sorted.
+    pub fn remainders(&self) -> usize {
         if self.direction == Direction::Forward { self.stride } else { 1 }
     }
 
@@ -99,7 +116,7 @@ impl Geometry {
     }
 
     /// The source rows that a range of destination rows reads.
-    pub fn source_rows(&self, rows: std::ops::Range<usize>) -> std::ops::Range<usize> {
+    pub fn source_rows(&self, rows: Range<usize>) -> Range<usize> {
         let (mut low, mut high) = (usize::MAX, 0);
         for (_, s) in rows.flat_map(|y| self.row_taps(y)) {
             low = low.min(s);
@@ -109,9 +126,9 @@ impl Geometry {
     }
 
     /// All destination columns, as runs.
-    pub fn runs(&self) -> Vec<Run> {
+    pub fn runs(&self) -> Vec<ColumnRun> {
         let step = if self.direction == Direction::Backward { self.stride } else { 1 };
-        let mut runs: Vec<Run> = Vec::new();
+        let mut runs: Vec<ColumnRun> = Vec::new();
         for phase in 0..step {
             let mut first = true;
             for x in (phase..self.dst[1]).step_by(step) {
@@ -120,7 +137,7 @@ impl Geometry {
                     .collect();
                 match runs.last_mut() {
                     Some(run) if !first && run.continues(&taps) => run.count += 1,
-                    _ => runs.push(Run { x0: x, step, count: 1, taps }),
+                    _ => runs.push(ColumnRun { x0: x, step, count: 1, taps }),
                 }
                 first = false;
             }
@@ -134,27 +151,27 @@ impl Geometry {
     }
 }
 
-impl Run {
+impl ColumnRun {
     fn continues(&self, taps: &[(usize, usize)]) -> bool {
         self.taps.len() == taps.len()
             && self.taps.iter().zip(taps).all(|(a, b)| a.0 == b.0 && a.1 + self.count == b.1)
     }
 }
 
-/// How many images and destination rows a task takes.
+/// Into how many parts images and destination rows are cut, for a task each.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Split {
-    /// Groups of images.
-    pub groups: usize,
-    /// Strips of destination rows.
-    pub strips: usize,
+pub(in crate::conv) struct Partition {
+    /// Parts of the images.
+    pub image_parts: usize,
+    /// Parts of the destination rows.
+    pub row_parts: usize,
 }
 
 /// The f32 of scratch memory that a task may fill: it should stay in the second-level cache, beside weights and
 /// outputs.
 const SCRATCH: usize = 96 << 10;
 
-impl Split {
+impl Partition {
     /// For a gather, with `extra` channels of destination pixels that are in scratch memory as well.
     pub fn new(g: &Geometry, tile_rows: usize, extra: usize) -> Self {
         let [h, w, c] = g.src.map(|s| s.max(1));
@@ -162,12 +179,12 @@ impl Split {
         let map = h * w * c + g.dst[0] * g.dst[1] * extra.next_multiple_of(BLOCK);
         if g.is_flat() {
             let most = (SCRATCH / map).clamp(2 * tile_rows, 32 * tile_rows) / tile_rows * tile_rows;
-            return Self { groups: g.n.div_ceil(most), strips: 1 };
+            return Self { image_parts: g.n.div_ceil(most), row_parts: 1 };
         }
         if map <= SCRATCH / 2 {
             // The weight pass adds to all weights once a task and tap: the more images a task has, the fewer times.
             let images = (SCRATCH / map).min(if extra > 0 { 48 } else { 16 });
-            return Self { groups: g.n.div_ceil(images), strips: 1 };
+            return Self { image_parts: g.n.div_ceil(images), row_parts: 1 };
         }
         // A few images together make long runs of the same taps; at least four rows, so that the halo is small.
         let mut images = 4usize.min(g.n.max(1));
@@ -176,15 +193,21 @@ impl Split {
             let rows = (SCRATCH / per_row).saturating_sub(g.kernel - 1);
             let dst_rows = rows * g.dst[0] / h;
             if dst_rows >= 4 || images == 1 {
-                let strips = g.dst[0].div_ceil(dst_rows.clamp(1, g.dst[0].max(1)));
-                return Self { groups: g.n.div_ceil(images), strips };
+                let row_parts = g.dst[0].div_ceil(dst_rows.clamp(1, g.dst[0].max(1)));
+                return Self { image_parts: g.n.div_ceil(images), row_parts };
             }
             images /= 2;
         }
     }
 
+    /// Parts in all.
     pub fn count(&self) -> usize {
-        self.groups * self.strips
+        self.image_parts * self.row_parts
+    }
+
+    /// The images and destination rows of a part.
+    pub fn part(&self, g: &Geometry, i: usize) -> (Range<usize>, Range<usize>) {
+        (part(g.n, self.image_parts, i / self.row_parts), part(g.dst[0], self.row_parts, i % self.row_parts))
     }
 }
 

@@ -9,55 +9,22 @@
 //! The data pass is the same from the other side: its four kinds of outputs are correlations of one kind of inputs,
 //! `x[2j] = g1 y[j]` and `x[2j+1] = g2 y[j] + g0 y[j+1]`.
 //!
-//! The maps below are those of the module `transforms`, for sides of [`ODD`] or [`EVEN`] and 1 to 4 outputs. `G` carries the
+//! The maps below are those of the module `transforms`, for the sides [`Side::Odd1`](super::side::Side) to `Even4`. `G` carries the
 //! scales of F(4, 2), hence the factors in the shorter tiles' `Bᵀ`.
 
+use super::side::StaticSide;
 use crate::simd::Simd;
 
-/// Added to the outputs along a side: its inputs, or the outputs of a data pass, are the odd pixels.
-pub(super) const ODD: usize = 8;
-/// The same for the even pixels: there is no point at infinity.
-pub(super) const EVEN: usize = 16;
-
-/// A kind of pixels: [`ODD`] or [`EVEN`] along the two sides, or [`ANY`].
-pub(super) type Phase = (usize, usize);
-
-/// All pixels.
-pub(super) const ANY: Phase = (0, 0);
-
-/// The kinds of pixels of a map whose convolution strides.
-pub(super) const PHASES: [Phase; 4] = [(ODD, ODD), (ODD, EVEN), (EVEN, ODD), (EVEN, EVEN)];
-
 /// Multiplications of a whole tile.
-pub(super) const PRODUCTS: f64 = 81.0;
-
-/// Whether there are two taps along a side.
-pub(super) const fn has_two_taps(side: usize) -> bool {
-    side >= ODD
-}
-
-/// Whether a side of two taps has a point.
-pub(super) const fn has_point(side: usize, point: usize) -> bool {
-    if point == 5 { side < EVEN } else { point < side % ODD }
-}
-
-/// Whether a side of two taps has a tap of the three.
-pub(super) const fn has_tap(side: usize, tap: usize) -> bool {
-    tap < 3 && (tap == 1) == (side >= EVEN)
-}
-
-/// Inputs along a side of two taps.
-pub(super) const fn inputs(side: usize) -> usize {
-    if side < EVEN { side % ODD + 1 } else { side % ODD }
-}
+pub(in crate::conv) const PRODUCTS: f64 = 81.0;
 
 /// Multiplications along a side of strided outputs, for the odd and the even inputs together.
-pub(super) fn side_products(outputs: usize) -> usize {
+pub(in crate::conv) fn side_products(outputs: usize) -> usize {
     2 * outputs + outputs.div_ceil(4)
 }
 
 /// Points along a side of strided outputs.
-pub(super) fn side_points(outputs: usize) -> usize {
+pub(in crate::conv) fn side_points(outputs: usize) -> usize {
     outputs + outputs.div_ceil(4)
 }
 
@@ -66,12 +33,12 @@ pub(super) fn side_points(outputs: usize) -> usize {
 /// # Safety
 /// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn input<S: Simd, const T: usize>(d: [S::V; 6]) -> [S::V; 6] {
+pub(super) unsafe fn input<S: Simd, T: StaticSide>(d: [S::V; 6]) -> [S::V; 6] {
     // SAFETY: the caller's promise.
     unsafe {
         let c = |x| S::splat(x);
         let none = S::zero();
-        match T % ODD {
+        match T::SIDE.outputs() {
             1 => [S::mul(c(2.0), d[0]), none, none, none, none, d[1]],
             2 => {
                 let zero = S::mul(c(2.0), S::sub(d[0], d[1]));
@@ -100,12 +67,12 @@ pub(super) unsafe fn input<S: Simd, const T: usize>(d: [S::V; 6]) -> [S::V; 6] {
 /// # Safety
 /// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn output<S: Simd, const T: usize>(m: [S::V; 6]) -> [S::V; 6] {
+pub(super) unsafe fn output<S: Simd, T: StaticSide>(m: [S::V; 6]) -> [S::V; 6] {
     // SAFETY: the caller's promise.
     unsafe {
         let c = |x| S::splat(x);
         let (sum, difference, none) = (S::add(m[1], m[2]), S::sub(m[1], m[2]), S::zero());
-        let mut y = match T % ODD {
+        let mut y = match T::SIDE.outputs() {
             1 => [m[0], none, none, none, none, none],
             2 => [S::add(m[0], m[1]), m[1], none, none, none, none],
             3 => [S::add(m[0], sum), difference, sum, none, none, none],
@@ -115,8 +82,8 @@ pub(super) unsafe fn output<S: Simd, const T: usize>(m: [S::V; 6]) -> [S::V; 6] 
                 [first, S::fma(c(2.0), m[3], difference), S::fma(c(4.0), m[3], sum), fourth, none, none]
             }
         };
-        if has_point(T, 5) {
-            y[T % ODD - 1] = S::add(y[T % ODD - 1], m[5]);
+        if T::SIDE.has_point(5) {
+            y[T::SIDE.outputs() - 1] = S::add(y[T::SIDE.outputs() - 1], m[5]);
         }
         y
     }
@@ -127,12 +94,12 @@ pub(super) unsafe fn output<S: Simd, const T: usize>(m: [S::V; 6]) -> [S::V; 6] 
 /// # Safety
 /// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn output_adjoint<S: Simd, const T: usize>(y: [S::V; 6]) -> [S::V; 6] {
+pub(super) unsafe fn output_adjoint<S: Simd, T: StaticSide>(y: [S::V; 6]) -> [S::V; 6] {
     // SAFETY: the caller's promise.
     unsafe {
         let c = |x| S::splat(x);
         let none = S::zero();
-        match T % ODD {
+        match T::SIDE.outputs() {
             1 => [y[0], none, none, none, none, y[0]],
             2 => [y[0], S::add(y[0], y[1]), none, none, none, y[1]],
             3 => {
@@ -153,11 +120,11 @@ pub(super) unsafe fn output_adjoint<S: Simd, const T: usize>(y: [S::V; 6]) -> [S
 /// # Safety
 /// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn filter<S: Simd, const T: usize>(g: [S::V; 6]) -> [S::V; 6] {
+pub(super) unsafe fn filter<S: Simd, T: StaticSide>(g: [S::V; 6]) -> [S::V; 6] {
     // SAFETY: the caller's promise.
     unsafe {
         let (half, sixth, none) = (S::splat(0.5), S::splat(1.0 / 6.0), S::zero());
-        if T >= EVEN {
+        if T::SIDE.is_even() {
             let (two, six) = (S::mul(half, g[1]), S::mul(sixth, g[1]));
             return [two, two, six, six, none, none];
         }
@@ -178,18 +145,18 @@ pub(super) unsafe fn filter<S: Simd, const T: usize>(g: [S::V; 6]) -> [S::V; 6] 
 /// # Safety
 /// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn filter_adjoint<S: Simd, const T: usize>(m: [S::V; 6]) -> [S::V; 6] {
+pub(super) unsafe fn filter_adjoint<S: Simd, T: StaticSide>(m: [S::V; 6]) -> [S::V; 6] {
     // SAFETY: the caller's promise.
     unsafe {
         let (half, sixth, none) = (S::splat(0.5), S::splat(1.0 / 6.0), S::zero());
         let mut p = [none; 6];
         for i in 0..6 {
-            if has_point(T, i) {
+            if T::SIDE.has_point(i) {
                 p[i] = m[i];
             }
         }
         let first = S::fma(half, S::add(p[0], p[1]), S::mul(sixth, S::add(p[2], p[3])));
-        if T >= EVEN {
+        if T::SIDE.is_even() {
             return [none, first, none, none, none, none];
         }
         let thirds = S::mul(sixth, S::fma(S::splat(2.0), p[3], S::sub(none, p[2])));
@@ -199,61 +166,53 @@ pub(super) unsafe fn filter_adjoint<S: Simd, const T: usize>(m: [S::V; 6]) -> [S
 
 #[cfg(test)]
 mod tests {
-    use super::super::transforms::{Filter, FilterAdjoint, Input, Output, OutputAdjoint, Side};
+    use super::super::maps::{FilterAdjointMap, FilterMap, InputMap, OutputAdjointMap, OutputMap, SideMap};
+    use super::super::side::sides;
     use super::*;
     use crate::simd::Portable;
 
     /// Outputs of a side, and the gradients of its taps.
-    fn side<const T: usize>(d: [f32; 6], g: [f32; 6], dy: [f32; 6]) -> ([f32; 6], [f32; 6]) {
+    fn side<T: StaticSide>(d: [f32; 6], g: [f32; 6], dy: [f32; 6]) -> ([f32; 6], [f32; 6]) {
         let lanes = |v: [f32; 6]| v.map(|x| [x; 4]);
         // SAFETY: the portable set is always available.
         unsafe {
-            let v = Input::apply::<Portable, T>(lanes(d));
-            let u = Filter::apply::<Portable, T>(lanes(g));
-            let e = OutputAdjoint::apply::<Portable, T>(lanes(dy));
+            let v = InputMap::apply::<Portable, T>(lanes(d));
+            let u = FilterMap::apply::<Portable, T>(lanes(g));
+            let e = OutputAdjointMap::apply::<Portable, T>(lanes(dy));
             let (mut m, mut w) = ([[f32::NAN; 4]; 6], [[f32::NAN; 4]; 6]);
-            for i in (0..6).filter(|&i| has_point(T, i)) {
+            for i in (0..6).filter(|&i| T::SIDE.has_point(i)) {
                 (m[i], w[i]) = (Portable::mul(v[i], u[i]), Portable::mul(v[i], e[i]));
             }
-            let (y, dg) = (Output::apply::<Portable, T>(m), FilterAdjoint::apply::<Portable, T>(w));
+            let (y, dg) = (OutputMap::apply::<Portable, T>(m), FilterAdjointMap::apply::<Portable, T>(w));
             (y.map(|y| y[0]), dg.map(|dg| dg[0]))
         }
     }
 
-    fn check<const T: usize>() {
+    fn check<T: StaticSide>() {
         let (d, g) = ([0.3, -1.2, 0.7, 2.0, -0.4, f32::NAN], [0.5, -0.9, 1.3, f32::NAN, f32::NAN, f32::NAN]);
         let dy = [1.0, -2.0, 0.25, 0.6, f32::NAN, f32::NAN];
         let (y, dg) = side::<T>(d, g, dy);
         // The taps, and how far on the input is that each reads.
-        let taps: &[(usize, usize)] = if T < EVEN { &[(0, 0), (2, 1)] } else { &[(1, 0)] };
-        for i in 0..T % ODD {
+        let taps: &[(usize, usize)] = if !T::SIDE.is_even() { &[(0, 0), (2, 1)] } else { &[(1, 0)] };
+        for i in 0..T::SIDE.outputs() {
             let expected: f32 = taps.iter().map(|&(tap, on)| g[tap] * d[i + on]).sum();
-            assert!((y[i] - expected).abs() < 1e-5, "side {T}: {y:?}");
+            assert!((y[i] - expected).abs() < 1e-5, "{:?}: {y:?}", T::SIDE);
         }
         for &(tap, on) in taps {
-            let expected: f32 = (0..T % ODD).map(|i| dy[i] * d[i + on]).sum();
-            assert!((dg[tap] - expected).abs() < 1e-5, "side {T}: {dg:?}");
+            let expected: f32 = (0..T::SIDE.outputs()).map(|i| dy[i] * d[i + on]).sum();
+            assert!((dg[tap] - expected).abs() < 1e-5, "{:?}: {dg:?}", T::SIDE);
         }
     }
 
     #[test]
     fn sides_are_correlations_with_their_taps() {
-        check::<{ ODD + 1 }>();
-        check::<{ ODD + 2 }>();
-        check::<{ ODD + 3 }>();
-        check::<{ ODD + 4 }>();
-        check::<{ EVEN + 1 }>();
-        check::<{ EVEN + 2 }>();
-        check::<{ EVEN + 3 }>();
-        check::<{ EVEN + 4 }>();
-    }
-
-    #[test]
-    fn points_are_as_many_as_products() {
-        let points = |side| (0..6).filter(|&point| has_point(side, point)).count();
-        for outputs in 1..=4 {
-            assert_eq!(points(ODD + outputs) + points(EVEN + outputs), side_products(outputs));
-            assert_eq!(points(ODD + outputs), side_points(outputs));
-        }
+        check::<sides::Odd1>();
+        check::<sides::Odd2>();
+        check::<sides::Odd3>();
+        check::<sides::Odd4>();
+        check::<sides::Even1>();
+        check::<sides::Even2>();
+        check::<sides::Even3>();
+        check::<sides::Even4>();
     }
 }

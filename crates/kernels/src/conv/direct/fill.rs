@@ -1,0 +1,208 @@
+//! Filling scratch memory: `[block of 16 channels][row][column][image][16]`, zero where channels are missing.
+
+use super::columns::{TapColumns, fill_columns};
+use super::geometry::Geometry;
+use crate::conv::{ConvSpec, Source};
+use crate::load::{
+    Load, LoadVisitor, Pixels, block_coefficients, copy_block_pairs, copy_pixels, copy_two_pixels,
+};
+use crate::simd::{BLOCK, Job, Simd};
+
+/// What the 16 words of a block are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::conv) enum Words {
+    /// The f32 of 16 channels.
+    Single,
+    /// bf16 of 32 channels: successive ones share a word.
+    Channels,
+    /// bf16 of 16 channels of two images, which share words.
+    Images,
+}
+
+impl Words {
+    /// Channels in a block.
+    pub fn block(self) -> usize {
+        if self == Words::Channels { 2 * BLOCK } else { BLOCK }
+    }
+
+    /// Positions that `n` images take.
+    pub fn images(self, n: usize) -> usize {
+        if self == Words::Images { n.div_ceil(2) } else { n }
+    }
+}
+
+/// What to copy, and where to.
+#[derive(Clone, Copy)]
+pub(in crate::conv) struct Fill<'a> {
+    /// The gather whose source is copied.
+    pub geometry: &'a Geometry,
+    pub images: (usize, usize),
+    pub rows: (usize, usize),
+    /// Blocks of channels.
+    pub blocks: (usize, usize),
+    pub words: Words,
+    pub dst: *mut f32,
+}
+
+impl Fill<'_> {
+    /// f32 from one block of channels to the next.
+    pub fn block_stride(&self) -> usize {
+        (self.rows.1 - self.rows.0)
+            * self.geometry.columns()
+            * self.words.images(self.images.1 - self.images.0)
+            * BLOCK
+    }
+}
+
+/// Pixels ahead that are asked for.
+const AHEAD: usize = 2;
+
+/// Images of one pixel that are copied together, block by block. More would fall out of cache before their next block is
+/// copied.
+pub(super) const TOGETHER: usize = 8;
+
+/// How a convolution's input gets into scratch memory.
+#[derive(Clone, Copy)]
+pub(in crate::conv) enum Reader<'a> {
+    /// Pixel by pixel; taps become offsets.
+    Pixels(Source<'a>),
+    /// As columns of taps and channels; the geometry is flat then.
+    Columns(Source<'a>, &'a ConvSpec),
+}
+
+impl Reader<'_> {
+    /// Copies a part of the source.
+    ///
+    /// # Safety
+    /// As for [`fill`], and for columns the same: their pixels are the images.
+    pub unsafe fn fill<S: Simd>(&self, what: Fill<'_>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match *self {
+                Reader::Pixels(source) => fill::<S>(&source, what),
+                Reader::Columns(source, spec) => {
+                    let Fill { images, blocks, words, dst, .. } = what;
+                    let shape = source.shape();
+                    fill_columns::<S>(
+                        &source,
+                        TapColumns { spec, shape, pixels: images, blocks, words, dst },
+                    );
+                }
+            }
+        }
+    }
+}
+
+struct FillPixels<'a, L> {
+    load: &'a L,
+    fill: Fill<'a>,
+}
+
+impl<L: Load> FillPixels<'_, L> {
+    /// Copies a block of a row of `count` images from `first` on. The loops inside take few steps, so what they can share is
+    /// computed before them.
+    #[inline(always)]
+    unsafe fn row<S: Simd, const PART: bool>(&self, y: usize, block: usize, (first, count): (usize, usize)) {
+        let r = &self.fill;
+        let [h, w, c] = r.geometry.src;
+        let (ch, valid, image_len) = (block * BLOCK, c - block * BLOCK, h * w * c);
+        let (n, remainders) = (r.images.1 - r.images.0, r.geometry.remainders());
+        let ahead = c * if r.geometry.is_flat() { TOGETHER } else { AHEAD * remainders };
+        let row = (block - r.blocks.0) * r.block_stride()
+            + ((y - r.rows.0) * r.geometry.columns() * n + first) * BLOCK;
+        let element = ((r.images.0 + first) * h + y) * w * c + ch;
+        // SAFETY: `fill`'s caller promises that images, rows and blocks lie in the source and `dst` holds them.
+        unsafe {
+            let affine = block_coefficients::<S, L, PART>(self.load, ch, valid);
+            for remainder in 0..remainders {
+                let mut at = element + remainder * c;
+                let mut dst = r.dst.add(row + r.geometry.column(remainder) * n * BLOCK);
+                for _ in (remainder..w).step_by(remainders) {
+                    let images = Pixels { at, step: image_len, count, ahead };
+                    copy_pixels::<S, L, PART>(self.load, &affine, images, valid, dst);
+                    (at, dst) = (at + remainders * c, dst.wrapping_add(n * BLOCK));
+                }
+            }
+        }
+    }
+
+    /// Copies a row of all images as words of two bf16.
+    #[inline(always)]
+    unsafe fn row_of_pairs<S: Simd>(&self, y: usize) {
+        let r = &self.fill;
+        let [h, w, c] = r.geometry.src;
+        let (n, step) =
+            (r.words.images(r.images.1 - r.images.0), if r.words == Words::Images { 2 } else { 1 });
+        let image_len = h * w * c;
+        // SAFETY: as for `row`.
+        unsafe {
+            for x in 0..w {
+                let column = (y - r.rows.0) * r.geometry.columns() + r.geometry.column(x);
+                for (position, image) in (r.images.0..r.images.1).step_by(step).enumerate() {
+                    let at = ((image * h + y) * w + x) * c;
+                    for line in 0..r.blocks.1 - r.blocks.0 {
+                        self.load.prefetch::<S>(at + AHEAD * c + (r.blocks.0 + line) * BLOCK);
+                    }
+                    let mut dst = r.dst.add((column * n + position) * BLOCK);
+                    for block in r.blocks.0..r.blocks.1 {
+                        let ch = block * r.words.block();
+                        if r.words == Words::Channels {
+                            copy_block_pairs::<S, L>(self.load, at + ch, ch, c - ch, dst);
+                        } else {
+                            let other = (image + 1 < r.images.1).then_some(at + ch + image_len);
+                            copy_two_pixels::<S, L>(self.load, (at + ch, other), ch, c - ch, dst);
+                        }
+                        dst = dst.add(r.block_stride());
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<L: Load> Job for FillPixels<'_, L> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self) {
+        let r = &self.fill;
+        // SAFETY: as for `row`.
+        unsafe {
+            if r.words != Words::Single {
+                for y in r.rows.0..r.rows.1 {
+                    self.row_of_pairs::<S>(y);
+                }
+                return;
+            }
+            let n = r.images.1 - r.images.0;
+            let together = if r.geometry.is_flat() { TOGETHER } else { n.max(1) };
+            for first in (0..n).step_by(together) {
+                let images = (first, together.min(n - first));
+                for y in r.rows.0..r.rows.1 {
+                    for block in r.blocks.0..r.blocks.1 {
+                        if r.geometry.src[2] - block * BLOCK >= BLOCK {
+                            self.row::<S, false>(y, block, images);
+                        } else {
+                            self.row::<S, true>(y, block, images);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Copies a part of a source whose shape is the geometry's.
+///
+/// # Safety
+/// The instruction set must be available, images, rows and blocks inside the source, and `dst` valid for all of them.
+pub(in crate::conv) unsafe fn fill<S: Simd>(source: &Source<'_>, what: Fill<'_>) {
+    struct FillVisitor<'a, S>(Fill<'a>, std::marker::PhantomData<S>);
+    impl<S: Simd> LoadVisitor for FillVisitor<'_, S> {
+        fn visit<L: Load>(self, load: L) {
+            // SAFETY: `fill`'s caller's promise.
+            unsafe { S::run(FillPixels { load: &load, fill: self.0 }) }
+        }
+    }
+    source.visit(FillVisitor::<S>(what, std::marker::PhantomData));
+}

@@ -1,0 +1,159 @@
+//! Each operation of a step by itself, on the card and on the host, from the same memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::scenario::{Scenario, from_bytes, noise, to_bytes};
+use super::{Check, relative_error};
+use crate::Result;
+use crate::machine::{HostMachine, Machine};
+use crate::network::Network;
+use crate::shape::Element;
+use crate::tape::{BufferId, Op, Program, Role, Scalars, Tape};
+
+/// The largest relative error of one operation: a sum's order, and what it does to one rounding.
+fn limit(element: Element) -> f64 {
+    match element {
+        Element::F32 => 2e-5,
+        Element::Bf16 => 5e-3,
+    }
+}
+
+/// Runs the operations of a scenario's step one by one, each on what the host has, and returns the largest error of
+/// each kind.
+///
+/// # Errors
+/// The machine's.
+pub fn check_operations(card: &mut dyn Machine, scenario: &Scenario) -> Result<Vec<Check>> {
+    let network = Network::new(scenario.network.clone());
+    let step = scenario.program(&network);
+    let program = one_by_one(&step.program);
+    let mut host = HostMachine::new();
+    let ids = [host.load(program.clone())?, card.load(program.clone())?];
+    scenario.prepare(&mut host, &network, &step)?;
+    for (group, (&buffer, shape)) in step.pixels.iter().zip(&scenario.step.groups).enumerate() {
+        let pixels = noise(shape.images * shape.height * shape.width * 3, 1 + group as u32);
+        host.write_persistent(&program.buffers[buffer.0].name, 0, &to_bytes(&pixels))?;
+    }
+    let scalars = Scalars { queue_ready: true, queue_push: true, ..scenario.scalars(0) };
+    let mut worst: BTreeMap<String, f64> = BTreeMap::new();
+    for (tape, nodes) in program.tapes.iter().enumerate() {
+        let Some(op) = nodes.nodes.first().map(|node| &node.op) else { continue };
+        let touched: BTreeSet<BufferId> = op.views().into_iter().map(|view| view.buffer).collect();
+        let buffers: Vec<(&str, usize)> =
+            touched.iter().map(|id| &program.buffers[id.0]).map(|b| (b.name.as_str(), b.bytes)).collect();
+        for &(name, bytes) in &buffers {
+            let values = host.read_persistent(name, 0..bytes)?;
+            card.write_persistent(name, 0, &to_card(name, values))?;
+        }
+        host.run(ids[0], tape, &scalars)?;
+        card.run(ids[1], tape, &scalars)?;
+        let error = worst.entry(kind(op)).or_insert(0.0);
+        for (name, bytes) in buffers.into_iter().filter(|(name, _)| !is_scratch(name)) {
+            let right = to_card(name, host.read_persistent(name, 0..bytes)?);
+            let got = card.read_persistent(name, 0..bytes)?;
+            *error = error.max(difference(&got, &right));
+        }
+    }
+    let limit = limit(scenario.element);
+    Ok(worst
+        .into_iter()
+        .map(|(kind, error)| Check { name: format!("{scenario}, {kind}"), error, limit })
+        .collect())
+}
+
+/// The program with each operation as a tape of its own, over buffers that share no memory and outlive runs.
+fn one_by_one(program: &Program) -> Program {
+    let mut alone = Program { tapes: Vec::new(), ..program.clone() };
+    for (id, buffer) in alone.buffers.iter_mut().enumerate() {
+        if buffer.role != Role::Persistent {
+            buffer.name = format!("{} (buffer {id})", buffer.name);
+            buffer.role = Role::Persistent;
+        }
+    }
+    for node in program.tapes.iter().flat_map(|tape| &tape.nodes) {
+        if !matches!(node.op, Op::Wait { .. }) {
+            let mut tape = Tape::default();
+            tape.push(0, node.op.clone());
+            alone.tapes.push(tape);
+        }
+    }
+    alone
+}
+
+/// The name of an operation; of convolutions, the pass too.
+pub fn kind(op: &Op) -> String {
+    let text = match op {
+        Op::Conv { pass, accumulate: false, .. } => format!("Conv{pass:?}"),
+        Op::Conv { pass, accumulate: true, .. } => format!("Conv{pass:?}Added"),
+        other => format!("{other:?}"),
+    };
+    text.chars().take_while(|c| c.is_alphanumeric()).collect()
+}
+
+/// What differs between machines and does not matter.
+fn is_scratch(name: &str) -> bool {
+    name.contains("scratch") || name.contains("partial")
+}
+
+/// Potentials are logarithms to the base e on the host, to the base 2 on the card.
+fn to_card(name: &str, bytes: Vec<u8>) -> Vec<u8> {
+    if !name.contains("potentials") {
+        return bytes;
+    }
+    let values = from_bytes(&bytes, Element::F32);
+    to_bytes(&values.iter().map(|value| value * std::f32::consts::LOG2_E).collect::<Vec<_>>())
+}
+
+/// The relative error of what may be f32, bf16, or bits: the least of these readings, as a wrong result is wrong in all.
+fn difference(got: &[u8], right: &[u8]) -> f64 {
+    if got == right {
+        return 0.0;
+    }
+    let bytes = got.iter().zip(right).filter(|(got, right)| got != right).count() as f64 / right.len() as f64;
+    let as_floats = |element| {
+        let pairs = from_bytes(got, element).into_iter().zip(from_bytes(right, element));
+        // Memory that nobody wrote may hold anything, on both.
+        let (got, right): (Vec<f32>, Vec<f32>) =
+            pairs.filter(|(got, right)| got.to_bits() != right.to_bits() || right.is_finite()).unzip();
+        relative_error(&got, &right)
+    };
+    bytes.min(as_floats(Element::F32)).min(as_floats(Element::Bf16))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::{BlockKind, Head, NetworkSpec, Stem};
+
+    #[test]
+    fn differences_of_floats_halves_and_bits() {
+        let floats = |values: &[f32]| to_bytes(values);
+        assert_eq!(difference(&floats(&[1.0, 2.0]), &floats(&[1.0, 2.0])), 0.0);
+        assert!(difference(&floats(&[1.0, 2.000_001]), &floats(&[1.0, 2.0])) < 1e-6);
+        assert!(difference(&floats(&[1.0, 3.0]), &floats(&[1.0, 2.0])) > 0.1);
+        let mut bits = vec![0xa5_u8; 1000];
+        let right = bits.clone();
+        bits[7] = 0xa4;
+        assert!(difference(&bits, &right) <= 1e-3);
+    }
+
+    /// The host in the card's place, with the card's logarithms: all but what reads potentials agrees exactly.
+    #[test]
+    fn the_host_agrees_with_itself() {
+        let network = NetworkSpec {
+            stem: Stem::Cifar,
+            stem_channels: 8,
+            block: BlockKind::Basic,
+            layers: vec![1],
+            head: Head::Linear { dim: 8 },
+        };
+        let scenario = Scenario::new(network, [8, 6], Element::F32);
+        let checks = check_operations(&mut HostMachine::new(), &scenario).expect("runs");
+        assert!(checks.len() > 15, "{checks:?}");
+        let others =
+            checks.iter().filter(|check| !check.name.ends_with("Codes") && !check.name.ends_with("Loss"));
+        for check in others {
+            assert_eq!(check.error, 0.0, "{check}");
+        }
+    }
+}

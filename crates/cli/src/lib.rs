@@ -11,6 +11,7 @@ mod embed;
 mod eval;
 mod exit;
 mod glyphs;
+mod gpu;
 mod judge;
 mod names;
 mod open;
@@ -45,6 +46,8 @@ pub enum Command {
     Data(data::Args),
     /// Draw a labelled sheet of every augmentation step and of the whole recipe, on images of a data set.
     Augment(augment::Args),
+    /// Look for NVIDIA cards and the libraries that they need, and test them.
+    Gpu(gpu::Args),
 }
 
 impl Command {
@@ -59,6 +62,7 @@ impl Command {
             Self::Embed(args) => embed::run(args),
             Self::Data(args) => data::run(args),
             Self::Augment(args) => augment::run(args),
+            Self::Gpu(args) => gpu::run(args),
         }
     }
 }

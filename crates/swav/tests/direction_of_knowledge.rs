@@ -57,13 +57,14 @@ const LIBRARIES: &[&str] = &[
 ];
 
 /// What the program may know: every library.
-const PROGRAM: [&str; LIBRARIES.len() + 1] = {
-    let mut all = ["swav"; LIBRARIES.len() + 1];
+const PROGRAM: [&str; LIBRARIES.len() + 2] = {
+    let mut all = ["swav"; LIBRARIES.len() + 2];
     let mut i = 0;
     while i < LIBRARIES.len() {
         all[i] = LIBRARIES[i];
         i += 1;
     }
+    all[i] = "swav-cuda";
     all
 };
 

@@ -26,6 +26,7 @@ Commands of the program (`cargo install --path crates/cli` installs it as `swav`
   embed         Write the features of images to a file that numpy reads
   data          Look at data sets
   augment       Draw a sheet of every augmentation step
+  gpu           Look for NVIDIA cards and the libraries that they need, and test them
 
 Commands for work on the project:
   test          Run the tests of all crates, or a part of them

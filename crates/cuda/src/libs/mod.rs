@@ -229,7 +229,8 @@ fn find<A: Symbols>(
             match attempt {
                 Ok(loaded) => return Ok(loaded),
                 // That the loader knows no such file is no refusal.
-                Err(Error::LibraryBroken { .. }) if place.is_loader() => {}
+                Err(Error::LibraryBroken { source: libloading::Error::DlOpen { .. }, .. })
+                    if place.is_loader() => {}
                 Err(error) => refused = refused.or(Some(error)),
             }
         }

@@ -4,11 +4,10 @@
 //! so one vectorised convolution along each axis is faster than six running sums. It is done in 16-bit fixed
 //! point, whose rounding stays below a fifth of a level.
 
-use serde::{Deserialize, Serialize};
-
 use crate::dispatch::dispatched;
 use crate::random::{happens, uniform};
-use crate::{AugmentRng, Canvas, Transform};
+use crate::step::{Bound, ConfigStep};
+use crate::{AugmentRng, Canvas, Pipeline, Transform};
 
 /// Box blurs that make one Gaussian blur, as in Pillow.
 const PASSES: usize = 3;
@@ -43,8 +42,8 @@ const LANES: usize = 32;
 /// GaussianBlur::blur(&mut canvas, 0.7);
 /// assert_eq!(canvas.planes(), [3, 35, 124, 35, 3]);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct GaussianBlur {
     /// How often, 0 to 1.
     pub probability: f32,
@@ -191,6 +190,24 @@ dispatched! {
 #[inline(always)]
 fn weigh(value: i16, weight: i16) -> i16 {
     ((i32::from(value) * i32::from(weight) + (1 << 14)) >> 15) as i16
+}
+
+impl ConfigStep for GaussianBlur {
+    fn probability(&self) -> f32 {
+        self.probability
+    }
+
+    fn add_to(self, pipeline: Pipeline) -> Pipeline {
+        pipeline.then(self)
+    }
+
+    fn bounds(&self) -> Vec<Bound> {
+        let (min, max) = (self.min_radius, self.max_radius);
+        vec![
+            Bound::new("max_radius", max, 0.0..=MAX_RADIUS, "between 0 and 64"),
+            Bound::new("min_radius", min, 0.0..=max, "between 0 and blur.max_radius"),
+        ]
+    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,9 @@ pub struct Canvas {
 /// Buffers that steps use between two states of the canvas.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Work {
+    #[cfg(feature = "warp")]
     pub bytes: Vec<u8>,
+    #[cfg(feature = "warp")]
     pub more_bytes: Vec<u8>,
     pub floats: Vec<f32>,
     pub kernel: Vec<i16>,

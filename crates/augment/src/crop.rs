@@ -1,7 +1,6 @@
 //! Which part of an image a crop shows: random resized crops, and the fixed view for evaluation.
 
 use rand::Rng;
-use serde::{Deserialize, Serialize};
 
 use crate::random::uniform;
 use crate::resize::Window;
@@ -35,8 +34,12 @@ pub struct Region {
 /// // The whole image is 4:3, within the bounds; most other ratios do not fit.
 /// assert!(region.width >= 39 && region.height >= 29);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 pub struct RandomResizedCrop {
     /// Side of the crop in pixels after resizing, 1 to 4096.
     pub size: usize,
@@ -119,8 +122,8 @@ impl RandomResizedCrop {
 /// CenterCrop { resize: 2, size: 2 }.apply(image, &mut Resizer::default(), &mut canvas);
 /// assert_eq!(canvas.planes(), [10, 20, 50, 60]);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct CenterCrop {
     /// Length in pixels that the shorter side is resized to, at least `size`.
     pub resize: usize,

@@ -5,17 +5,17 @@
 #[non_exhaustive]
 pub enum AugmentError {
     /// A value of a config is outside its range.
-    #[error("`{key}` must be {expected}, but is {value}")]
+    #[error("{key}: expected {expected}, got {got}")]
     OutOfRange {
         /// Dotted name of the value, as in the config file.
         key: String,
         /// The range that is allowed.
         expected: &'static str,
         /// The value that came.
-        value: String,
+        got: String,
     },
     /// An image without pixels.
-    #[error("an image needs at least one pixel in each direction, but is {width}x{height}")]
+    #[error("image: expected at least one pixel in each direction, got {width}x{height}")]
     EmptyImage {
         /// Width in pixels.
         width: u32,
@@ -23,7 +23,7 @@ pub enum AugmentError {
         height: u32,
     },
     /// The number of bytes does not fit the size of the image.
-    #[error("an image of {width}x{height}x{channels} has {expected} bytes, but {actual} came")]
+    #[error("image of {width}x{height}x{channels}: expected {expected} bytes, got {got}")]
     ByteCount {
         /// Width in pixels.
         width: u32,
@@ -34,10 +34,10 @@ pub enum AugmentError {
         /// `width * height * channels`.
         expected: u64,
         /// The number of bytes that came.
-        actual: usize,
+        got: usize,
     },
     /// An output buffer of the wrong length.
-    #[error("the output of a {width}x{height} crop has {expected} floats, but the buffer has {actual}")]
+    #[error("output of a {width}x{height} crop: expected {expected} floats, got {got}")]
     OutputLength {
         /// Width of the crop in pixels.
         width: usize,
@@ -46,24 +46,34 @@ pub enum AugmentError {
         /// `width * height * 3`.
         expected: usize,
         /// The length that came.
-        actual: usize,
+        got: usize,
     },
     /// A crop index past the last crop of the recipe.
-    #[error("the recipe has {n_crops} crops, so there is no crop {crop}")]
+    #[error("crop: expected a number below {n_crops}, got {got}")]
     NoSuchCrop {
         /// The index that came, from 0.
-        crop: usize,
+        got: usize,
         /// How many crops the recipe takes of an image.
         n_crops: usize,
     },
     /// Other numbers of images, sample numbers or buffers than the call needs.
-    #[error("expected {expected} {what}, but {actual} came")]
+    #[error("{what}: expected {expected}, got {got}")]
     Count {
         /// What was counted.
         what: &'static str,
         /// How many were expected.
         expected: usize,
         /// How many came.
-        actual: usize,
+        got: usize,
+    },
+    /// A step that this build leaves out.
+    #[error("{key}: expected 0 in a build without the feature `{feature}` of swav-augment, got {got}")]
+    NotBuilt {
+        /// Dotted name of the step's probability.
+        key: String,
+        /// The feature that has it.
+        feature: &'static str,
+        /// The probability that came.
+        got: f32,
     },
 }

@@ -1,9 +1,8 @@
 //! Mirror images.
 
-use serde::{Deserialize, Serialize};
-
 use crate::random::happens;
-use crate::{AugmentRng, Canvas, Transform};
+use crate::step::ConfigStep;
+use crate::{AugmentRng, Canvas, Pipeline, Transform};
 
 /// Mirrors left and right: `v'(x, y) = v(width - 1 - x, y)`.
 ///
@@ -15,8 +14,8 @@ use crate::{AugmentRng, Canvas, Transform};
 /// HorizontalFlip::flip(&mut canvas);
 /// assert_eq!(canvas.planes(), [3, 2, 1, 6, 5, 4]);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct HorizontalFlip {
     /// How often, 0 to 1.
     pub probability: f32,
@@ -32,8 +31,8 @@ pub struct HorizontalFlip {
 /// VerticalFlip::flip(&mut canvas);
 /// assert_eq!(canvas.planes(), [5, 6, 3, 4, 1, 2]);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct VerticalFlip {
     /// How often, 0 to 1.
     pub probability: f32,
@@ -76,5 +75,25 @@ impl Transform for VerticalFlip {
         if happens(rng, self.probability) {
             Self::flip(canvas);
         }
+    }
+}
+
+impl ConfigStep for HorizontalFlip {
+    fn probability(&self) -> f32 {
+        self.probability
+    }
+
+    fn add_to(self, pipeline: Pipeline) -> Pipeline {
+        pipeline.then(self)
+    }
+}
+
+impl ConfigStep for VerticalFlip {
+    fn probability(&self) -> f32 {
+        self.probability
+    }
+
+    fn add_to(self, pipeline: Pipeline) -> Pipeline {
+        pipeline.then(self)
     }
 }

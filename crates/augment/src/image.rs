@@ -155,7 +155,7 @@ impl<'a> ImageView<'a> {
                 height,
                 channels: channels.count(),
                 expected: u64::try_from(expected).unwrap_or(u64::MAX),
-                actual: data.len(),
+                got: data.len(),
             });
         }
         Ok(Self { width, height, channels, data })
@@ -200,9 +200,9 @@ mod tests {
             AugmentError::EmptyImage { width: 0, height: 3 }
         );
         let error = Image::new(2, 3, Channels::Rgb, vec![0; 17]).unwrap_err();
-        assert!(matches!(error, AugmentError::ByteCount { expected: 18, actual: 17, .. }));
+        assert!(matches!(error, AugmentError::ByteCount { expected: 18, got: 17, .. }));
         let error = ImageView::new(u32::MAX, u32::MAX, Channels::Rgb, &[1]).unwrap_err();
-        assert!(matches!(error, AugmentError::ByteCount { actual: 1, .. }));
+        assert!(matches!(error, AugmentError::ByteCount { got: 1, .. }));
     }
 
     #[test]

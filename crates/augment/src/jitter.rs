@@ -1,10 +1,10 @@
 //! Colour jitter: brightness, contrast, saturation and hue, in random order.
 
 use rand::seq::SliceRandom;
-use serde::{Deserialize, Serialize};
 
 use crate::random::{happens, uniform};
-use crate::{AugmentRng, Canvas, PointOp, Transform};
+use crate::step::{Bound, ConfigStep};
+use crate::{AugmentRng, Canvas, Pipeline, PointOp, Transform};
 
 /// Changes brightness, contrast, saturation and hue by random factors in random order: torchvision's
 /// `ColorJitter` on Pillow images, at a probability.
@@ -22,8 +22,8 @@ use crate::{AugmentRng, Canvas, PointOp, Transform};
 /// let red = canvas.planes()[0];
 /// assert!((100..=255).contains(&red));
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct ColorJitter {
     /// How often, 0 to 1.
     pub probability: f32,
@@ -118,5 +118,25 @@ impl Transform for ColorJitter {
                 adjust(canvas, factor);
             }
         }
+    }
+}
+
+impl ConfigStep for ColorJitter {
+    fn probability(&self) -> f32 {
+        self.probability
+    }
+
+    fn add_to(self, pipeline: Pipeline) -> Pipeline {
+        pipeline.then(self)
+    }
+
+    fn bounds(&self) -> Vec<Bound> {
+        let factor = |field, amount| Bound::new(field, amount, 0.0..=100.0, "between 0 and 100");
+        vec![
+            factor("brightness", self.brightness),
+            factor("contrast", self.contrast),
+            factor("saturation", self.saturation),
+            Bound::new("hue", self.hue, 0.0..=0.5, "between 0 and .5"),
+        ]
     }
 }

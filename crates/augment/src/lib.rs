@@ -32,7 +32,9 @@ mod normalize;
 mod pipeline;
 mod point;
 mod random;
+mod ranges;
 mod resize;
+mod step;
 mod tone;
 mod warp;
 
@@ -58,6 +60,6 @@ pub use tone::{Equalize, Grayscale, Solarize};
 pub use warp::{Elastic, Perspective, Rotation};
 
 /// Runs the examples of the README as tests.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "serde"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

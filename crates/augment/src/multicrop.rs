@@ -63,8 +63,8 @@ impl MultiCrop {
     /// outside its range.
     pub fn new(groups: Vec<CropGroup>, normalize: Normalize) -> Result<Self, AugmentError> {
         if groups.is_empty() {
-            let (key, expected, value) = ("crops".to_owned(), "at least one group", "empty".to_owned());
-            return Err(AugmentError::OutOfRange { key, expected, value });
+            let (key, expected, got) = ("crops".to_owned(), "at least one group", "none".to_owned());
+            return Err(AugmentError::OutOfRange { key, expected, got });
         }
         for (i, group) in groups.iter().enumerate() {
             group.check(&format!("crops[{i}]"))?;
@@ -116,7 +116,7 @@ impl MultiCrop {
     ) -> Result<(), AugmentError> {
         let crop = usize::try_from(key.crop).unwrap_or(usize::MAX);
         let Some((group, _)) = self.locate(crop) else {
-            return Err(AugmentError::NoSuchCrop { crop, n_crops: self.n_crops() });
+            return Err(AugmentError::NoSuchCrop { got: crop, n_crops: self.n_crops() });
         };
         let group = &self.groups[group];
         check_length(group.crop.size, out)?;
@@ -143,8 +143,8 @@ impl MultiCrop {
         samples: &[u64],
         out: &mut [Vec<f32>],
     ) -> Result<(), AugmentError> {
-        let count = |what, expected, actual| {
-            if expected == actual { Ok(()) } else { Err(AugmentError::Count { what, expected, actual }) }
+        let count = |what, expected, got| {
+            if expected == got { Ok(()) } else { Err(AugmentError::Count { what, expected, got }) }
         };
         count("sample numbers", images.len(), samples.len())?;
         count("output buffers", self.groups.len(), out.len())?;
@@ -220,5 +220,5 @@ fn check_length(size: usize, out: &[f32]) -> Result<(), AugmentError> {
     if out.len() == expected {
         return Ok(());
     }
-    Err(AugmentError::OutputLength { width: size, height: size, expected, actual: out.len() })
+    Err(AugmentError::OutputLength { width: size, height: size, expected, got: out.len() })
 }

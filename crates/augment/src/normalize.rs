@@ -1,7 +1,5 @@
 //! The last step: 8-bit values to normalised floats in the batch buffer.
 
-use serde::{Deserialize, Serialize};
-
 use crate::{AugmentError, Canvas, point};
 
 /// `x = (v / 255 - mean) / std`, channel by channel, with v the 8-bit value.
@@ -17,8 +15,8 @@ use crate::{AugmentError, Canvas, point};
 ///     assert!((x - expected).abs() < 1e-6);
 /// }
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Normalize {
     /// Means of red, green and blue, on a scale from 0 to 1.
     pub mean: [f32; 3],
@@ -44,7 +42,7 @@ impl Normalize {
         let (width, height) = (canvas.width(), canvas.height());
         if out.len() != width * height * 3 {
             let expected = width * height * 3;
-            return Err(AugmentError::OutputLength { width, height, expected, actual: out.len() });
+            return Err(AugmentError::OutputLength { width, height, expected, got: out.len() });
         }
         let (planes, pending) = canvas.planes_and_pending();
         let scale = self.std.map(|std| 1.0 / (255.0 * std));

@@ -1,9 +1,8 @@
 //! Steps that change tones without geometry: greyscale, solarise, equalise.
 
-use serde::{Deserialize, Serialize};
-
 use crate::random::happens;
-use crate::{AugmentRng, Canvas, PointOp, Transform};
+use crate::step::ConfigStep;
+use crate::{AugmentRng, Canvas, Pipeline, PointOp, Transform};
 
 /// Takes the colour away: every channel becomes `L = (299 R + 587 G + 114 B) / 1000`, rounded as Pillow does.
 ///
@@ -15,8 +14,8 @@ use crate::{AugmentRng, Canvas, PointOp, Transform};
 /// Grayscale { probability: 1.0 }.apply(&mut canvas, &mut CropKey { seed: 1, epoch: 0, sample: 0, crop: 0 }.rng());
 /// assert_eq!(canvas.planes(), [124, 124, 124]);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Grayscale {
     /// How often, 0 to 1.
     pub probability: f32,
@@ -34,8 +33,8 @@ pub struct Grayscale {
 /// solarize.apply(&mut canvas, &mut CropKey { seed: 1, epoch: 0, sample: 0, crop: 0 }.rng());
 /// assert_eq!(canvas.planes(), [10, 127, 5]);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Solarize {
     /// How often, 0 to 1.
     pub probability: f32,
@@ -60,8 +59,8 @@ pub struct Solarize {
 /// Equalize::equalize(&mut canvas);
 /// assert_eq!([canvas.planes()[0], canvas.planes()[255], canvas.planes()[510]], [0, 128, 255]);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Equalize {
     /// How often, 0 to 1.
     pub probability: f32,
@@ -115,5 +114,35 @@ impl Transform for Equalize {
         if happens(rng, self.probability) {
             Self::equalize(canvas);
         }
+    }
+}
+
+impl ConfigStep for Grayscale {
+    fn probability(&self) -> f32 {
+        self.probability
+    }
+
+    fn add_to(self, pipeline: Pipeline) -> Pipeline {
+        pipeline.then(self)
+    }
+}
+
+impl ConfigStep for Solarize {
+    fn probability(&self) -> f32 {
+        self.probability
+    }
+
+    fn add_to(self, pipeline: Pipeline) -> Pipeline {
+        pipeline.then(self)
+    }
+}
+
+impl ConfigStep for Equalize {
+    fn probability(&self) -> f32 {
+        self.probability
+    }
+
+    fn add_to(self, pipeline: Pipeline) -> Pipeline {
+        pipeline.then(self)
     }
 }

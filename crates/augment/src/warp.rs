@@ -1,12 +1,13 @@
 //! Geometric steps beyond cropping: rotation, perspective, elastic warps. All sample bilinearly, and show black where they look
 //! outside the crop.
+//!
+//! The sampling is imageproc's, which comes with the feature `warp`.
 
-use image::{GrayImage, Luma};
-use imageproc::geometric_transformations::{Border, Interpolation, Projection, warp_into, warp_into_with};
-use serde::{Deserialize, Serialize};
+#[cfg(feature = "warp")]
+mod sampling;
 
-use crate::random::{happens, uniform};
-use crate::{AugmentRng, Canvas, Transform};
+use crate::Pipeline;
+use crate::step::{Bound, ConfigStep};
 
 /// Turns about the centre by an angle uniform in `[-max_degrees, max_degrees]`, as torchvision's `RandomRotation` with
 /// bilinear interpolation.
@@ -19,8 +20,8 @@ use crate::{AugmentRng, Canvas, Transform};
 /// Rotation::rotate(&mut canvas, 90.0);
 /// assert_eq!(canvas.planes(), [2, 4, 1, 3]); // counter-clockwise
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Rotation {
     /// How often, 0 to 1.
     pub probability: f32,
@@ -41,8 +42,8 @@ pub struct Rotation {
 /// assert_eq!(canvas.planes()[4], 200); // the middle stays inside
 /// assert!(canvas.planes().contains(&0)); // some corner does not
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Perspective {
     /// How often, 0 to 1.
     pub probability: f32,
@@ -66,8 +67,8 @@ pub struct Perspective {
 /// elastic.apply(&mut canvas, &mut CropKey { seed: 1, epoch: 0, sample: 0, crop: 0 }.rng());
 /// assert_eq!(canvas.planes(), bytes); // without displacement nothing changes
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Elastic {
     /// How often, 0 to 1.
     pub probability: f32,
@@ -98,114 +99,42 @@ impl Default for Elastic {
     }
 }
 
-impl Rotation {
-    /// Turns counter-clockwise by this angle.
-    pub fn rotate(canvas: &mut Canvas, degrees: f32) {
-        let (x, y) = ((canvas.width() - 1) as f32 / 2.0, (canvas.height() - 1) as f32 / 2.0);
-        let turn = Projection::rotate(-degrees.to_radians());
-        project(canvas, Projection::translate(x, y) * turn * Projection::translate(-x, -y));
-    }
-}
-
-impl Transform for Rotation {
-    fn apply(&self, canvas: &mut Canvas, rng: &mut AugmentRng) {
-        if happens(rng, self.probability) {
-            let degrees = uniform(rng, -self.max_degrees, self.max_degrees);
-            Self::rotate(canvas, degrees);
-        }
-    }
-}
-
-impl Transform for Perspective {
-    fn apply(&self, canvas: &mut Canvas, rng: &mut AugmentRng) {
-        if !happens(rng, self.probability) {
-            return;
-        }
-        let (right, bottom) = ((canvas.width() - 1) as f32, (canvas.height() - 1) as f32);
-        let corners = [(0.0, 0.0), (right, 0.0), (right, bottom), (0.0, bottom)];
-        let moved = corners.map(|(x, y)| {
-            let inward = |at: f32, end: f32, rng: &mut AugmentRng| {
-                let distance = uniform(rng, 0.0, self.distortion * end / 2.0);
-                if at == 0.0 { distance } else { at - distance }
-            };
-            (inward(x, right, rng), inward(y, bottom, rng))
-        });
-        // A crop of one pixel's width has no four corners: it stays as it is.
-        if right > 0.0
-            && bottom > 0.0
-            && let Some(projection) = Projection::from_control_points(corners, moved)
-        {
-            project(canvas, projection);
-        }
-    }
-}
-
-impl Transform for Elastic {
-    fn apply(&self, canvas: &mut Canvas, rng: &mut AugmentRng) {
-        if !happens(rng, self.probability) {
-            return;
-        }
-        let (width, height) = (canvas.width() as f32, canvas.height() as f32);
-        // A spline at cell i takes the points i to i + 3.
-        let cells = (1.0 / self.smoothness).ceil() as usize;
-        let points = cells + 3;
-        let mut grid = std::mem::take(&mut canvas.planes_and_work().1.floats);
-        grid.clear();
-        grid.extend((0..2 * points * points).map(|_| uniform(rng, -self.amplitude, self.amplitude)));
-        let displaced = |x: f32, y: f32| {
-            let (column, along) = place(x / width, self.smoothness, cells);
-            let (row, down) = place(y / height, self.smoothness, cells);
-            let (mut dx, mut dy) = (0.0, 0.0);
-            for (j, wy) in down.into_iter().enumerate() {
-                for (i, wx) in along.into_iter().enumerate() {
-                    let point = 2 * ((row + j) * points + column + i);
-                    dx += wx * wy * grid[point];
-                    dy += wx * wy * grid[point + 1];
-                }
+/// What the three have in common as steps of a config.
+macro_rules! config_steps {
+    ($($step:ident, $bounds:expr;)*) => {$(
+        impl ConfigStep for $step {
+            fn probability(&self) -> f32 {
+                self.probability
             }
-            (x + dx * width, y + dy * height)
-        };
-        each_plane(canvas, |from, to| {
-            warp_into_with(from, displaced, Interpolation::Bilinear, Border::Constant(Luma([0])), to);
-        });
-        canvas.planes_and_work().1.floats = grid;
-    }
+
+            fn bounds(&self) -> Vec<Bound> {
+                let bounds: fn(&Self) -> Vec<Bound> = $bounds;
+                bounds(self)
+            }
+
+            #[cfg(not(feature = "warp"))]
+            fn missing_feature(&self) -> Option<&'static str> {
+                Some("warp")
+            }
+
+            #[cfg(not(feature = "warp"))]
+            fn add_to(self, pipeline: Pipeline) -> Pipeline {
+                pipeline
+            }
+
+            #[cfg(feature = "warp")]
+            fn add_to(self, pipeline: Pipeline) -> Pipeline {
+                pipeline.then(self)
+            }
+        }
+    )*};
 }
 
-/// The cell of the grid that a position from 0 to 1 is in, and the cubic B-spline's weights of its four points.
-fn place(position: f32, spacing: f32, cells: usize) -> (usize, [f32; 4]) {
-    let at = position / spacing;
-    let cell = (at as usize).min(cells - 1);
-    let t = at - cell as f32;
-    let u = 1.0 - t;
-    let weights =
-        [u * u * u, 3.0 * t * t * t - 6.0 * t * t + 4.0, 3.0 * u * u * u - 6.0 * u * u + 4.0, t * t * t];
-    (cell, weights.map(|weight| weight / 6.0))
-}
-
-fn project(canvas: &mut Canvas, projection: Projection) {
-    each_plane(canvas, |from, to| {
-        warp_into(from, projection, Interpolation::Bilinear, Border::Constant(Luma([0])), to);
-    });
-}
-
-/// Replaces each plane by what `change` writes to its second argument.
-fn each_plane(canvas: &mut Canvas, change: impl Fn(&GrayImage, &mut GrayImage)) {
-    let (width, height) = (canvas.width(), canvas.height());
-    let (planes, work) = canvas.planes_and_work();
-    for plane in planes.chunks_exact_mut(width * height) {
-        let mut from = std::mem::take(&mut work.bytes);
-        let mut to = std::mem::take(&mut work.more_bytes);
-        from.clear();
-        from.extend_from_slice(plane);
-        to.resize(plane.len(), 0);
-        let picture = |bytes| {
-            GrayImage::from_raw(width as u32, height as u32, bytes)
-                .expect("the buffers have a plane's length")
-        };
-        let (from, mut to) = (picture(from), picture(to));
-        change(&from, &mut to);
-        plane.copy_from_slice(&to);
-        (work.bytes, work.more_bytes) = (from.into_raw(), to.into_raw());
-    }
+config_steps! {
+    Rotation, |step| vec![Bound::new("max_degrees", step.max_degrees, 0.0..=180.0, "between 0 and 180")];
+    Perspective, |step| vec![Bound::new("distortion", step.distortion, 0.0..=0.9, "between 0 and .9")];
+    Elastic, |step| vec![
+        Bound::new("amplitude", step.amplitude, 0.0..=0.5, "between 0 and .5"),
+        Bound::new("smoothness", step.smoothness, 0.01..=1.0, "between .01 and 1"),
+    ];
 }

@@ -86,7 +86,7 @@ fn batches_are_crop_major_for_any_number_of_threads() {
         }
     }
     let error = recipe.fill_batch(&views, 31, 1, &samples[1..], &mut [Vec::new(), Vec::new()]).unwrap_err();
-    assert_eq!(error, AugmentError::Count { what: "sample numbers", expected: 4, actual: 3 });
+    assert_eq!(error, AugmentError::Count { what: "sample numbers", expected: 4, got: 3 });
 }
 
 #[test]
@@ -162,10 +162,10 @@ fn wrong_buffers_and_crops_are_refused() {
     let key = CropKey { seed: 31, epoch: 0, sample: 0, crop: 5 };
     let refused =
         |key, len| recipe.fill(image.view(), key, &mut vec![0.0; len], &mut Scratch::default()).unwrap_err();
-    assert_eq!(refused(key, 1200), AugmentError::NoSuchCrop { crop: 5, n_crops: 5 });
+    assert_eq!(refused(key, 1200), AugmentError::NoSuchCrop { got: 5, n_crops: 5 });
     assert_eq!(
         refused(CropKey { crop: 4, ..key }, 1200),
-        AugmentError::OutputLength { width: 9, height: 9, expected: 243, actual: 1200 }
+        AugmentError::OutputLength { width: 9, height: 9, expected: 243, got: 1200 }
     );
 }
 

@@ -246,9 +246,7 @@ fn within(key: &str, got: f64, least: f64, most: f64) -> Result<(), ConfigError>
 
 fn augment_error(section: &str, error: AugmentError) -> ConfigError {
     match error {
-        AugmentError::OutOfRange { key, expected, value: got } => {
-            value(&format!("{section}.{key}"), expected, got)
-        }
+        AugmentError::OutOfRange { key, expected, got } => value(&format!("{section}.{key}"), expected, got),
         other => value(section, "a valid recipe", other),
     }
 }

@@ -21,7 +21,7 @@ const WHEELS: [&str; 5] =
 const LIBRARIES: [(&str, &str); 4] =
     [("cuda", "driver"), ("nvrtc", "nvrtc"), ("cublas", "cublas"), ("cublasLt", "cublaslt")];
 
-/// Make a CUDA toolkit from PyPI's wheels, enough to build with `--features cuda` where none is installed.
+/// Make a CUDA toolkit from PyPI's wheels, enough to build with `--features dfdx-cuda` where none is installed.
 ///
 /// Needs pip and a C compiler, and about 300 MB. Prints the settings to build with.
 #[derive(clap::Args)]
@@ -78,7 +78,7 @@ fn exports(dir: &Path) -> String {
     let dir = dir.display();
     format!(
         "export CUDA_PATH='{dir}'\nexport PATH='{dir}/smi':'{dir}/bin':\"$PATH\"\n\
-         # then: cargo build --release --package xtask --features cuda"
+         # then: cargo build --release --package xtask --features dfdx-cuda"
     )
 }
 
@@ -117,7 +117,7 @@ fn bindings() -> anyhow::Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask is in a workspace")?;
     let output = Command::new(cargo)
-        .args(["metadata", "--format-version", "1", "--features", "cuda", "--manifest-path"])
+        .args(["metadata", "--format-version", "1", "--features", "dfdx-cuda", "--manifest-path"])
         .arg(workspace.join("crates/encoder/Cargo.toml"))
         .output()
         .context("cargo metadata")?;

@@ -1,7 +1,13 @@
 //! An encoder whose passes appear in the profile.
 
-use ndarray::{Array2, ArrayView2};
-use swav_encoder::{Encoder, EncoderError, ImageBatch, Output, StateDict, UpdateRule, UpdateStats};
+use std::sync::Arc;
+
+use ndarray::{Array2, ArrayView2, ArrayView4};
+use swav_collective::Collective;
+use swav_encoder::{
+    Description, Encoder, EncoderError, Output, RunningStatistics, StateDict, SyncBatchNorm, UpdateRule,
+    UpdateStats,
+};
 use swav_kernels::profile;
 
 /// Name of the scope around all of the encoder's forward pass.
@@ -20,7 +26,7 @@ pub fn scope<R>(name: &'static str, work: impl FnOnce() -> R) -> R {
 }
 
 impl Encoder for Timed {
-    fn forward_train(&mut self, groups: &[ImageBatch<'_>]) -> Result<Array2<f32>, EncoderError> {
+    fn forward_train(&mut self, groups: &[ArrayView4<'_, f32>]) -> Result<Array2<f32>, EncoderError> {
         scope(FORWARD, || self.0.forward_train(groups))
     }
     fn backward(&mut self, gradient: ArrayView2<'_, f32>) -> Result<(), EncoderError> {
@@ -35,17 +41,17 @@ impl Encoder for Timed {
     fn feature_dim(&self) -> usize {
         self.0.feature_dim()
     }
-    fn device(&self) -> String {
+    fn device(&self) -> &str {
         self.0.device()
     }
-    fn embed(&self, images: ImageBatch<'_>, output: Output) -> Result<Array2<f32>, EncoderError> {
+    fn description(&self) -> Description {
+        self.0.description()
+    }
+    fn embed(&self, images: ArrayView4<'_, f32>, output: Output) -> Result<Array2<f32>, EncoderError> {
         self.0.embed(images, output)
     }
-    fn reset_statistics(&mut self) -> Result<(), EncoderError> {
-        self.0.reset_statistics()
-    }
-    fn observe_statistics(&mut self, images: ImageBatch<'_>) -> Result<(), EncoderError> {
-        self.0.observe_statistics(images)
+    fn statistics(&mut self) -> Option<&mut dyn RunningStatistics> {
+        self.0.statistics()
     }
     fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         self.0.parameters()
@@ -53,8 +59,18 @@ impl Encoder for Timed {
     fn gradient(&self, name: &str) -> Option<Vec<f32>> {
         self.0.gradient(name)
     }
-    fn map_gradients(&mut self, change: &mut dyn FnMut(&str, &mut [f32])) -> Result<(), EncoderError> {
-        self.0.map_gradients(change)
+    fn gradient_norm(&self) -> Result<f64, EncoderError> {
+        self.0.gradient_norm()
+    }
+    fn reduce_gradients(&mut self, collective: &dyn Collective) -> Result<(), EncoderError> {
+        self.0.reduce_gradients(collective)
+    }
+    fn join(
+        &mut self,
+        collective: Arc<dyn Collective>,
+        batch_norm: SyncBatchNorm,
+    ) -> Result<(), EncoderError> {
+        self.0.join(collective, batch_norm)
     }
     fn state(&self) -> Result<StateDict, EncoderError> {
         self.0.state()

@@ -1,12 +1,13 @@
 //! A training step on random images: what `bench speed` and `profile` measure. It is the step that training
 //! takes, without data loading.
 
+use ndarray::ArrayView4;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde::de::DeserializeOwned;
 use swav_collective::Single;
-use swav_encoder::{Checkpointing, Encoder, EncoderConfig, Head, ImageBatch, Method, Precision, UpdateRule};
+use swav_encoder::{Checkpointing, Encoder, EncoderConfig, Head, Method, Precision, UpdateRule};
 use swav_losses::SwappedPrediction;
 use swav_ot::Codes;
 use swav_prototypes::Prototypes;
@@ -142,12 +143,12 @@ impl Workload {
 
     /// One whole step: forward, codes, loss, backward, update.
     pub fn step(&mut self) -> anyhow::Result<StepOutput> {
-        let batches: Vec<ImageBatch<'_>> = self
+        let batches: Vec<ArrayView4<'_, f32>> = self
             .groups
             .iter()
             .map(|(size, pixels)| {
                 let n_images = pixels.len() / (size * size * swav_encoder::IMAGE_CHANNELS);
-                ImageBatch::new(pixels, n_images, *size, *size)
+                swav_encoder::image_batch(pixels, n_images, *size, *size)
             })
             .collect::<Result<_, _>>()?;
         let batch = Batch { groups: &batches, indices: &self.indices, moment: Moment::default() };

@@ -22,7 +22,7 @@ pub struct Changes {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
 
-    /// cpu, or cuda:0 and so on in a build with CUDA.
+    /// cpu, or dfdx:cuda:0 and so on in a build with CUDA (docs/cuda.md).
     #[arg(long)]
     pub device: Option<String>,
 }

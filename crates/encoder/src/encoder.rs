@@ -1,57 +1,14 @@
 //! The border between an encoder and the rest of SwAV: images in, unit vectors on the host out.
 
-use ndarray::{Array2, ArrayView2};
+use std::sync::Arc;
 
-use crate::{EncoderError, StateDict, UpdateRule, UpdateStats};
+use ndarray::{Array2, ArrayView2, ArrayView4};
+use swav_collective::Collective;
+
+use crate::{EncoderConfig, EncoderError, StateDict, UpdateRule, UpdateStats, WholeStep};
 
 /// The channels of every image.
 pub const IMAGE_CHANNELS: usize = 3;
-
-/// Images of one resolution: normalised f32 in NHWC, that is image by image, row by row, pixel by pixel.
-#[derive(Clone, Copy, Debug)]
-pub struct ImageBatch<'a> {
-    data: &'a [f32],
-    n_images: usize,
-    height: usize,
-    width: usize,
-}
-
-impl<'a> ImageBatch<'a> {
-    /// A view of `n_images` images of `height` by `width` pixels and [`IMAGE_CHANNELS`] channels.
-    ///
-    /// # Errors
-    /// [`EncoderError::ImageBatch`] if a dimension is zero or the data has another length.
-    pub fn new(data: &'a [f32], n_images: usize, height: usize, width: usize) -> Result<Self, EncoderError> {
-        let length = [n_images, height, width].into_iter().try_fold(IMAGE_CHANNELS, usize::checked_mul);
-        if length == Some(data.len()) && length != Some(0) {
-            return Ok(Self { data, n_images, height, width });
-        }
-        Err(EncoderError::ImageBatch {
-            expected: format!("{n_images} x {height} x {width} x {IMAGE_CHANNELS} values, not zero"),
-            got: format!("{} values", data.len()),
-        })
-    }
-
-    /// All pixels, NHWC.
-    pub fn data(&self) -> &'a [f32] {
-        self.data
-    }
-
-    /// The number of images.
-    pub fn n_images(&self) -> usize {
-        self.n_images
-    }
-
-    /// Rows of pixels.
-    pub fn height(&self) -> usize {
-        self.height
-    }
-
-    /// Columns of pixels.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-}
 
 /// What [`Encoder::embed`] gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +19,35 @@ pub enum Output {
     Embedding,
 }
 
-/// A network that maps images to unit vectors, with its gradients and its optimiser's state.
+/// Whether batch norm in training takes its statistics over the batches of all processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SyncBatchNorm {
+    /// Each process has its own statistics, as the reference on one GPU.
+    #[default]
+    Off,
+    /// Means and variances, and the sums of backward, are those of all processes together.
+    On,
+}
+
+/// What an encoder is, for the record of a run.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Description {
+    /// A network that this crate builds from a configuration.
+    Network(EncoderConfig),
+    /// Another one, in its own words.
+    Own(String),
+}
+
+/// An encoder: maps images to unit vectors, and holds its gradients and its optimiser's state.
 ///
-/// A step is [`forward_train`](Encoder::forward_train), [`backward`](Encoder::backward),
-/// [`update`](Encoder::update). Names and layouts are those of [`StateDict`].
-pub trait Encoder {
+/// A batch of images is an array (images, height, width, 3) of normalised f32. A step is
+/// [`forward_train`](Encoder::forward_train), [`backward`](Encoder::backward), [`update`](Encoder::update). Names and
+/// layouts are those of [`StateDict`].
+///
+/// To bring an encoder of your own, implement the smaller trait [`Model`](crate::Model) and wrap it in an
+/// [`OwnEncoder`](crate::OwnEncoder).
+pub trait Encoder: Send {
     /// Columns of the embeddings.
     fn embedding_dim(&self) -> usize;
 
@@ -74,7 +55,10 @@ pub trait Encoder {
     fn feature_dim(&self) -> usize;
 
     /// The device's name, as the builder takes it: `cpu`, `cuda:0`.
-    fn device(&self) -> String;
+    fn device(&self) -> &str;
+
+    /// What the encoder is.
+    fn description(&self) -> Description;
 
     /// Embeds all crops in training mode and remembers what backward needs; gradients of the step before are
     /// dropped. Each group goes through the backbone as a batch of its own, with its own batch-norm statistics
@@ -82,8 +66,8 @@ pub trait Encoder {
     /// Returns unit rows, group by group.
     ///
     /// # Errors
-    /// [`EncoderError::BatchTooSmall`], [`EncoderError::ImageBatch`] without groups, or a device's error.
-    fn forward_train(&mut self, groups: &[ImageBatch<'_>]) -> Result<Array2<f32>, EncoderError>;
+    /// [`EncoderError::BatchTooSmall`], [`EncoderError::Images`] for empty or missing groups, or a device's error.
+    fn forward_train(&mut self, groups: &[ArrayView4<'_, f32>]) -> Result<Array2<f32>, EncoderError>;
 
     /// Computes the gradient of every parameter from that of the embeddings, and consumes what `forward_train`
     /// remembered.
@@ -92,52 +76,31 @@ pub trait Encoder {
     /// [`EncoderError::NoForward`], [`EncoderError::GradientShape`], or a device's error.
     fn backward(&mut self, gradient: ArrayView2<'_, f32>) -> Result<(), EncoderError>;
 
-    /// Embeds images in inference mode, with the running batch-norm statistics.
+    /// Replaces every gradient by its mean over the processes of `collective`, where it lies.
     ///
     /// # Errors
-    /// A device's error.
-    fn embed(&self, images: ImageBatch<'_>, output: Output) -> Result<Array2<f32>, EncoderError>;
+    /// [`EncoderError::NoGradients`], [`EncoderError::Collective`], or a device's error.
+    fn reduce_gradients(&mut self, collective: &dyn Collective) -> Result<(), EncoderError>;
 
-    /// Forgets the running batch-norm statistics, so that [`observe_statistics`](Encoder::observe_statistics)
-    /// builds them anew.
+    /// Tells the encoder that it is trained by several processes together, before the first step.
     ///
     /// # Errors
-    /// A device's error.
-    fn reset_statistics(&mut self) -> Result<(), EncoderError>;
+    /// [`EncoderError::Unsupported`] if it cannot do what is asked.
+    fn join(
+        &mut self,
+        collective: Arc<dyn Collective>,
+        batch_norm: SyncBatchNorm,
+    ) -> Result<(), EncoderError>;
 
-    /// Runs one batch in training mode without gradients and takes its batch-norm statistics into the running
-    /// ones with weight 1 / (number of batches since [`reset_statistics`](Encoder::reset_statistics)), so that
-    /// these are the plain average over batches.
-    ///
-    /// Training pollutes the running statistics with those of low-resolution crops; to re-estimate them on the
-    /// images that are evaluated gives better features.
-    ///
-    /// # Errors
-    /// As [`forward_train`](Encoder::forward_train).
-    fn observe_statistics(&mut self, images: ImageBatch<'_>) -> Result<(), EncoderError>;
-
-    /// Both of the above: running statistics become the average over these batches.
-    ///
-    /// # Errors
-    /// As [`observe_statistics`](Encoder::observe_statistics).
-    fn reestimate_statistics(&mut self, batches: &[ImageBatch<'_>]) -> Result<(), EncoderError> {
-        self.reset_statistics()?;
-        batches.iter().try_for_each(|&images| self.observe_statistics(images))
-    }
-
-    /// Names and shapes of all trainable parameters, in the order of the layers.
-    fn parameters(&self) -> Vec<(String, Vec<usize>)>;
-
-    /// The gradient of one parameter after [`backward`](Encoder::backward), in the layout of its shape.
-    fn gradient(&self, name: &str) -> Option<Vec<f32>>;
-
-    /// Lets `change` rewrite every gradient in place, in the order of [`parameters`](Encoder::parameters):
-    /// where processes that train together average them. Values are in the device's own order, the same in
-    /// every process with the same configuration.
+    /// The Euclidean norm of all gradients together, for clipping.
     ///
     /// # Errors
     /// [`EncoderError::NoGradients`] or a device's error.
-    fn map_gradients(&mut self, change: &mut dyn FnMut(&str, &mut [f32])) -> Result<(), EncoderError>;
+    fn gradient_norm(&self) -> Result<f64, EncoderError> {
+        let norm = |(name, _): (String, _)| self.gradient(&name).map(|values| swav_optim::norm(&values));
+        let norms: Option<Vec<f64>> = self.parameters().into_iter().map(norm).collect();
+        Ok(norms.ok_or(EncoderError::NoGradients)?.into_iter().fold(0.0, f64::hypot))
+    }
 
     /// Applies an optimiser's rule to every parameter, where it lies, and consumes the gradients.
     ///
@@ -145,17 +108,30 @@ pub trait Encoder {
     /// [`EncoderError::NoGradients`] or a device's error.
     fn update(&mut self, rule: &UpdateRule) -> Result<UpdateStats, EncoderError>;
 
+    /// Embeds images in inference mode, with the running batch-norm statistics.
+    ///
+    /// # Errors
+    /// [`EncoderError::Images`] or a device's error.
+    fn embed(&self, images: ArrayView4<'_, f32>, output: Output) -> Result<Array2<f32>, EncoderError>;
+
+    /// Names and shapes of all trainable parameters, in the order of the layers.
+    fn parameters(&self) -> Vec<(String, Vec<usize>)>;
+
+    /// The gradient of one parameter after [`backward`](Encoder::backward), in the layout of its shape; `None` for a
+    /// name that the encoder does not have, without gradients, and where the device fails.
+    fn gradient(&self, name: &str) -> Option<Vec<f32>>;
+
     /// Parameters and batch-norm statistics.
     ///
     /// # Errors
     /// A device's error.
     fn state(&self) -> Result<StateDict, EncoderError>;
 
-    /// Replaces parameters and batch-norm statistics; nothing changes on an error. `num_batches_tracked` may be
-    /// missing.
+    /// Replaces parameters and batch-norm statistics; nothing changes if the state does not fit.
+    /// `num_batches_tracked` may be missing.
     ///
     /// # Errors
-    /// [`EncoderError::Missing`], [`EncoderError::Unexpected`], [`EncoderError::StateShape`].
+    /// [`EncoderError::Missing`], [`EncoderError::Unexpected`], [`EncoderError::StateShape`], or a device's error.
     fn load_state(&mut self, state: &StateDict) -> Result<(), EncoderError>;
 
     /// Momentum and moments of every parameter, see [`StateDict::insert_slots`].
@@ -169,6 +145,80 @@ pub trait Encoder {
     /// # Errors
     /// [`EncoderError::Unexpected`] or [`EncoderError::StateShape`] if it is of another architecture.
     fn load_optimizer_state(&mut self, state: &StateDict) -> Result<(), EncoderError>;
+
+    /// The running statistics, if the encoder has any.
+    fn statistics(&mut self) -> Option<&mut dyn RunningStatistics> {
+        None
+    }
+
+    /// The encoder's way to run whole training steps on its device, if it has one.
+    fn whole_step(&mut self) -> Option<&mut dyn WholeStep> {
+        None
+    }
+}
+
+/// Running statistics of batch norms, to be estimated anew.
+///
+/// Training pollutes the running statistics with those of low-resolution crops; to re-estimate them on the images
+/// that are evaluated gives better features.
+pub trait RunningStatistics {
+    /// Forgets the running statistics, so that [`observe`](RunningStatistics::observe) builds them anew.
+    ///
+    /// # Errors
+    /// A device's error.
+    fn reset(&mut self) -> Result<(), EncoderError>;
+
+    /// Runs one batch in training mode without gradients and takes its statistics into the running ones with weight
+    /// 1 / (number of batches since [`reset`](RunningStatistics::reset)), so that these are the plain average over
+    /// batches.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward_train`].
+    fn observe(&mut self, images: ArrayView4<'_, f32>) -> Result<(), EncoderError>;
+
+    /// Both of the above: running statistics become the average over these batches.
+    ///
+    /// # Errors
+    /// As [`observe`](RunningStatistics::observe).
+    fn reestimate(&mut self, batches: &[ArrayView4<'_, f32>]) -> Result<(), EncoderError> {
+        self.reset()?;
+        batches.iter().try_for_each(|&images| self.observe(images))
+    }
+}
+
+/// A view of `n_images` images of `height` by `width` pixels that lie one after the other, row by row, pixel by pixel.
+///
+/// # Errors
+/// [`EncoderError::Images`] if there are no pixels or another number of values.
+pub fn image_batch(
+    values: &[f32],
+    n_images: usize,
+    height: usize,
+    width: usize,
+) -> Result<ArrayView4<'_, f32>, EncoderError> {
+    let shape = (n_images, height, width, IMAGE_CHANNELS);
+    let expected = "as many values as (images, height, width, 3) has";
+    let images = ArrayView4::from_shape(shape, values)
+        .map_err(|_| EncoderError::Images { expected, got: format!("{} for {shape:?}", values.len()) })?;
+    check_images(&images)?;
+    Ok(images)
+}
+
+/// Checks that images have three channels and that there is at least one pixel.
+pub(crate) fn check_images(images: &ArrayView4<'_, f32>) -> Result<(), EncoderError> {
+    if images.is_empty() || images.shape()[3] != IMAGE_CHANNELS {
+        let expected = "(images, height, width, 3), not empty";
+        return Err(EncoderError::Images { expected, got: format!("{:?}", images.shape()) });
+    }
+    Ok(())
+}
+
+/// As [`check_images`] for every group, of which there has to be one.
+pub(crate) fn check_groups(groups: &[ArrayView4<'_, f32>]) -> Result<(), EncoderError> {
+    if groups.is_empty() {
+        return Err(EncoderError::Images { expected: "at least one group of images", got: "none".into() });
+    }
+    groups.iter().try_for_each(check_images)
 }
 
 #[cfg(test)]
@@ -177,9 +227,9 @@ mod tests {
 
     #[test]
     fn a_batch_checks_its_length() {
-        assert!(ImageBatch::new(&[0.0; 24], 2, 2, 2).is_ok());
-        for (data, n, h, w) in [(&[0.0; 24][..], 2, 2, 3), (&[], 0, 2, 2), (&[0.0; 24], usize::MAX, 2, 2)] {
-            assert!(matches!(ImageBatch::new(data, n, h, w), Err(EncoderError::ImageBatch { .. })));
+        assert_eq!(image_batch(&[0.0; 24], 2, 2, 2).unwrap().dim(), (2, 2, 2, 3));
+        for (values, n, h, w) in [(&[0.0; 24][..], 2, 2, 3), (&[], 0, 2, 2), (&[0.0; 24], usize::MAX, 2, 2)] {
+            assert!(matches!(image_batch(values, n, h, w), Err(EncoderError::Images { .. })));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong in an encoder.
 
+use swav_collective::CollectiveError;
 use thiserror::Error;
 
 /// An error of an encoder or of its configuration.
@@ -16,15 +17,15 @@ pub enum EncoderError {
         /// The value that was given.
         got: String,
     },
-    /// An image batch whose data and dimensions disagree, or that is empty.
-    #[error("image batch: expected {expected}, got {got}")]
-    ImageBatch {
-        /// What a batch has to be.
-        expected: String,
+    /// Images of a shape that no encoder takes, or none at all.
+    #[error("images: expected {expected}, got {got}")]
+    Images {
+        /// What images have to be.
+        expected: &'static str,
         /// What was given.
         got: String,
     },
-    /// Batch normalisation in training needs at least two values a channel.
+    /// Batch normalisation in training needs at least two values per channel.
     #[error(
         "batch normalisation `{layer}` in training: expected more than 1 value per channel, got {got}; use more \
          images per batch or larger crops"
@@ -81,18 +82,67 @@ pub enum EncoderError {
         /// The number of values given.
         got: usize,
     },
-    /// A device name that is not understood, or that this build does not have.
+    /// A device name that nothing is called.
     #[error("device: expected {expected}, got `{got}`")]
     UnknownDevice {
-        /// The names that this build understands.
+        /// The names that there are.
         expected: &'static str,
         /// What was given.
         got: String,
     },
-    /// The device failed: out of memory, a missing driver or library.
-    #[error("device: {0}")]
-    Device(String),
+    /// A device that this build or this machine does not have.
+    #[error("device `{device}` is not available: {advice}")]
+    Unavailable {
+        /// The device's name.
+        device: String,
+        /// What to do.
+        advice: String,
+        /// Why it does not open, where it was tried.
+        #[source]
+        source: Option<BoxedError>,
+    },
+    /// Something that the device cannot do, and that was asked for.
+    #[error("device `{device}` has no {what}: {advice}")]
+    Unsupported {
+        /// The device's name.
+        device: String,
+        /// What was asked for.
+        what: &'static str,
+        /// What to do instead.
+        advice: &'static str,
+    },
+    /// The device failed: out of memory, a lost driver.
+    #[error("device `{device}` failed")]
+    Device {
+        /// The device's name.
+        device: String,
+        /// What it said.
+        #[source]
+        source: BoxedError,
+    },
     /// The kernels of the CPU refused an operation.
-    #[error(transparent)]
-    Kernels(#[from] swav_kernels::Error),
+    #[error("the kernels of the CPU refuse")]
+    Kernels(#[source] swav_kernels::Error),
+    /// The processes that train together cannot talk to each other.
+    #[error("the encoder's exchange with other processes failed")]
+    Collective(#[from] CollectiveError),
+    /// An error of an encoder of your own.
+    #[error("the encoder failed")]
+    Own(#[source] BoxedError),
 }
+
+/// A failure between processes that the kernels met is one of the processes.
+impl From<swav_kernels::Error> for EncoderError {
+    fn from(error: swav_kernels::Error) -> Self {
+        match error {
+            swav_kernels::Error::SumAcross { source } => match source.downcast::<CollectiveError>() {
+                Ok(error) => Self::Collective(*error),
+                Err(source) => Self::Kernels(swav_kernels::Error::SumAcross { source }),
+            },
+            error => Self::Kernels(error),
+        }
+    }
+}
+
+/// An error of whatever an engine is made with.
+pub type BoxedError = Box<dyn std::error::Error + Send + Sync>;

@@ -5,32 +5,50 @@
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
-use swav_kernels::net::ParamKind;
 
 use crate::layers::ParameterInfo;
 
-/// The initial values of one parameter, in the layout of a state (OIHW):
-///
-/// - convolutions: Kaiming normal by fan-out (He et al. 2015), standard deviation `sqrt(2 / (O·H·W))`;
-/// - linear layers: PyTorch's default, uniform within `±1 / sqrt(inputs)`, weight and bias;
-/// - batch norm: 1 and 0.
-///
-/// `fan_in` is the number of inputs of the linear layer that a bias belongs to.
-pub(crate) fn initial_values(info: &ParameterInfo, fan_in: usize, seed: u64) -> Vec<f32> {
-    let shape = info.state_shape();
-    let length = shape.iter().product();
+/// What a parameter starts as.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Initial {
+    /// One value.
+    Constant(f32),
+    /// Normal around 0.
+    Normal {
+        /// The standard deviation.
+        deviation: f32,
+    },
+    /// Uniform within `±bound`.
+    Uniform {
+        /// The largest value.
+        bound: f32,
+    },
+}
+
+impl Initial {
+    /// For a convolution before a ReLU: Kaiming normal by fan-out (He et al. 2015), standard deviation
+    /// `sqrt(2 / fan_out)`, where `fan_out` is output channels times taps.
+    pub(crate) fn kaiming(fan_out: usize) -> Self {
+        Self::Normal { deviation: (2.0 / fan_out as f64).sqrt() as f32 }
+    }
+
+    /// PyTorch's default for a linear layer's weight and bias: uniform within `±1 / sqrt(fan_in)`.
+    pub(crate) fn linear(fan_in: usize) -> Self {
+        Self::Uniform { bound: (1.0 / fan_in as f64).sqrt() as f32 }
+    }
+}
+
+/// The initial values of one parameter, in the layout of a state.
+pub(crate) fn initial_values(info: &ParameterInfo, seed: u64) -> Vec<f32> {
+    let length = info.shape.iter().product();
     let mut rng = stream(seed, &info.name);
-    match info.kind {
-        ParamKind::Conv => {
-            let fan_out: usize = shape[0] * shape[2..].iter().product::<usize>();
-            let deviation = (2.0 / fan_out as f64).sqrt() as f32;
+    match info.initial {
+        Initial::Constant(value) => vec![value; length],
+        Initial::Normal { deviation } => {
             let mut normal = || -> f32 { StandardNormal.sample(&mut rng) };
             (0..length).map(|_| normal() * deviation).collect()
         }
-        ParamKind::NormWeight => vec![1.0; length],
-        ParamKind::NormBias => vec![0.0; length],
-        _ => {
-            let bound = (1.0 / fan_in as f64).sqrt() as f32;
+        Initial::Uniform { bound } => {
             let uniform = Uniform::new_inclusive(-bound, bound).expect("the bound is finite and positive");
             (0..length).map(|_| rng.sample(uniform)).collect()
         }
@@ -50,14 +68,23 @@ fn stream(seed: u64, name: &str) -> ChaCha8Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layers::Layout;
+    use swav_optim::Role;
 
-    fn info(name: &str, kind: ParamKind, device_shape: &[usize]) -> ParameterInfo {
-        ParameterInfo { name: name.into(), kind, device_shape: device_shape.to_vec() }
+    fn values(name: &str, initial: Initial, shape: &[usize], seed: u64) -> Vec<f32> {
+        let info = ParameterInfo {
+            name: name.into(),
+            role: Role::Weight,
+            shape: shape.to_vec(),
+            layout: Layout::Plain,
+            initial,
+        };
+        initial_values(&info, seed)
     }
 
     #[test]
     fn convolutions_have_the_deviation_of_their_fan_out() {
-        let values = initial_values(&info("conv1.weight", ParamKind::Conv, &[64, 3, 3, 32]), 0, 31);
+        let values = values("conv1.weight", Initial::kaiming(576), &[64, 32, 3, 3], 31);
         let n = values.len() as f64;
         let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
         let variance = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
@@ -66,15 +93,16 @@ mod tests {
 
     #[test]
     fn linear_layers_stay_within_their_bound() {
-        let values = initial_values(&info("w", ParamKind::LinearWeight, &[100, 64]), 64, 31);
+        let values = values("w", Initial::linear(64), &[100, 64], 31);
         let largest = values.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         assert!(largest <= 0.125 && largest > 0.12);
     }
 
     #[test]
     fn names_and_seeds_choose_the_stream() {
-        let conv = |name: &str, seed| initial_values(&info(name, ParamKind::Conv, &[4, 3, 3, 4]), 0, seed);
-        assert_eq!(conv("a", 1), conv("a", 1));
+        let conv = |name: &str, seed| values(name, Initial::kaiming(36), &[4, 4, 3, 3], seed);
+        let bits = |values: Vec<f32>| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(conv("a", 1)), bits(conv("a", 1)));
         assert_ne!(conv("a", 1), conv("b", 1));
         assert_ne!(conv("a", 1), conv("a", 2));
     }

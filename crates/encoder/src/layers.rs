@@ -1,17 +1,18 @@
 //! The network as a list: which units, in which order, with which parameters under which names.
 //!
-//! Units are described by the types of [`swav_kernels::net`], for every device: they know their convolutions
+//! Units are described by the types of [`swav_kernels::net`], for every engine: they know their convolutions
 //! and the names, shapes and kinds of their parameters.
 
 use std::ops::Range;
 
 use swav_kernels::ConvSpec;
-use swav_kernels::net::{self, ParamKind, Unit as KernelUnit};
+use swav_kernels::net::{self, ParamKind, ParamSpec, Unit as KernelUnit};
 use swav_optim::Role;
 
+use crate::init::Initial;
 use crate::{BlockKind, EncoderSpec, Head, Stem};
 
-/// One operation of the network: coarse enough that a device can fuse what is inside.
+/// One operation of the network: coarse enough that an engine can fuse what is inside.
 #[derive(Clone, Debug)]
 pub(crate) enum Unit {
     /// Convolution, batch norm, ReLU, and 3x3 max-pooling of stride 2 if `pool`.
@@ -21,23 +22,25 @@ pub(crate) enum Unit {
     /// `[n, h, w, c]` to `[n, 1, 1, c]`.
     Pool(net::GlobalAvgPool),
     /// A linear layer with bias.
-    Linear(net::Linear),
+    Linear { unit: net::Linear, n_inputs: usize },
     /// Batch norm of vectors, then ReLU.
     NormRelu(net::BatchNorm1d),
-    /// Rows to unit length: `x / max(|x|, 1e-12)`.
-    Normalise,
 }
 
 impl Unit {
-    /// The unit as the CPU's kernels have it; `None` for the normalisation.
-    pub(crate) fn kernel(&self) -> Option<&dyn KernelUnit> {
+    /// A linear layer.
+    fn linear(n_inputs: usize, n_outputs: usize) -> Self {
+        Self::Linear { unit: net::Linear::new(n_inputs, n_outputs, true), n_inputs }
+    }
+
+    /// The unit as the CPU's kernels have it.
+    pub(crate) fn kernel(&self) -> &dyn KernelUnit {
         match self {
-            Self::Stem { unit, .. } => Some(unit),
-            Self::Block { unit, .. } => Some(unit),
-            Self::Pool(unit) => Some(unit),
-            Self::Linear(unit) => Some(unit),
-            Self::NormRelu(unit) => Some(unit),
-            Self::Normalise => None,
+            Self::Stem { unit, .. } => unit,
+            Self::Block { unit, .. } => unit,
+            Self::Pool(unit) => unit,
+            Self::Linear { unit, .. } => unit,
+            Self::NormRelu(unit) => unit,
         }
     }
 
@@ -46,53 +49,81 @@ impl Unit {
         match self {
             Self::Stem { unit, .. } => vec![*unit.conv()],
             Self::Block { unit, .. } => unit.convs().copied().collect(),
-            _ => Vec::new(),
+            Self::Pool(_) | Self::Linear { .. } | Self::NormRelu(_) => Vec::new(),
         }
+    }
+
+    /// The unit's parameters in order. The unit knows what they start as: a bias starts by the inputs of its layer.
+    fn parameters(&self, name: impl Fn(&str) -> String) -> Vec<ParameterInfo> {
+        let info = |spec: ParamSpec| {
+            let (role, initial) = match (spec.kind, self) {
+                (ParamKind::Conv, _) => {
+                    let taps: usize = spec.shape[1..3].iter().product();
+                    (Role::Weight, Initial::kaiming(spec.shape[0] * taps))
+                }
+                (ParamKind::NormWeight, _) => (Role::Norm, Initial::Constant(1.0)),
+                (ParamKind::NormBias, _) => (Role::Norm, Initial::Constant(0.0)),
+                (ParamKind::LinearWeight, Self::Linear { n_inputs, .. }) => {
+                    (Role::Weight, Initial::linear(*n_inputs))
+                }
+                (ParamKind::LinearBias, Self::Linear { n_inputs, .. }) => {
+                    (Role::Bias, Initial::linear(*n_inputs))
+                }
+                (kind, unit) => unreachable!("{kind:?} in {unit:?}"),
+            };
+            let (shape, layout) = match (spec.kind, spec.shape.as_slice()) {
+                (ParamKind::Conv, &[o, h, w, i]) => (vec![o, i, h, w], Layout::Convolution),
+                _ => (spec.shape, Layout::Plain),
+            };
+            ParameterInfo { name: name(&spec.name), role, shape, layout, initial }
+        };
+        self.kernel().parameters().into_iter().map(info).collect()
     }
 }
 
-/// A parameter: its name in a state and how a device keeps it.
+/// How engines order a parameter's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// As in a state.
+    Plain,
+    /// OHWI, where a state has OIHW.
+    Convolution,
+}
+
+/// A parameter: what it is called, what it is, what it starts as.
 #[derive(Clone, Debug)]
 pub(crate) struct ParameterInfo {
     /// The reference's name.
     pub(crate) name: String,
-    /// What it is.
-    pub(crate) kind: ParamKind,
-    /// The shape on the device: convolutions in OHWI.
-    pub(crate) device_shape: Vec<usize>,
+    /// What it is to an optimiser.
+    pub(crate) role: Role,
+    /// The shape in a state: convolutions in OIHW.
+    pub(crate) shape: Vec<usize>,
+    /// How engines order its values.
+    pub(crate) layout: Layout,
+    /// What it starts as.
+    pub(crate) initial: Initial,
 }
 
 impl ParameterInfo {
-    /// What it is to an optimiser.
-    pub(crate) fn role(&self) -> Role {
-        match self.kind {
-            ParamKind::NormWeight | ParamKind::NormBias => Role::Norm,
-            ParamKind::LinearBias => Role::Bias,
-            _ => Role::Weight,
-        }
+    /// The number of values.
+    pub(crate) fn len(&self) -> usize {
+        self.shape.iter().product()
     }
 
-    /// The shape in a state: convolutions in OIHW.
-    pub(crate) fn state_shape(&self) -> Vec<usize> {
-        match (self.kind, self.device_shape.as_slice()) {
-            (ParamKind::Conv, &[o, h, w, i]) => vec![o, i, h, w],
-            (_, shape) => shape.to_vec(),
-        }
-    }
-
-    /// Values in a state's layout to the device's.
-    pub(crate) fn to_device_layout(&self, values: &[f32]) -> Vec<f32> {
-        match (self.kind, self.device_shape.as_slice()) {
+    /// Values in a state's layout to the engines'.
+    pub(crate) fn to_engine_layout(&self, values: &[f32]) -> Vec<f32> {
+        match (self.layout, self.shape.as_slice()) {
             // [o][i][hw] to [o][hw][i]
-            (ParamKind::Conv, &[_, h, w, i]) => swap_inner(values, i, h * w),
+            (Layout::Convolution, &[_, i, h, w]) => swap_inner(values, i, h * w),
             _ => values.to_vec(),
         }
     }
 
-    /// Values in the device's layout to a state's.
+    /// Values in the engines' layout to a state's.
     pub(crate) fn to_state_layout(&self, values: Vec<f32>) -> Vec<f32> {
-        match (self.kind, self.device_shape.as_slice()) {
-            (ParamKind::Conv, &[_, h, w, i]) => swap_inner(&values, h * w, i),
+        match (self.layout, self.shape.as_slice()) {
+            (Layout::Convolution, &[_, i, h, w]) => swap_inner(&values, h * w, i),
             _ => values,
         }
     }
@@ -140,7 +171,7 @@ impl Layer {
 pub(crate) struct Layers {
     /// Runs once a resolution; ends with global pooling.
     pub(crate) backbone: Vec<Layer>,
-    /// Runs on all crops at once; ends with the normalisation.
+    /// Runs on all crops at once; the network scales its output to unit length.
     pub(crate) head: Vec<Layer>,
     pub(crate) parameters: Vec<ParameterInfo>,
     pub(crate) norms: Vec<NormInfo>,
@@ -172,17 +203,15 @@ impl Layers {
         }
         backbone.push(layers.layer("avgpool", Unit::Pool(net::GlobalAvgPool)));
         let dim = spec.config().dim;
-        let linear = |from, to| Unit::Linear(net::Linear::new(from, to, true));
-        let mut head = match spec.config().head {
+        let head = match spec.config().head {
             Head::None => Vec::new(),
-            Head::Linear => vec![layers.layer("projection_head", linear(channels, dim))],
+            Head::Linear => vec![layers.layer("projection_head", Unit::linear(channels, dim))],
             Head::Mlp { hidden } => vec![
-                layers.layer("projection_head.0", linear(channels, hidden)),
+                layers.layer("projection_head.0", Unit::linear(channels, hidden)),
                 layers.layer("projection_head.1", Unit::NormRelu(net::BatchNorm1d::new(hidden, true))),
-                layers.layer("projection_head.3", linear(hidden, dim)),
+                layers.layer("projection_head.3", Unit::linear(hidden, dim)),
             ],
         };
-        head.push(layers.layer("normalise", Unit::Normalise));
         Self { backbone, head, ..layers }
     }
 
@@ -194,19 +223,9 @@ impl Layers {
             (name, inner) => format!("{name}.{inner}"),
         };
         let (first_parameter, first_norm) = (self.parameters.len(), self.norms.len());
-        if let Some(kernel) = unit.kernel() {
-            self.parameters.extend(kernel.parameters().into_iter().map(|spec| ParameterInfo {
-                name: join(&spec.name),
-                kind: spec.kind,
-                device_shape: spec.shape,
-            }));
-            self.norms.extend(
-                kernel
-                    .norms()
-                    .into_iter()
-                    .map(|spec| NormInfo { name: join(&spec.name), channels: spec.channels }),
-            );
-        }
+        self.parameters.extend(unit.parameters(join));
+        let norms = unit.kernel().norms().into_iter();
+        self.norms.extend(norms.map(|spec| NormInfo { name: join(&spec.name), channels: spec.channels }));
         Layer {
             name: name.to_owned(),
             unit,
@@ -227,7 +246,7 @@ mod tests {
 
     fn count(arch: Arch, head: Head) -> usize {
         let layers = layers(arch, head);
-        layers.parameters.iter().map(|p| p.device_shape.iter().product::<usize>()).sum()
+        layers.parameters.iter().map(|p| p.len()).sum()
     }
 
     /// Counts of torchvision's models (0.29) without their `fc`, and of widened ones of the SwAV reference.
@@ -247,7 +266,7 @@ mod tests {
     #[test]
     fn names_and_layouts_are_those_of_the_reference() {
         let layers = layers(Arch::Resnet50, Head::Mlp { hidden: 2048 });
-        let shape = |name: &str| layers.parameters.iter().find(|p| p.name == name).unwrap().state_shape();
+        let shape = |name: &str| layers.parameters.iter().find(|p| p.name == name).unwrap().shape.clone();
         assert_eq!(shape("conv1.weight"), [64, 3, 7, 7]);
         assert_eq!(shape("bn1.bias"), [64]);
         assert_eq!(shape("layer1.0.downsample.0.weight"), [256, 64, 1, 1]);
@@ -260,12 +279,27 @@ mod tests {
         assert!(["bn1", "layer3.0.downsample.1", "projection_head.1"].iter().all(|n| norms.contains(n)));
     }
 
+    /// What a parameter starts as does not depend on what comes before it: each bias goes by its own layer's inputs.
+    #[test]
+    fn linear_layers_start_by_their_own_inputs() {
+        let layers = layers(Arch::Resnet18, Head::Mlp { hidden: 100 });
+        let bound = |name: &str| match layers.parameters.iter().find(|p| p.name == name).unwrap().initial {
+            Initial::Uniform { bound } => bound,
+            other => panic!("{name}: {other:?}"),
+        };
+        for (layer, inputs) in [("projection_head.0", 512.0f32), ("projection_head.3", 100.0)] {
+            for what in ["weight", "bias"] {
+                assert!((bound(&format!("{layer}.{what}")) - 1.0 / inputs.sqrt()).abs() < 1e-7);
+            }
+        }
+    }
+
     #[test]
     fn layouts_convert_both_ways() {
         let layers = layers(Arch::Resnet18, Head::None);
         let stem = &layers.parameters[0];
-        let values: Vec<f32> = (0..stem.device_shape.iter().product()).map(|i| i as f32).collect();
-        let device = stem.to_device_layout(&values);
+        let values: Vec<f32> = (0..stem.len()).map(|i| i as f32).collect();
+        let device = stem.to_engine_layout(&values);
         // Output channel 2, row 1, column 4, input channel 1.
         assert_eq!(device[((2 * 7 + 1) * 7 + 4) * 3 + 1], values[((2 * 3 + 1) * 7 + 1) * 7 + 4]);
         assert_eq!(stem.to_state_layout(device), values);

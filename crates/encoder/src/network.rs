@@ -1,138 +1,74 @@
-//! The network on a device: layers, parameters, statistics, optimiser state; what [`Encoder`] promises.
+//! The network: names, shapes, initial values, state, batch-norm bookkeeping; what [`Encoder`] promises. Numbers are
+//! its engine's.
 
-use std::cell::RefCell;
+use std::sync::Arc;
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayView4};
+use swav_collective::Collective;
 use swav_kernels::BN_MOMENTUM;
 
-use crate::device::{Arguments, EncoderDevice, GradientsOf, Momentum, Running, TapeOf};
+use crate::encoder::{check_groups, check_images};
+use crate::engine::{Engine, Part, Value};
 use crate::init::initial_values;
-use crate::layers::{Layer, Layers, ParameterInfo};
+use crate::layers::{Layers, ParameterInfo};
+use crate::unit_length::{to_unit_length, unit_length_gradient};
 use crate::{
-    Encoder, EncoderError, EncoderSpec, ImageBatch, Output, Role, Slots, StateDict, StateTensor, UpdateRule,
-    UpdateStats,
+    Description, Encoder, EncoderError, EncoderSpec, Output, RunningStatistics, Slots, StateDict,
+    StateTensor, StepInputs, StepPlan, StepReport, SyncBatchNorm, UpdateRule, UpdateStats, WholeStep,
 };
 
 const MEAN: &str = "running_mean";
 const VAR: &str = "running_var";
 const BATCHES: &str = "num_batches_tracked";
 
-/// A forward pass that waits for its backward pass.
-struct Pending<D: EncoderDevice> {
-    root: D::Root,
-    tape: TapeOf<D>,
-    shape: [usize; 2],
+/// Where a step is between its passes.
+enum Phase {
+    /// Nothing is remembered.
+    Idle,
+    /// Forward has run; backward needs the unit rows and what they were divided by.
+    Forward { unit_rows: Array2<f32>, divisors: Vec<f32> },
+    /// Backward has run: there are gradients.
+    Backward,
 }
 
-/// An encoder on the device `D`.
-pub(crate) struct Network<D: EncoderDevice> {
+/// An encoder that an engine runs.
+pub(crate) struct Network {
     spec: EncoderSpec,
-    layers: Layers,
-    device: D,
-    parameters: Vec<D::Parameter>,
-    slots: Vec<D::Slots>,
-    running: Vec<Running<D::Parameter>>,
-    /// By norm.
+    layers: Arc<Layers>,
+    engine: Box<dyn Engine>,
+    /// Batches that each norm has seen.
     n_batches: Vec<u64>,
     /// Batches since the statistics were reset.
     n_observed: u64,
-    pending: Option<Pending<D>>,
-    /// In a cell, since dfdx only lends gradients that may be missing from a mutable reference.
-    gradients: RefCell<Option<GradientsOf<D>>>,
+    phase: Phase,
+    /// Whether embeddings are scaled to unit length: always, but in a test of the backbone alone.
+    scales: bool,
 }
 
-impl<D: EncoderDevice> Network<D> {
-    /// A network with initial parameters.
-    pub(crate) fn new(spec: &EncoderSpec, device: D, seed: u64) -> Result<Self, EncoderError> {
-        let layers = Layers::new(spec);
-        let mut parameters = Vec::with_capacity(layers.parameters.len());
-        let mut fan_in = 0;
-        for info in &layers.parameters {
-            if let [_, inputs] = info.device_shape[..] {
-                // A linear layer's weight comes before its bias.
-                fan_in = inputs;
-            }
-            parameters.push(device.upload(info.to_device_layout(&initial_values(info, fan_in, seed)))?);
-        }
-        let slots = layers.parameters.iter().map(|_| D::Slots::default()).collect();
+impl Network {
+    /// A network with initial parameters. The engine was made for these layers.
+    pub(crate) fn new(
+        spec: &EncoderSpec,
+        layers: Arc<Layers>,
+        engine: Box<dyn Engine>,
+        seed: u64,
+    ) -> Result<Self, EncoderError> {
         let n_batches = vec![0; layers.norms.len()];
-        let mut network = Self {
-            spec: spec.clone(),
-            layers,
-            device,
-            parameters,
-            slots,
-            running: Vec::new(),
-            n_batches,
-            n_observed: 0,
-            pending: None,
-            gradients: RefCell::new(None),
-        };
-        network.running = network.initial_statistics()?;
+        let (spec, phase) = (spec.clone(), Phase::Idle);
+        let mut network = Self { spec, layers, engine, n_batches, n_observed: 0, phase, scales: true };
+        for (index, info) in network.layers.parameters.iter().enumerate() {
+            let values = info.to_engine_layout(&initial_values(info, seed));
+            network.engine.write(Value::Parameter(index), values)?;
+        }
+        network.reset()?;
         Ok(network)
     }
 
-    /// The backbone alone, without the scaling to unit length.
+    /// The network as it is, without the scaling to unit length.
     #[cfg(test)]
-    pub(crate) fn without_head(mut self) -> Self {
-        self.layers.head.clear();
+    pub(crate) fn without_scaling(mut self) -> Self {
+        self.scales = false;
         self
-    }
-
-    fn initial_statistics(&self) -> Result<Vec<Running<D::Parameter>>, EncoderError> {
-        let upload = |value, n| self.device.upload(vec![value; n]);
-        let norms = self.layers.norms.iter();
-        norms
-            .map(|norm| Ok(Running { mean: upload(0.0, norm.channels)?, var: upload(1.0, norm.channels)? }))
-            .collect()
-    }
-
-    /// All groups in training mode; the tape gets every operation.
-    fn train_pass(
-        &mut self,
-        groups: &[ImageBatch<'_>],
-        momentum: Momentum,
-        mut tape: Option<&mut TapeOf<D>>,
-    ) -> Result<D::Activations, EncoderError> {
-        if groups.is_empty() {
-            return Err(EncoderError::ImageBatch {
-                expected: "at least one group".into(),
-                got: "none".into(),
-            });
-        }
-        // All images first: a copy to a GPU waits for the work queued before it.
-        let inputs: Vec<_> =
-            groups.iter().map(|&group| self.device.input(group)).collect::<Result<_, _>>()?;
-        let mut features = Vec::with_capacity(groups.len());
-        for input in inputs {
-            let mut flow = input;
-            for (index, layer) in self.layers.backbone.iter().enumerate() {
-                let arguments = arguments(layer, &self.parameters);
-                let running = &mut self.running[layer.norms.clone()];
-                flow = self.device.forward_train(
-                    &arguments,
-                    flow,
-                    running,
-                    momentum,
-                    tape.as_deref_mut(),
-                    index > 0,
-                )?;
-                self.n_batches[layer.norms.clone()].iter_mut().for_each(|n| *n += 1);
-            }
-            features.push(flow);
-        }
-        let mut flow = match features.len() {
-            1 => features.remove(0),
-            _ => self.device.concat(features, tape.as_deref_mut())?,
-        };
-        for layer in &self.layers.head {
-            let arguments = arguments(layer, &self.parameters);
-            let running = &mut self.running[layer.norms.clone()];
-            flow =
-                self.device.forward_train(&arguments, flow, running, momentum, tape.as_deref_mut(), true)?;
-            self.n_batches[layer.norms.clone()].iter_mut().for_each(|n| *n += 1);
-        }
-        Ok(flow)
     }
 
     fn index_of(&self, name: &str) -> Option<usize> {
@@ -140,9 +76,35 @@ impl<D: EncoderDevice> Network<D> {
     }
 
     /// Forgets what belongs to the parameters as they were.
-    fn forget_step(&mut self) {
-        self.pending = None;
-        *self.gradients.get_mut() = None;
+    fn forget(&mut self) {
+        self.phase = Phase::Idle;
+        self.engine.forget();
+    }
+
+    fn expect_gradients(&self) -> Result<(), EncoderError> {
+        if matches!(self.phase, Phase::Backward) { Ok(()) } else { Err(EncoderError::NoGradients) }
+    }
+
+    /// A pass in training mode, counted by the norms: those of the backbone see each group, those of the head see all
+    /// groups as one batch.
+    fn train(
+        &mut self,
+        groups: &[ArrayView4<'_, f32>],
+        momentum: f32,
+        record: bool,
+    ) -> Result<Array2<f32>, EncoderError> {
+        check_groups(groups)?;
+        let rows = self.engine.forward_train(groups, momentum, record)?;
+        self.count_batches(groups.len());
+        Ok(rows)
+    }
+
+    fn count_batches(&mut self, n_groups: usize) {
+        for (layers, n) in [(&self.layers.backbone, n_groups), (&self.layers.head, 1)] {
+            for layer in layers {
+                self.n_batches[layer.norms.clone()].iter_mut().for_each(|count| *count += n as u64);
+            }
+        }
     }
 
     /// Names of statistics and their shapes.
@@ -152,21 +114,41 @@ impl<D: EncoderDevice> Network<D> {
                 .map(|(what, shape)| (format!("{}.{what}", norm.name), shape))
         })
     }
-}
 
-fn arguments<'a, P>(layer: &'a Layer, parameters: &'a [P]) -> Arguments<'a, P> {
-    Arguments {
-        unit: &layer.unit,
-        name: layer.display_name(),
-        parameters: &parameters[layer.parameters.clone()],
+    /// Whether a state has exactly what this network has.
+    fn check_state(&self, state: &StateDict) -> Result<(), EncoderError> {
+        let mut known: Vec<(String, Vec<usize>)> = self.parameters();
+        known.extend(self.statistic_names());
+        for (name, shape) in &known {
+            if !name.ends_with(BATCHES) || state.get(name).is_some() {
+                state.expect(name, shape)?;
+            }
+        }
+        match state.iter().find(|(name, _)| !known.iter().any(|(known, _)| known == name)) {
+            Some((name, _)) => Err(EncoderError::Unexpected { name: name.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The engine's whole step, of which [`Encoder::whole_step`] has made sure.
+    fn engine_step(&mut self) -> Result<&mut dyn WholeStep, EncoderError> {
+        let device = self.engine.name().to_owned();
+        let advice = "run the passes one by one";
+        self.engine.whole_step().ok_or(EncoderError::Unsupported { device, what: "whole steps", advice })
     }
 }
 
-fn tensor(info: &ParameterInfo, device_values: Vec<f32>) -> Result<StateTensor, EncoderError> {
-    StateTensor::new(info.state_shape(), info.to_state_layout(device_values))
+/// A parameter's vectors beside it, changed from one layout to another; empty ones stay empty.
+fn convert(slots: Slots, layout: impl Fn(Vec<f32>) -> Vec<f32>) -> Slots {
+    let convert = |values: Vec<f32>| if values.is_empty() { values } else { layout(values) };
+    Slots { first: convert(slots.first), second: convert(slots.second), n_updates: slots.n_updates }
 }
 
-impl<D: EncoderDevice> Encoder for Network<D> {
+fn tensor(info: &ParameterInfo, values: Vec<f32>) -> Result<StateTensor, EncoderError> {
+    StateTensor::new(info.shape.clone(), info.to_state_layout(values))
+}
+
+impl Encoder for Network {
     fn embedding_dim(&self) -> usize {
         self.spec.embedding_dim()
     }
@@ -175,93 +157,95 @@ impl<D: EncoderDevice> Encoder for Network<D> {
         self.spec.feature_dim()
     }
 
-    fn device(&self) -> String {
-        self.device.name()
+    fn device(&self) -> &str {
+        self.engine.name()
     }
 
-    fn forward_train(&mut self, groups: &[ImageBatch<'_>]) -> Result<Array2<f32>, EncoderError> {
-        self.forget_step();
-        let mut tape = TapeOf::<D>::default();
-        let output = self.train_pass(groups, Momentum(BN_MOMENTUM), Some(&mut tape))?;
-        let (embeddings, root) = self.device.root(output)?;
-        let shape = [embeddings.nrows(), embeddings.ncols()];
-        self.pending = Some(Pending { root, tape, shape });
-        Ok(embeddings)
+    fn description(&self) -> Description {
+        Description::Network(self.spec.config().clone())
+    }
+
+    fn forward_train(&mut self, groups: &[ArrayView4<'_, f32>]) -> Result<Array2<f32>, EncoderError> {
+        self.forget();
+        let mut rows = self.train(groups, BN_MOMENTUM, true)?;
+        let divisors = if self.scales { to_unit_length(&mut rows) } else { Vec::new() };
+        self.phase = Phase::Forward { unit_rows: rows.clone(), divisors };
+        Ok(rows)
     }
 
     fn backward(&mut self, gradient: ArrayView2<'_, f32>) -> Result<(), EncoderError> {
-        let Pending { root, tape, shape } = self.pending.take().ok_or(EncoderError::NoForward)?;
-        let got = [gradient.nrows(), gradient.ncols()];
-        if got != shape {
-            self.pending = Some(Pending { root, tape, shape });
-            return Err(EncoderError::GradientShape { expected: shape, got });
+        let Phase::Forward { unit_rows, divisors } = &self.phase else { return Err(EncoderError::NoForward) };
+        let (expected, got) = (unit_rows.dim().into(), gradient.dim().into());
+        if got != expected {
+            return Err(EncoderError::GradientShape { expected, got });
         }
-        *self.gradients.get_mut() = Some(self.device.backward(root, gradient, tape)?);
+        let of_rows = self.scales.then(|| unit_length_gradient(unit_rows, divisors, gradient));
+        self.phase = Phase::Idle;
+        self.engine.backward(of_rows.as_ref().map_or(gradient, |rows| rows.view()))?;
+        self.phase = Phase::Backward;
         Ok(())
     }
 
-    fn embed(&self, images: ImageBatch<'_>, output: Output) -> Result<Array2<f32>, EncoderError> {
-        let head = match output {
-            Output::Features => &[][..],
-            Output::Embedding => &self.layers.head,
-        };
-        let mut flow = self.device.input(images)?;
-        for layer in self.layers.backbone.iter().chain(head) {
-            let running = &self.running[layer.norms.clone()];
-            flow = self.device.forward_infer(&arguments(layer, &self.parameters), flow, running)?;
+    fn reduce_gradients(&mut self, collective: &dyn Collective) -> Result<(), EncoderError> {
+        self.expect_gradients()?;
+        self.engine.reduce_gradients(collective)
+    }
+
+    fn join(
+        &mut self,
+        collective: Arc<dyn Collective>,
+        batch_norm: SyncBatchNorm,
+    ) -> Result<(), EncoderError> {
+        match batch_norm {
+            SyncBatchNorm::Off => Ok(()),
+            SyncBatchNorm::On => self.engine.synchronise_batch_norm(collective),
         }
-        self.device.output(flow)
     }
 
-    fn reset_statistics(&mut self) -> Result<(), EncoderError> {
-        self.running = self.initial_statistics()?;
-        self.n_batches.fill(0);
-        self.n_observed = 0;
-        Ok(())
-    }
-
-    fn observe_statistics(&mut self, images: ImageBatch<'_>) -> Result<(), EncoderError> {
-        self.n_observed += 1;
-        let momentum = Momentum(1.0 / self.n_observed as f32);
-        self.train_pass(&[images], momentum, None).map(drop)
-    }
-
-    fn parameters(&self) -> Vec<(String, Vec<usize>)> {
-        self.layers.parameters.iter().map(|info| (info.name.clone(), info.state_shape())).collect()
-    }
-
-    fn gradient(&self, name: &str) -> Option<Vec<f32>> {
-        let index = self.index_of(name)?;
-        let mut gradients = self.gradients.borrow_mut();
-        let values = self.device.gradient(gradients.as_mut()?, &self.parameters[index]);
-        Some(self.layers.parameters[index].to_state_layout(values))
-    }
-
-    fn map_gradients(&mut self, change: &mut dyn FnMut(&str, &mut [f32])) -> Result<(), EncoderError> {
-        let gradients = self.gradients.get_mut().as_mut().ok_or(EncoderError::NoGradients)?;
-        for (info, parameter) in self.layers.parameters.iter().zip(&self.parameters) {
-            let mut values = self.device.gradient(gradients, parameter);
-            change(&info.name, &mut values);
-            self.device.set_gradient(gradients, parameter, values)?;
-        }
-        Ok(())
+    fn gradient_norm(&self) -> Result<f64, EncoderError> {
+        self.expect_gradients()?;
+        self.engine.gradient_norm()
     }
 
     fn update(&mut self, rule: &UpdateRule) -> Result<UpdateStats, EncoderError> {
-        let gradients = self.gradients.get_mut().take().ok_or(EncoderError::NoGradients)?;
-        let roles: Vec<Role> = self.layers.parameters.iter().map(ParameterInfo::role).collect();
-        self.device.update(rule, &roles, &mut self.parameters, &mut self.slots, gradients)
+        self.expect_gradients()?;
+        self.phase = Phase::Idle;
+        self.engine.update(rule)
+    }
+
+    fn embed(&self, images: ArrayView4<'_, f32>, output: Output) -> Result<Array2<f32>, EncoderError> {
+        check_images(&images)?;
+        match output {
+            Output::Features => self.engine.forward_infer(images, Part::Backbone),
+            Output::Embedding => {
+                let mut rows = self.engine.forward_infer(images, Part::Whole)?;
+                if self.scales {
+                    to_unit_length(&mut rows);
+                }
+                Ok(rows)
+            }
+        }
+    }
+
+    fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        self.layers.parameters.iter().map(|info| (info.name.clone(), info.shape.clone())).collect()
+    }
+
+    fn gradient(&self, name: &str) -> Option<Vec<f32>> {
+        self.expect_gradients().ok()?;
+        let index = self.index_of(name)?;
+        let values = self.engine.gradient(index).ok()?;
+        Some(self.layers.parameters[index].to_state_layout(values))
     }
 
     fn state(&self) -> Result<StateDict, EncoderError> {
         let mut state = StateDict::new();
-        for (info, parameter) in self.layers.parameters.iter().zip(&self.parameters) {
-            state.insert(&info.name, tensor(info, self.device.download(parameter))?);
+        for (index, info) in self.layers.parameters.iter().enumerate() {
+            state.insert(&info.name, tensor(info, self.engine.read(Value::Parameter(index))?)?);
         }
-        for ((norm, running), &n_batches) in self.layers.norms.iter().zip(&self.running).zip(&self.n_batches)
-        {
-            for (what, values) in [(MEAN, &running.mean), (VAR, &running.var)] {
-                let tensor = StateTensor::new(vec![norm.channels], self.device.download(values))?;
+        for (index, (norm, &n_batches)) in self.layers.norms.iter().zip(&self.n_batches).enumerate() {
+            for (what, value) in [(MEAN, Value::Mean(index)), (VAR, Value::Variance(index))] {
+                let tensor = StateTensor::new(vec![norm.channels], self.engine.read(value)?)?;
                 state.insert(format!("{}.{what}", norm.name), tensor);
             }
             state.insert(format!("{}.{BATCHES}", norm.name), StateTensor::scalar(n_batches as f32));
@@ -270,44 +254,28 @@ impl<D: EncoderDevice> Encoder for Network<D> {
     }
 
     fn load_state(&mut self, state: &StateDict) -> Result<(), EncoderError> {
-        let mut known: Vec<(String, Vec<usize>)> = self.parameters();
-        known.extend(self.statistic_names());
-        for (name, shape) in &known {
-            if !name.ends_with(BATCHES) || state.get(name).is_some() {
-                state.expect(name, shape)?;
+        self.check_state(state)?;
+        self.forget();
+        for (index, info) in self.layers.parameters.iter().enumerate() {
+            let values = state.expect(&info.name, &info.shape)?.data();
+            self.engine.write(Value::Parameter(index), info.to_engine_layout(values))?;
+        }
+        for (index, norm) in self.layers.norms.iter().enumerate() {
+            for (what, value) in [(MEAN, Value::Mean(index)), (VAR, Value::Variance(index))] {
+                let tensor = state.expect(&format!("{}.{what}", norm.name), &[norm.channels])?;
+                self.engine.write(value, tensor.data().to_vec())?;
             }
-        }
-        if let Some((name, _)) = state.iter().find(|(name, _)| !known.iter().any(|(known, _)| known == name))
-        {
-            return Err(EncoderError::Unexpected { name: name.to_owned() });
-        }
-        let mut parameters = Vec::with_capacity(self.parameters.len());
-        for info in &self.layers.parameters {
-            let values = state.expect(&info.name, &info.state_shape())?.data();
-            parameters.push(self.device.upload(info.to_device_layout(values))?);
-        }
-        let mut running = Vec::with_capacity(self.running.len());
-        let mut n_batches = Vec::with_capacity(self.running.len());
-        for norm in &self.layers.norms {
-            let values = |what| state.expect(&format!("{}.{what}", norm.name), &[norm.channels]);
-            let upload = |what| self.device.upload(values(what)?.data().to_vec());
-            running.push(Running { mean: upload(MEAN)?, var: upload(VAR)? });
             let count = state.get(&format!("{}.{BATCHES}", norm.name));
-            n_batches.push(count.map_or(0, |count| count.data()[0] as u64));
+            self.n_batches[index] = count.map_or(0, |count| count.data()[0] as u64);
         }
-        (self.parameters, self.running, self.n_batches) = (parameters, running, n_batches);
-        self.forget_step();
         Ok(())
     }
 
     fn optimizer_state(&self) -> Result<StateDict, EncoderError> {
         let mut state = StateDict::new();
-        for (info, slots) in self.layers.parameters.iter().zip(&self.slots) {
-            let Slots { first, second, n_updates } = self.device.download_slots(slots);
-            let convert =
-                |values: Vec<f32>| if values.is_empty() { values } else { info.to_state_layout(values) };
-            let slots = Slots { first: convert(first), second: convert(second), n_updates };
-            state.insert_slots(&info.name, &info.state_shape(), &slots);
+        for (index, info) in self.layers.parameters.iter().enumerate() {
+            let slots = convert(self.engine.read_slots(index)?, |values| info.to_state_layout(values));
+            state.insert_slots(&info.name, &info.shape, &slots);
         }
         Ok(state)
     }
@@ -317,15 +285,82 @@ impl<D: EncoderDevice> Encoder for Network<D> {
         if let Some(name) = state.foreign_slot(names) {
             return Err(EncoderError::Unexpected { name: name.to_owned() });
         }
-        let mut all = Vec::with_capacity(self.slots.len());
-        for info in &self.layers.parameters {
-            let Slots { first, second, n_updates } = state.slots(&info.name, &info.state_shape())?;
-            let convert =
-                |values: Vec<f32>| if values.is_empty() { values } else { info.to_device_layout(&values) };
-            let slots = Slots { first: convert(first), second: convert(second), n_updates };
-            all.push(self.device.upload_slots(slots)?);
+        let infos = self.layers.parameters.iter();
+        let all: Result<Vec<Slots>, _> = infos.map(|info| state.slots(&info.name, &info.shape)).collect();
+        for (index, (info, slots)) in self.layers.parameters.iter().zip(all?).enumerate() {
+            self.engine.write_slots(index, convert(slots, |values| info.to_engine_layout(&values)))?;
         }
-        self.slots = all;
         Ok(())
+    }
+
+    fn statistics(&mut self) -> Option<&mut dyn RunningStatistics> {
+        Some(self)
+    }
+
+    fn whole_step(&mut self) -> Option<&mut dyn WholeStep> {
+        match self.engine.whole_step() {
+            Some(_) => Some(self),
+            None => None,
+        }
+    }
+}
+
+impl RunningStatistics for Network {
+    fn reset(&mut self) -> Result<(), EncoderError> {
+        for (index, norm) in self.layers.norms.iter().enumerate() {
+            self.engine.write(Value::Mean(index), vec![0.0; norm.channels])?;
+            self.engine.write(Value::Variance(index), vec![1.0; norm.channels])?;
+        }
+        self.n_batches.fill(0);
+        self.n_observed = 0;
+        Ok(())
+    }
+
+    fn observe(&mut self, images: ArrayView4<'_, f32>) -> Result<(), EncoderError> {
+        self.n_observed += 1;
+        self.train(&[images], 1.0 / self.n_observed as f32, false).map(drop)
+    }
+}
+
+/// The engine's whole step, with the count of batches that the network keeps.
+impl WholeStep for Network {
+    fn prepare(&mut self, plan: &StepPlan) -> Result<(), EncoderError> {
+        self.forget();
+        self.engine_step()?.prepare(plan)
+    }
+
+    fn load_prototypes(
+        &mut self,
+        prototypes: ArrayView2<'_, f32>,
+        slots: &Slots,
+    ) -> Result<(), EncoderError> {
+        self.engine_step()?.load_prototypes(prototypes, slots)
+    }
+
+    fn prototypes(&mut self) -> Result<(Array2<f32>, Slots), EncoderError> {
+        self.engine_step()?.prototypes()
+    }
+
+    fn load_queue(&mut self, queue: ArrayView3<'_, f32>) -> Result<(), EncoderError> {
+        self.engine_step()?.load_queue(queue)
+    }
+
+    fn queue(&mut self) -> Result<Array3<f32>, EncoderError> {
+        self.engine_step()?.queue()
+    }
+
+    fn step(
+        &mut self,
+        groups: &[ArrayView4<'_, f32>],
+        inputs: &StepInputs,
+    ) -> Result<Option<StepReport>, EncoderError> {
+        check_groups(groups)?;
+        let report = self.engine_step()?.step(groups, inputs)?;
+        self.count_batches(groups.len());
+        Ok(report)
+    }
+
+    fn finish(&mut self) -> Result<Vec<StepReport>, EncoderError> {
+        self.engine_step()?.finish()
     }
 }

@@ -3,7 +3,7 @@
 use ndarray::Array2;
 use swav_augment::{CenterCrop, EvalView, Normalize};
 use swav_data::{Dataset, SampleError, read_views, view_batch_size, view_values};
-use swav_encoder::{Encoder, ImageBatch, Output};
+use swav_encoder::{Encoder, Output, image_batch};
 
 use crate::EvalError;
 
@@ -64,7 +64,7 @@ where
         Output::Embedding => encoder.embedding_dim(),
     };
     collect(dataset, view, width, progress, |pixels, n_images, rows| {
-        let embedded = encoder.embed(ImageBatch::new(pixels, n_images, size, size)?, output)?;
+        let embedded = encoder.embed(image_batch(pixels, n_images, size, size)?, output)?;
         rows.extend(embedded.iter());
         Ok(())
     })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ndarray::s;
 use swav_augment::{CenterCrop, Channels, EvalView, Image, Normalize, Scratch};
 use swav_data::{Dataset, SampleError};
-use swav_encoder::{Arch, BlockKind, EncoderConfig, ImageBatch, Output, Stem, build_cpu};
+use swav_encoder::{Arch, BlockKind, EncoderConfig, Output, Stem, build_cpu, image_batch};
 use swav_eval::encode;
 
 /// Stripes of various widths; the third image cannot be read.
@@ -42,7 +42,7 @@ fn features_of_a_data_set_are_those_of_its_images() {
         for (row, &index) in features.indices.iter().enumerate() {
             let mut pixels = vec![0.0; 8 * 8 * 3];
             view.fill(Stripes.image(index).unwrap().view(), &mut pixels, &mut Scratch::default()).unwrap();
-            let alone = encoder.embed(ImageBatch::new(&pixels, 1, 8, 8).unwrap(), output).unwrap();
+            let alone = encoder.embed(image_batch(&pixels, 1, 8, 8).unwrap(), output).unwrap();
             let difference = &features.rows.slice(s![row..=row, ..]) - &alone;
             assert!(difference.iter().all(|d| d.abs() < 1e-5), "image {index}: {difference}");
         }

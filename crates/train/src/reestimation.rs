@@ -2,7 +2,7 @@
 
 use swav_augment::{EvalView, Scratch};
 use swav_data::{Dataset, SampleError};
-use swav_encoder::{Encoder, ImageBatch};
+use swav_encoder::{Encoder, image_batch};
 
 use crate::error::TrainError;
 
@@ -39,7 +39,7 @@ impl Reestimation {
 /// In training, statistics of low-resolution crops enter the running averages that inference uses, which costs
 /// accuracy where the resolutions differ much. This replaces them by the plain average over batches of whole
 /// images in inference's view. The reference has nothing like it. Images that cannot be read are left out; an
-/// incomplete last batch is, too, unless it is the only one.
+/// incomplete last batch is, too, unless it is the only one. Nothing happens to an encoder without such statistics.
 ///
 /// # Errors
 /// The encoder's; [`TrainError::TooFewForStatistics`] if fewer than two images can be read.
@@ -53,7 +53,8 @@ pub fn reestimate_batch_norm(
     let view_len = size * size * 3;
     let n_images = how.n_images(data.len());
     let (mut scratch, mut pixels, mut n_batches) = (Scratch::default(), Vec::new(), 0u64);
-    encoder.reset_statistics()?;
+    let Some(statistics) = encoder.statistics() else { return Ok(()) };
+    statistics.reset()?;
     for at in 0..n_images {
         let index = (at as u128 * data.len() as u128 / n_images as u128) as usize;
         let used = pixels.len();
@@ -65,7 +66,7 @@ pub fn reestimate_batch_norm(
         let n = pixels.len() / view_len;
         let is_last = at + 1 == n_images;
         if n == *batch_size || (is_last && n_batches == 0 && n >= 2) {
-            encoder.observe_statistics(ImageBatch::new(&pixels, n, size, size)?)?;
+            statistics.observe(image_batch(&pixels, n, size, size)?)?;
             n_batches += 1;
             pixels.clear();
         }

@@ -1,8 +1,8 @@
 //! One training step: scores, codes, loss, gradients, update; generic over the encoder, the codes and the loss.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, ArrayView4};
 use swav_collective::Collective;
-use swav_encoder::{Encoder, ImageBatch, StateDict, StateTensor};
+use swav_encoder::{Encoder, EncoderError, StateDict, StateTensor};
 use swav_losses::Diagnostics;
 use swav_optim::{Role, Slots, UpdateRule, UpdateStats};
 use swav_prototypes::Prototypes;
@@ -31,7 +31,7 @@ pub struct Swav {
 #[derive(Clone, Copy)]
 pub struct Batch<'a> {
     /// The crops of each resolution, crop by crop: all images of crop 0, then of crop 1, ...
-    pub groups: &'a [ImageBatch<'a>],
+    pub groups: &'a [ArrayView4<'a, f32>],
     /// The index in the data set of each image.
     pub indices: &'a [usize],
     /// When.
@@ -269,17 +269,14 @@ fn average_gradients(
     grad_prototypes: &mut [Array2<f32>],
     collective: &dyn Collective,
 ) -> Result<(), TrainError> {
+    encoder.reduce_gradients(collective).map_err(|error| match error {
+        EncoderError::Collective(error) => TrainError::from(error),
+        error => error.into(),
+    })?;
     let share = 1.0 / collective.world_size() as f32;
-    let mut failure = None;
-    let mut average = |values: &mut [f32]| {
-        if failure.is_none() {
-            failure = collective.sum_f32(values).err();
-        }
-        values.iter_mut().for_each(|value| *value *= share);
-    };
-    encoder.map_gradients(&mut |_, values| average(values))?;
     for grad in grad_prototypes {
-        average(grad.as_slice_mut().expect("a gradient is a new array"));
+        collective.sum_f32(grad.as_slice_mut().expect("a gradient is a new array"))?;
+        *grad *= share;
     }
-    failure.map_or(Ok(()), |error| Err(error.into()))
+    Ok(())
 }

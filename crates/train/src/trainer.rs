@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use swav_collective::{Collective, Decision, Vote};
 use swav_data::{Dataset, MultiCropBatch};
-use swav_encoder::{Encoder, ImageBatch, StateDict};
+use swav_encoder::{Encoder, StateDict};
 use swav_prototypes::Freeze;
 
 use crate::checkpoint::{Checkpoint, Position, write_weights};
@@ -276,15 +276,7 @@ impl Trainer {
         let step = self.position.step;
         let rule = self.settings.update_rule(self.schedule.lr(step));
         let freeze = Freeze { n_iters: self.settings.config().prototypes.freeze_iters };
-        let groups: Vec<ImageBatch<'_>> = batch
-            .groups
-            .iter()
-            .map(|group| {
-                let (n_images, height, width, _) = group.images.dim();
-                let pixels = group.images.as_slice().expect("a loader's images are in standard layout");
-                ImageBatch::new(pixels, n_images, height, width)
-            })
-            .collect::<Result<_, _>>()?;
+        let groups = batch.views();
         let batch = Batch { groups: &groups, indices: &batch.indices, moment: self.moment() };
         let encoder = self.encoder.as_mut();
         let output = self.swav.forward_backward(encoder, &batch, self.collective.as_ref())?;

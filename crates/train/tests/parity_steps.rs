@@ -12,8 +12,8 @@ use serde_json::Value;
 use support::to_nhwc;
 use swav_collective::Single;
 use swav_encoder::{
-    Arch, BlockKind, Checkpointing, Encoder, EncoderConfig, Head, ImageBatch, Method, Output, Precision,
-    StateDict, StateTensor, Stem, UpdateRule, build_cpu,
+    Arch, BlockKind, Checkpointing, Encoder, EncoderConfig, Head, Method, Output, Precision, StateDict,
+    StateTensor, Stem, UpdateRule, build_cpu, image_batch,
 };
 use swav_fixtures::{Start, Tensors, ensure, json, max_abs_difference, relative_error, replay};
 use swav_losses::SwappedPrediction;
@@ -175,7 +175,7 @@ fn trained_difference(recorded: &Recorded, encoder: &mut dyn Encoder) -> f64 {
     let pixels = recorded.tensors.f32("step0.crop0");
     let (n, side) = (pixels.shape()[0], pixels.shape()[2]);
     let pixels = to_nhwc(&pixels);
-    let z = encoder.embed(ImageBatch::new(&pixels, n, side, side).unwrap(), Output::Embedding).unwrap();
+    let z = encoder.embed(image_batch(&pixels, n, side, side).unwrap(), Output::Embedding).unwrap();
     max_abs_difference(&z.into_dyn(), &recorded.tensors.f32("eval.z_of_step0_crop0"))
 }
 
@@ -195,8 +195,8 @@ fn train(recorded: &Recorded, start: Start, exact: bool, checkpointing: Checkpoi
     let mut rounding_only = Vec::new();
     for (step, expected) in recorded.steps().iter().enumerate() {
         let groups = recorded.groups(step);
-        let groups: Vec<ImageBatch<'_>> =
-            groups.iter().map(|(data, n, side)| ImageBatch::new(data, *n, *side, *side).unwrap()).collect();
+        let groups: Vec<ndarray::ArrayView4<'_, f32>> =
+            groups.iter().map(|(data, n, side)| image_batch(data, *n, *side, *side).unwrap()).collect();
         let indices: Vec<usize> = (0..recorded.count("batch")).collect();
         let batch = Batch { groups: &groups, indices: &indices, moment: Moment::default() };
         let output = swav.forward_backward(encoder.as_mut(), &batch, &Single).unwrap();

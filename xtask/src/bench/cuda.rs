@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 use swav_encoder::{
-    Arch, BlockKind, Encoder, EncoderConfig, Head, ImageBatch, Method, Output, Stem, UpdateRule, build,
+    Arch, BlockKind, Encoder, EncoderConfig, Head, Method, Output, Stem, UpdateRule, build, image_batch,
 };
 
 /// Largest relative difference from the CPU that counts as the same, for each of [`KINDS`]. Gradients get more: an
@@ -27,7 +27,7 @@ const KINDS: [&str; 4] = ["embeddings", "gradients", "state", "features"];
 #[derive(clap::Args)]
 pub struct Args {
     /// The device.
-    #[arg(long, default_value = "cuda:0")]
+    #[arg(long, default_value = "dfdx:cuda:0")]
     device: String,
     /// Steps to measure, after two that are not.
     #[arg(long, default_value_t = 10)]
@@ -190,7 +190,7 @@ fn step(encoder: &mut dyn Encoder, seed: u64) -> anyhow::Result<[Vec<f32>; KINDS
         (0..n * side * side * 3).map(|i| pseudo_random(seed, i as u64)).collect()
     };
     let (large, small) = (images(8, 64), images(12, 33));
-    let groups = [ImageBatch::new(&large, 8, 64, 64)?, ImageBatch::new(&small, 12, 33, 33)?];
+    let groups = [image_batch(&large, 8, 64, 64)?, image_batch(&small, 12, 33, 33)?];
     let z = encoder.forward_train(&groups)?;
     let gradient =
         ndarray::Array2::from_shape_fn(z.dim(), |(i, j)| pseudo_random(seed + 7, (i * z.ncols() + j) as u64));
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn the_comparison_finds_dfdx_equal_to_the_kernels() {
         let (_, config) = networks()[1].clone();
-        let errors = compare("cpu:composed", &config).unwrap();
+        let errors = compare("dfdx:cpu", &config).unwrap();
         assert!(same(&errors) && errors.iter().all(|&error| error > 0.0), "{errors:?}");
     }
 

@@ -12,18 +12,20 @@ use swav_kernels::{BN_EPSILON, ConvSpec};
 
 use super::indices::{Indices, Window};
 use super::{Matrix, Vector};
-use crate::device::Running;
 use crate::layers::Unit;
 
 type Shape4 = [usize; 4];
 /// `[output pixels, taps, channels]`.
 type Patches<D, T> = Tensor<(usize, usize, usize), f32, D, T>;
 
-/// Added to a squared length before its root, so that a row of zeros has a gradient: `1e-12` squared.
-const SHORTEST_SQUARED: f32 = 1e-24;
+/// Running statistics of one batch norm.
+pub(super) struct Running<P> {
+    pub(super) mean: P,
+    pub(super) var: P,
+}
 
 /// What one batch norm saw.
-pub(crate) struct BatchStatistics<D: Device<f32>> {
+pub(super) struct BatchStatistics<D: Device<f32>> {
     mean: Matrix<D>,
     /// Biased.
     var: Matrix<D>,
@@ -31,13 +33,13 @@ pub(crate) struct BatchStatistics<D: Device<f32>> {
 }
 
 impl<D: Device<f32>> BatchStatistics<D> {
-    /// Values a channel.
-    pub(crate) fn count(&self) -> usize {
+    /// Values per channel.
+    pub(super) fn count(&self) -> usize {
         self.count
     }
 
     /// Moves running statistics towards the batch's, with the unbiased variance.
-    pub(crate) fn update(self, running: &mut Running<Vector<D>>, momentum: f32) -> Result<(), D::Err> {
+    pub(super) fn update(self, running: &mut Running<Vector<D>>, momentum: f32) -> Result<(), D::Err> {
         let channels = self.mean.shape().1;
         let unbiased = self.count as f64 / (self.count as f64 - 1.0);
         let (keep, take) = (1.0 - f64::from(momentum), f64::from(momentum));
@@ -47,7 +49,7 @@ impl<D: Device<f32>> BatchStatistics<D> {
 }
 
 /// Builds one unit; parameters and statistics are used up in order.
-pub(crate) struct Graph<'a, D: Device<f32>> {
+pub(super) struct Graph<'a, D: Device<f32>> {
     indices: &'a Indices<D>,
     parameters: std::slice::Iter<'a, Vector<D>>,
     /// Given in inference.
@@ -57,11 +59,11 @@ pub(crate) struct Graph<'a, D: Device<f32>> {
 }
 
 impl<'a, D: Device<f32>> Graph<'a, D> {
-    pub(crate) fn training(indices: &'a Indices<D>, parameters: &'a [Vector<D>]) -> Self {
+    pub(super) fn training(indices: &'a Indices<D>, parameters: &'a [Vector<D>]) -> Self {
         Self { indices, parameters: parameters.iter(), running: None, statistics: Vec::new() }
     }
 
-    pub(crate) fn inference(
+    pub(super) fn inference(
         indices: &'a Indices<D>,
         parameters: &'a [Vector<D>],
         running: &'a [Running<Vector<D>>],
@@ -70,12 +72,12 @@ impl<'a, D: Device<f32>> Graph<'a, D> {
     }
 
     /// The statistics of the unit's batch norms, in order.
-    pub(crate) fn into_statistics(self) -> Vec<BatchStatistics<D>> {
+    pub(super) fn into_statistics(self) -> Vec<BatchStatistics<D>> {
         self.statistics
     }
 
     /// One unit.
-    pub(crate) fn unit<T: Tape<f32, D>>(
+    pub(super) fn unit<T: Tape<f32, D>>(
         &mut self,
         unit: &Unit,
         x: Matrix<D, T>,
@@ -93,7 +95,7 @@ impl<'a, D: Device<f32>> Graph<'a, D> {
                 let sum = x.try_reshape_like(&(n, h * w, c))?.try_sum::<(usize, usize), Axis<1>>()?;
                 Ok((sum.try_mul(1.0 / (h * w) as f32)?, [n, 1, 1, c]))
             }
-            Unit::Linear(_) => {
+            Unit::Linear { .. } => {
                 let (weight, bias) = (self.parameter(), self.parameter());
                 let (n, c_out) = (shape[0], bias.shape().0);
                 let y = x.try_matmul(transposed(&weight, c_out, shape[3])?)?;
@@ -101,13 +103,6 @@ impl<'a, D: Device<f32>> Graph<'a, D> {
                 Ok((y, [n, 1, 1, c_out]))
             }
             Unit::NormRelu(_) => Ok((self.norm(x)?.try_relu()?, shape)),
-            Unit::Normalise => {
-                let (x, tape) = x.split_tape();
-                let squares = x.clone().put_tape(tape).try_square()?.try_sum::<(usize,), Axis<1>>()?;
-                let lengths = squares.try_add(SHORTEST_SQUARED)?.try_sqrt()?;
-                let lengths = lengths.try_broadcast_like::<_, Axis<1>>(x.shape())?;
-                Ok((x.retaped::<T>().try_div(lengths)?, shape))
-            }
         }
     }
 

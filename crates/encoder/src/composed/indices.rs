@@ -1,4 +1,4 @@
-//! Where the pixels of patches are: index tensors on the device, made once a geometry.
+//! Where the pixels of patches are: index tensors on the device, made once per geometry.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,18 +9,18 @@ use super::Matrix;
 
 /// What decides the indices of a patch gather: the shape of the image batch, and the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Window {
-    pub(crate) n_images: usize,
-    pub(crate) height: usize,
-    pub(crate) width: usize,
-    pub(crate) kernel: usize,
-    pub(crate) stride: usize,
-    pub(crate) padding: usize,
+pub(super) struct Window {
+    pub(super) n_images: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) kernel: usize,
+    pub(super) stride: usize,
+    pub(super) padding: usize,
 }
 
 impl Window {
     /// Height and width of the output.
-    pub(crate) fn output_sides(&self) -> (usize, usize) {
+    pub(super) fn output_sides(&self) -> (usize, usize) {
         let side = |s: usize| (s + 2 * self.padding).saturating_sub(self.kernel) / self.stride + 1;
         (side(self.height), side(self.width))
     }
@@ -48,7 +48,7 @@ type Rows<S, D> = Tensor<S, usize, D>;
 type Cache<K, V> = RefCell<HashMap<K, V>>;
 
 /// The index tensors and constants of a device.
-pub(crate) struct Indices<D: Device<f32>> {
+pub(super) struct Indices<D: Device<f32>> {
     tensors: D,
     patches: Cache<Window, Rows<(usize, usize), D>>,
     padded: Cache<usize, Padding<D>>,
@@ -57,19 +57,19 @@ pub(crate) struct Indices<D: Device<f32>> {
 
 /// Appends a row of zeros: first gather these rows, then scale by these factors.
 #[derive(Clone)]
-pub(crate) struct Padding<D: Device<f32>> {
-    pub(crate) rows: Rows<(usize,), D>,
-    pub(crate) factors: Tensor<(usize,), f32, D>,
+pub(super) struct Padding<D: Device<f32>> {
+    pub(super) rows: Rows<(usize,), D>,
+    pub(super) factors: Tensor<(usize,), f32, D>,
 }
 
 impl<D: Device<f32>> Indices<D> {
-    pub(crate) fn new(tensors: D) -> Self {
+    pub(super) fn new(tensors: D) -> Self {
         let (patches, padded, constants) = Default::default();
         Self { tensors, patches, padded, constants }
     }
 
     /// `[output pixels, taps]`: rows of the padded input.
-    pub(crate) fn patches(&self, window: Window) -> Result<Rows<(usize, usize), D>, D::Err> {
+    pub(super) fn patches(&self, window: Window) -> Result<Rows<(usize, usize), D>, D::Err> {
         cached(&self.patches, window, || {
             let (height, width) = window.output_sides();
             let shape = (window.n_images * height * width, window.kernel * window.kernel);
@@ -78,7 +78,7 @@ impl<D: Device<f32>> Indices<D> {
     }
 
     /// For a matrix of `n_rows`: itself and one row more.
-    pub(crate) fn padding(&self, n_rows: usize) -> Result<Padding<D>, D::Err> {
+    pub(super) fn padding(&self, n_rows: usize) -> Result<Padding<D>, D::Err> {
         cached(&self.padded, n_rows, || {
             let rows = (0..n_rows).chain([0]).collect();
             let factors = (0..=n_rows).map(|row| if row < n_rows { 1.0 } else { 0.0 }).collect();
@@ -90,7 +90,7 @@ impl<D: Device<f32>> Indices<D> {
     }
 
     /// A matrix of one value.
-    pub(crate) fn constant(&self, rows: usize, columns: usize, value: f32) -> Result<Matrix<D>, D::Err> {
+    pub(super) fn constant(&self, rows: usize, columns: usize, value: f32) -> Result<Matrix<D>, D::Err> {
         cached(&self.constants, (rows, columns, value.to_bits()), || {
             self.tensors.try_tensor_from_vec(vec![value; rows * columns], (rows, columns))
         })

@@ -3,30 +3,41 @@
 //! Same formulae as [`swav_optim::apply`], with norms in f32.
 
 use dfdx::prelude::{
-    Axis, BroadcastTo, ChooseFrom, Device, Gradients, HasShape, ReshapeTo, Tensor, TryAdd, TryDiv, TryMatMul,
-    TryMul, TryNe,
+    Axis, BroadcastTo, ChooseFrom, Device, HasShape, ReshapeTo, Tensor, TryAdd, TryDiv, TryMatMul, TryMul,
+    TryNe,
 };
+use swav_optim::{LARC_EPSILON, Method, Role, adam_corrections};
 
-use swav_optim::{LARC_EPSILON, adam_corrections};
-
-use super::{DeviceSlots, Vector, read};
-use crate::{Method, Role, UpdateRule, UpdateStats};
+use super::Vector;
+use super::local::read;
+use crate::{UpdateRule, UpdateStats};
 
 type Scalar<D> = Tensor<(usize,), f32, D>;
 
+/// The optimiser's state of one parameter on a device.
+pub(super) struct DeviceSlots<D: Device<f32>> {
+    pub(super) first: Option<Vector<D>>,
+    pub(super) second: Option<Vector<D>>,
+    pub(super) n_updates: u64,
+}
+
+impl<D: Device<f32>> Default for DeviceSlots<D> {
+    fn default() -> Self {
+        Self { first: None, second: None, n_updates: 0 }
+    }
+}
+
+/// A parameter and its slots; its gradient and its role.
+type Updated<'a, D> = ((&'a mut Vector<D>, &'a mut DeviceSlots<D>), (Vector<D>, Role));
+
 /// Updates every parameter and gives the norms of all.
-pub(super) fn update<D: Device<f32>>(
+pub(super) fn update<'a, D: Device<f32>>(
     tensors: &D,
     rule: &UpdateRule,
-    roles: &[Role],
-    parameters: &mut [Vector<D>],
-    slots: &mut [DeviceSlots<D>],
-    gradients: &mut Gradients<f32, D>,
+    all: impl Iterator<Item = Updated<'a, D>>,
 ) -> Result<UpdateStats, D::Err> {
     let mut squares: Option<(Scalar<D>, Scalar<D>)> = None;
-    for ((parameter, slots), &role) in parameters.iter_mut().zip(slots).zip(roles) {
-        gradients.try_alloc_for(parameter)?;
-        let mut gradient = gradients.get(parameter);
+    for ((parameter, slots), (mut gradient, role)) in all {
         let of_parameter = dot(parameter, parameter)?;
         let of_gradient = dot(&gradient, &gradient)?;
         squares = Some(match squares {

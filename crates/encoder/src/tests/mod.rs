@@ -2,18 +2,20 @@
 
 mod devices;
 mod parity;
+mod processes;
 mod promises;
 
-use ndarray::Array2;
+use ndarray::{Array2, Array4};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Arch, BlockKind, Encoder, EncoderConfig, Head, ImageBatch, Stem, build};
+use crate::{Arch, BlockKind, Encoder, EncoderConfig, Head, Stem, build};
 
-/// The devices that the tests run on. `SWAV_TEST_DEVICE=cuda:0` puts a GPU in the place of dfdx's own CPU.
-pub(super) fn devices() -> [String; 2] {
-    let composed = std::env::var("SWAV_TEST_DEVICE").unwrap_or_else(|_| "cpu:composed".into());
-    ["cpu".into(), composed]
+/// The devices that the tests run on: ours, dfdx's, and the one that `SWAV_TEST_DEVICE` names, such as `cuda:0`.
+pub(super) fn devices() -> Vec<String> {
+    let mut devices = vec!["cpu".to_owned(), "dfdx:cpu".to_owned()];
+    devices.extend(std::env::var("SWAV_TEST_DEVICE"));
+    devices
 }
 
 /// A small network.
@@ -33,16 +35,8 @@ pub(super) fn noise(length: usize, seed: u64) -> Vec<f32> {
 }
 
 /// Images of noise.
-pub(super) struct Images(Vec<f32>, [usize; 3]);
-
-impl Images {
-    pub(super) fn new(n: usize, height: usize, width: usize, seed: u64) -> Self {
-        Self(noise(n * height * width * 3, seed), [n, height, width])
-    }
-
-    pub(super) fn batch(&self) -> ImageBatch<'_> {
-        ImageBatch::new(&self.0, self.1[0], self.1[1], self.1[2]).unwrap()
-    }
+pub(super) fn images(n: usize, height: usize, width: usize, seed: u64) -> Array4<f32> {
+    Array4::from_shape_vec((n, height, width, 3), noise(n * height * width * 3, seed)).unwrap()
 }
 
 /// A gradient for embeddings.
@@ -50,7 +44,17 @@ pub(super) fn gradient(z: &Array2<f32>, seed: u64) -> Array2<f32> {
     Array2::from_shape_vec(z.dim(), noise(z.len(), seed)).unwrap()
 }
 
+/// Euclidean norm.
+pub(super) fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+}
+
 /// Norm of the difference over the norm of `expected`.
 pub(super) fn relative(actual: &[f32], expected: &[f32]) -> f64 {
     swav_fixtures::relative_error(&*ndarray::aview1(actual), &*ndarray::aview1(expected))
+}
+
+/// The bits of floats: `==` on floats takes 0 for -0 and no NaN for itself.
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
 }

@@ -1,6 +1,6 @@
 //! What the trait promises besides numbers: statistics, shapes, errors.
 
-use super::{Images, devices, encoder, gradient, noise, relative, small};
+use super::{devices, encoder, gradient, images, noise, relative, small};
 use crate::{
     Arch, BlockKind, EncoderConfig, EncoderError, Head, Method, Output, StateDict, StateTensor, Stem,
     UpdateRule, build,
@@ -17,13 +17,13 @@ fn rows_have_unit_length_and_dimensions_fit() {
     for device in devices() {
         for head in [Head::None, Head::Linear, Head::Mlp { hidden: 3 }] {
             let mut encoder = encoder(&device, &small(BlockKind::Bottleneck, Stem::Imagenet, head));
-            let images = Images::new(3, 17, 23, 1);
-            let z = encoder.forward_train(&[images.batch()]).unwrap();
+            let images = images(3, 17, 23, 1);
+            let z = encoder.forward_train(&[images.view()]).unwrap();
             assert_eq!(z.dim(), (3, encoder.embedding_dim()));
             assert!(z.rows().into_iter().all(|row| (row.dot(&row) - 1.0).abs() < 1e-5));
-            let z = encoder.embed(images.batch(), Output::Embedding).unwrap();
+            let z = encoder.embed(images.view(), Output::Embedding).unwrap();
             assert!(z.rows().into_iter().all(|row| (row.dot(&row) - 1.0).abs() < 1e-5));
-            let features = encoder.embed(images.batch(), Output::Features).unwrap();
+            let features = encoder.embed(images.view(), Output::Features).unwrap();
             assert_eq!(features.dim(), (3, encoder.feature_dim()));
         }
     }
@@ -41,7 +41,7 @@ fn every_architecture_embeds() {
     ] {
         let config = EncoderConfig { arch, width: 4, dim: 6, head: Head::Linear, ..EncoderConfig::default() };
         let encoder = encoder("cpu", &config);
-        let features = encoder.embed(Images::new(1, 32, 32, 2).batch(), Output::Features).unwrap();
+        let features = encoder.embed(images(1, 32, 32, 2).view(), Output::Features).unwrap();
         assert_eq!(features.dim(), (1, feature_dim));
         assert!(features.iter().all(|x| x.is_finite()));
     }
@@ -51,14 +51,14 @@ fn every_architecture_embeds() {
 fn statistics_become_the_average_over_batches() {
     for device in devices() {
         let mut encoder = encoder(&device, &mlp());
-        let batches = [Images::new(4, 12, 12, 3), Images::new(5, 12, 12, 4), Images::new(3, 8, 8, 5)];
+        let batches = [images(4, 12, 12, 3), images(5, 12, 12, 4), images(3, 8, 8, 5)];
         let alone: Vec<StateDict> = (batches.iter())
             .map(|images| {
-                encoder.reestimate_statistics(&[images.batch()]).unwrap();
+                encoder.statistics().unwrap().reestimate(&[images.view()]).unwrap();
                 encoder.state().unwrap()
             })
             .collect();
-        encoder.reestimate_statistics(&batches.each_ref().map(Images::batch)).unwrap();
+        encoder.statistics().unwrap().reestimate(&batches.each_ref().map(|images| images.view())).unwrap();
         let state = encoder.state().unwrap();
         for name in ["bn1.running_mean", "layer2.0.downsample.1.running_var", "projection_head.1.running_var"]
         {
@@ -74,40 +74,15 @@ fn statistics_become_the_average_over_batches() {
 }
 
 #[test]
-fn gradients_can_be_rewritten() {
-    for device in devices() {
-        let mut encoder = encoder(&device, &mlp());
-        let z = encoder.forward_train(&[Images::new(4, 8, 8, 1).batch()]).unwrap();
-        encoder.backward(gradient(&z, 2).view()).unwrap();
-        let before = encoder.gradient("conv1.weight").unwrap();
-        let mut names = Vec::new();
-        encoder
-            .map_gradients(&mut |name, values| {
-                names.push(name.to_owned());
-                values.iter_mut().for_each(|x| *x *= 2.0);
-            })
-            .unwrap();
-        let expected: Vec<String> = encoder.parameters().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, expected);
-        let doubled: Vec<f32> = before.iter().map(|x| 2.0 * x).collect();
-        assert_eq!(encoder.gradient("conv1.weight").unwrap(), doubled);
-        let start = encoder.state().unwrap().get("conv1.weight").unwrap().data().to_vec();
-        encoder.update(&UpdateRule::new(Method::Sgd { lr: 1.0, momentum: 0.0, weight_decay: 0.0 })).unwrap();
-        let end = encoder.state().unwrap().get("conv1.weight").unwrap().data().to_vec();
-        let expected: Vec<f32> = start.iter().zip(&doubled).map(|(p, g)| p - g).collect();
-        assert!(relative(&end, &expected) < 1e-6, "{device}");
-    }
-}
-
-#[test]
 fn steps_out_of_order_are_errors() {
     for device in devices() {
         let mut encoder = encoder(&device, &mlp());
         assert!(matches!(encoder.update(&SGD), Err(EncoderError::NoGradients)));
         assert!(matches!(encoder.backward(ndarray::arr2(&[[0.0]]).view()), Err(EncoderError::NoForward)));
-        assert!(matches!(encoder.forward_train(&[]), Err(EncoderError::ImageBatch { .. })));
-        assert!(matches!(encoder.map_gradients(&mut |_, _| {}), Err(EncoderError::NoGradients)));
-        let z = encoder.forward_train(&[Images::new(4, 8, 8, 1).batch()]).unwrap();
+        assert!(matches!(encoder.forward_train(&[]), Err(EncoderError::Images { .. })));
+        assert!(matches!(encoder.reduce_gradients(&swav_collective::Single), Err(EncoderError::NoGradients)));
+        assert!(matches!(encoder.gradient_norm(), Err(EncoderError::NoGradients)));
+        let z = encoder.forward_train(&[images(4, 8, 8, 1).view()]).unwrap();
         let wrong = encoder.backward(ndarray::arr2(&[[0.0]]).view());
         assert!(matches!(wrong, Err(EncoderError::GradientShape { expected: [4, 5], got: [1, 1] })));
         encoder.backward(gradient(&z, 1).view()).unwrap();
@@ -122,12 +97,12 @@ fn steps_out_of_order_are_errors() {
 fn one_value_per_channel_is_an_error_that_names_the_layer() {
     for device in devices() {
         let mut encoder = encoder(&device, &mlp());
-        let result = encoder.forward_train(&[Images::new(1, 2, 2, 1).batch()]);
+        let result = encoder.forward_train(&[images(1, 2, 2, 1).view()]);
         assert!(
             matches!(&result, Err(EncoderError::BatchTooSmall { layer, got: 1 }) if layer == "layer2.0"),
             "{result:?}"
         );
-        let result = encoder.forward_train(&[Images::new(1, 8, 8, 1).batch()]);
+        let result = encoder.forward_train(&[images(1, 8, 8, 1).view()]);
         assert!(
             matches!(&result, Err(EncoderError::BatchTooSmall { layer, got: 1 }) if layer == "projection_head.1"),
             "{result:?}"
@@ -167,21 +142,39 @@ fn a_foreign_state_changes_nothing() {
 }
 
 #[test]
-fn unknown_devices_are_refused() {
-    for device in ["", "gpu", "cuda:x", "cpu:"] {
-        let result = build(device, &mlp().check().unwrap(), 1);
-        assert!(matches!(result.err(), Some(EncoderError::UnknownDevice { got, .. }) if got == device));
-    }
-    if cfg!(not(feature = "cuda")) {
-        let error = build("cuda:0", &mlp().check().unwrap(), 1).err().unwrap();
-        assert!(error.to_string().contains("--features cuda"), "{error}");
+fn what_a_device_cannot_do_is_refused() {
+    let config = EncoderConfig { precision: crate::Precision::Mixed, ..mlp() };
+    let error = build("dfdx:cpu", &config.check().unwrap(), 1).err().unwrap();
+    assert!(
+        matches!(&error, EncoderError::Unsupported { device, what: "mixed precision", .. } if device == "dfdx:cpu"),
+        "{error}"
+    );
+}
+
+/// An encoder may change its thread at any point of a step.
+#[test]
+fn encoders_travel_between_threads() {
+    for device in devices() {
+        let mut encoder = encoder(&device, &mlp());
+        let (z, encoder) = std::thread::scope(|scope| {
+            let forward = scope.spawn(move || {
+                let z = encoder.forward_train(&[images(4, 8, 8, 1).view()]).unwrap();
+                (z, encoder)
+            });
+            forward.join().unwrap()
+        });
+        let mut encoder = encoder;
+        encoder.backward(gradient(&z, 1).view()).unwrap();
+        encoder.update(&SGD).unwrap();
     }
 }
 
 #[test]
 fn seeds_decide_the_parameters_on_every_device() {
-    let [one, other] = devices().map(|device| encoder(&device, &mlp()).state().unwrap());
-    assert_eq!(one, other);
+    let one = encoder("cpu", &mlp()).state().unwrap();
+    for device in devices() {
+        assert_eq!(encoder(&device, &mlp()).state().unwrap(), one, "{device}");
+    }
     let second = build("cpu", &mlp().check().unwrap(), 32).unwrap().state().unwrap();
     assert_ne!(one, second);
 }
@@ -191,11 +184,11 @@ fn a_network_learns() {
     // Embeddings of four fixed images are pulled to four fixed directions.
     for device in devices() {
         let mut encoder = encoder(&device, &mlp());
-        let images = Images::new(4, 8, 8, 1);
+        let images = images(4, 8, 8, 1);
         let targets = ndarray::Array2::from_shape_vec((4, 5), noise(20, 2)).unwrap();
         let mut losses = Vec::new();
         for _ in 0..12 {
-            let z = encoder.forward_train(&[images.batch()]).unwrap();
+            let z = encoder.forward_train(&[images.view()]).unwrap();
             losses.push(-(&z * &targets).sum());
             encoder.backward((-&targets).view()).unwrap();
             encoder.update(&SGD).unwrap();

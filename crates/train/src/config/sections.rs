@@ -15,7 +15,7 @@ pub struct TrainingConfig {
     pub seed: u64,
     /// Threads of the computation; 0 takes rayon's default, one for each core. Results do not depend on it. Default: 0.
     pub threads: usize,
-    /// `cpu`, or `cuda:0` and so on in a build that has it. Default: `cpu`.
+    /// `cpu`, or another name that [`swav_encoder::build`] takes. Default: `cpu`.
     pub device: String,
 }
 

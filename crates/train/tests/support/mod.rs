@@ -4,11 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, ArrayView4, s};
 use swav_augment::{Channels, Image};
+use swav_collective::Collective;
 use swav_data::{Dataset, SampleError};
 use swav_encoder::{
-    Encoder, EncoderError, ImageBatch, Output, Slots, StateDict, StateTensor, UpdateRule, UpdateStats,
+    Description, Encoder, EncoderError, Output, Slots, StateDict, StateTensor, SyncBatchNorm, UpdateRule,
+    UpdateStats,
 };
 use swav_optim::{Role, apply};
 use swav_train::{Outcome, RunFolder, Settings, StopFlag, TrainConfig, TrainError, Trainer};
@@ -137,13 +139,13 @@ impl Linear {
         if self.fails(phase) { Err(EncoderError::Missing { name }) } else { Ok(()) }
     }
 
-    fn features(groups: &[ImageBatch<'_>]) -> Array2<f32> {
-        let n = groups.iter().map(|group| group.n_images()).sum();
+    fn features(groups: &[ArrayView4<'_, f32>]) -> Array2<f32> {
+        let n = groups.iter().map(|group| group.dim().0).sum();
         let mut features = Array2::zeros((n, FEATURES));
         let mut row = 0;
         for group in groups {
-            let (h, w) = (group.height(), group.width());
-            for image in group.data().chunks_exact(h * w * 3) {
+            let (_, h, w, _) = group.dim();
+            for image in group.outer_iter() {
                 for (at, &value) in image.iter().enumerate() {
                     let (y, x, channel) = (at / 3 / w, at / 3 % w, at % 3);
                     let cell = (y * CELLS / h) * CELLS + x * CELLS / w;
@@ -174,11 +176,19 @@ impl Encoder for Linear {
         FEATURES
     }
 
-    fn device(&self) -> String {
-        "cpu".to_owned()
+    fn device(&self) -> &str {
+        "cpu"
     }
 
-    fn forward_train(&mut self, groups: &[ImageBatch<'_>]) -> Result<Array2<f32>, EncoderError> {
+    fn description(&self) -> Description {
+        Description::Own("linear".to_owned())
+    }
+
+    fn join(&mut self, _: Arc<dyn Collective>, _: SyncBatchNorm) -> Result<(), EncoderError> {
+        Ok(())
+    }
+
+    fn forward_train(&mut self, groups: &[ArrayView4<'_, f32>]) -> Result<Array2<f32>, EncoderError> {
         let features = Self::features(groups);
         let mut z = self.embeddings(&features).0;
         self.n_forward += 1;
@@ -208,20 +218,12 @@ impl Encoder for Linear {
         Ok(())
     }
 
-    fn embed(&self, images: ImageBatch<'_>, output: Output) -> Result<Array2<f32>, EncoderError> {
+    fn embed(&self, images: ArrayView4<'_, f32>, output: Output) -> Result<Array2<f32>, EncoderError> {
         let features = Self::features(&[images]);
         Ok(match output {
             Output::Features => features,
             Output::Embedding => self.embeddings(&features).0,
         })
-    }
-
-    fn reset_statistics(&mut self) -> Result<(), EncoderError> {
-        Ok(())
-    }
-
-    fn observe_statistics(&mut self, _: ImageBatch<'_>) -> Result<(), EncoderError> {
-        Ok(())
     }
 
     fn parameters(&self) -> Vec<(String, Vec<usize>)> {
@@ -232,11 +234,13 @@ impl Encoder for Linear {
         (name == "linear.weight").then(|| self.gradient.as_ref().map(|g| g.iter().copied().collect()))?
     }
 
-    fn map_gradients(&mut self, change: &mut dyn FnMut(&str, &mut [f32])) -> Result<(), EncoderError> {
+    fn reduce_gradients(&mut self, collective: &dyn Collective) -> Result<(), EncoderError> {
         self.check(Phase::Average)?;
         let gradient = self.gradient.as_mut().ok_or(EncoderError::NoGradients)?;
         let mut values: Vec<f32> = gradient.iter().copied().collect();
-        change("linear.weight", &mut values);
+        collective.sum_f32(&mut values)?;
+        let share = 1.0 / collective.world_size() as f32;
+        values.iter_mut().for_each(|value| *value *= share);
         *gradient = Array2::from_shape_vec(gradient.dim(), values).unwrap();
         Ok(())
     }

@@ -80,6 +80,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             best = (forward, backward);
         }
     }
+    print_profile();
+    println!("peak {:.0} GFLOP/s", swav_kernels::peak_flops(&ctx) / 1e9);
+    let total = best.0 + best.1;
+    println!(
+        "forward {:.1} ms, backward {:.1} ms, {:.1} images/s; peak memory {} MiB",
+        best.0 * 1e3,
+        best.1 * 1e3,
+        batch as f64 / total,
+        peak_mib()
+    );
+    Ok(())
+}
+
+/// Prints what was recorded by operation, longest first.
+fn print_profile() {
     let mut by_op: BTreeMap<(&str, String), (f64, f64)> = BTreeMap::new();
     for event in profile::stop() {
         let entry = by_op.entry((event.name, event.detail)).or_default();
@@ -91,16 +106,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for ((name, detail), (us, flops)) in rows {
         println!("{:9.3} ms {:6.0} GFLOP/s  {name:24} {detail}", us / 1e3, flops / us / 1e3);
     }
-    println!("peak {:.0} GFLOP/s", swav_kernels::peak_flops(&ctx) / 1e9);
-    let total = best.0 + best.1;
-    println!(
-        "forward {:.1} ms, backward {:.1} ms, {:.1} images/s; peak memory {} MiB",
-        best.0 * 1e3,
-        best.1 * 1e3,
-        batch as f64 / total,
-        peak_mib()
-    );
-    Ok(())
 }
 
 fn peak_mib() -> u64 {

@@ -18,7 +18,7 @@ pub enum Precision {
 /// `words` is a plain `Vec<f32>` in both precisions, so that a buffer can move in and out of tensor
 /// libraries without a copy. In [`Precision::Mixed`] each word holds the bits of two consecutive bf16
 /// values; the last one is half used when the count is odd.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Activations {
     /// `[images, height, width, channels]`.
     pub shape: [usize; 4],
@@ -27,6 +27,18 @@ pub struct Activations {
     /// The storage: `shape.iter().product()` values in f32, half as many words (rounded up) in mixed.
     pub words: Vec<f32>,
 }
+
+/// Equal shapes, storage and bits: the words of mixed precision are no numbers, and in f32 a NaN equals itself and 0 differs
+/// from -0.
+impl PartialEq for Activations {
+    fn eq(&self, other: &Self) -> bool {
+        (self.shape, self.precision) == (other.shape, other.precision)
+            && self.words.len() == other.words.len()
+            && self.words.iter().zip(&other.words).all(|(a, b)| a.to_bits() == b.to_bits())
+    }
+}
+
+impl Eq for Activations {}
 
 impl Activations {
     /// Wraps f32 values (NHWC) without copying.
@@ -84,9 +96,12 @@ impl Activations {
     /// The values, by storage type.
     pub(crate) fn data(&self) -> Data<'_> {
         match self.precision {
-            Precision::F32 => Data::F32(&self.words),
+            Precision::F32 => {
+                assert_eq!(self.words.len(), self.len(), "words of activations");
+                Data::F32(&self.words)
+            }
             Precision::Mixed => {
-                debug_assert!(self.words.len() * 2 >= self.len());
+                assert!(self.words.len() * 2 >= self.len(), "words of activations");
                 // SAFETY: `words` holds at least ceil(len / 2) f32, that is 2 * ceil(len / 2) >= len u16 of
                 // initialised memory; u16 needs less alignment than f32 and any bit pattern is a valid u16.
                 Data::Bf16(unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.len()) })
@@ -97,11 +112,15 @@ impl Activations {
     /// The values, by storage type, to write.
     pub(crate) fn data_mut(&mut self) -> DataMut<'_> {
         match self.precision {
-            Precision::F32 => DataMut::F32(&mut self.words),
+            Precision::F32 => {
+                assert_eq!(self.words.len(), self.len(), "words of activations");
+                DataMut::F32(&mut self.words)
+            }
             Precision::Mixed => {
                 let len = self.len();
-                debug_assert!(self.words.len() * 2 >= len);
-                // SAFETY: as in `data`; the borrow of `self` is exclusive.
+                assert!(self.words.len() * 2 >= len, "words of activations");
+                // SAFETY: the words hold at least `len` u16, which need less alignment than f32, and any bits are valid u16; the
+                // borrow of `self` is exclusive.
                 DataMut::Bf16(unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().cast(), len) })
             }
         }
@@ -160,5 +179,17 @@ mod tests {
         let a = Activations::from_words([1, 1, 1, 2], Precision::Mixed, vec![word]).unwrap();
         let expected = if cfg!(target_endian = "little") { vec![1.0, 2.0] } else { vec![2.0, 1.0] };
         assert_eq!(a.to_f32(), expected);
+    }
+
+    #[test]
+    fn words_are_compared_by_their_bits() {
+        let of = |bits: u32| {
+            Activations::from_words([1, 1, 1, 2], Precision::Mixed, vec![f32::from_bits(bits)]).unwrap()
+        };
+        // As f32 the first is a NaN, and the others are 0 and -0.
+        for bits in [0x7fc0_3f80, 0, 0x8000_0000] {
+            assert_eq!(of(bits), of(bits));
+        }
+        assert_ne!(of(0), of(0x8000_0000));
     }
 }

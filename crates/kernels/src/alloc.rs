@@ -58,7 +58,7 @@ unsafe fn align(origin: *mut u8) -> *mut u8 {
 // distance that is written before them, and are freed as a whole.
 unsafe impl GlobalAlloc for AlignedAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise that the size is not 0.
+        // SAFETY: the contract of `alloc` says that the size is not 0; the enlarged layout's is not either.
         unsafe {
             match enlarged(layout) {
                 Some(enlarged) => align(System.alloc(enlarged)),
@@ -68,7 +68,7 @@ unsafe impl GlobalAlloc for AlignedAllocator {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: the contract of `alloc_zeroed` says that the size is not 0; the enlarged layout's is not either.
         unsafe {
             match enlarged(layout) {
                 Some(enlarged) => align(System.alloc_zeroed(enlarged)),
@@ -78,7 +78,7 @@ unsafe impl GlobalAlloc for AlignedAllocator {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise that the block was allocated with this layout, hence with this enlarged one.
+        // SAFETY: the contract of `dealloc` says that the block was allocated with this layout, hence with this enlarged one.
         unsafe {
             match enlarged(layout) {
                 Some(enlarged) => {
@@ -91,10 +91,10 @@ unsafe impl GlobalAlloc for AlignedAllocator {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller promises that the new size fits the alignment.
+        // SAFETY: the contract of `realloc` says that the new size fits the alignment.
         let layout_after = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         if enlarged(layout).is_none() && enlarged(layout_after).is_none() {
-            // SAFETY: the caller's promise; neither layout is changed.
+            // SAFETY: the caller keeps `realloc`'s contract, and neither layout is changed.
             return unsafe { System.realloc(block, layout, size) };
         }
         // SAFETY: both blocks are valid for the smaller of the two sizes and do not overlap.

@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 
 use crate::activations::words_for;
+use crate::simd::Vectors;
 use crate::{Activations, Error, Precision, SumAcross};
 
 /// The instruction sets there are kernels for.
@@ -35,23 +36,7 @@ impl Isa {
 
     /// Whether this machine can run it.
     pub fn is_available(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => {
-                is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                    && Isa::Avx2.is_available()
-            }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => true,
-            Isa::Portable => true,
-            #[allow(unreachable_patterns, reason = "the other architectures' sets")]
-            _ => false,
-        }
+        Vectors::detect(self).is_some()
     }
 
     /// The best available instruction set, or the one that the environment variable `KERNELS_ISA` names
@@ -108,6 +93,7 @@ pub struct Context {
     exact: bool,
     checkpointing: Checkpointing,
     isa: Isa,
+    vectors: Vectors,
     bf16_products: bool,
     sum_across: Option<Arc<dyn SumAcross>>,
     pool: BufferPool,
@@ -119,19 +105,19 @@ impl Context {
     /// # Errors
     /// [`Error::Isa`] if the instruction set asked for is not available.
     pub fn new(options: Options) -> Result<Self, Error> {
-        let isa = match options.isa {
-            None => Isa::detect()?,
-            Some(isa) if isa.is_available() => isa,
-            Some(isa) => {
-                return Err(Error::Isa { name: isa.name().into(), available: Isa::available_names() });
-            }
+        let isa = options.isa.map_or_else(Isa::detect, Ok)?;
+        let Some(vectors) = Vectors::detect(isa) else {
+            return Err(Error::Isa { name: isa.name().into(), available: Isa::available_names() });
         };
         Ok(Self {
             precision: options.precision,
             exact: options.exact,
             checkpointing: options.checkpointing,
             isa,
-            bf16_products: options.precision == Precision::Mixed && !options.exact && multiplies_bf16(isa),
+            vectors,
+            bf16_products: options.precision == Precision::Mixed
+                && !options.exact
+                && multiplies_bf16(vectors),
             sum_across: None,
             pool: BufferPool::default(),
         })
@@ -168,6 +154,11 @@ impl Context {
         self.isa
     }
 
+    /// The token of the instruction set in use.
+    pub(crate) fn vectors(&self) -> Vectors {
+        self.vectors
+    }
+
     /// Whether direct convolutions of activations stored as bf16 also multiply in bf16 (with weights rounded to
     /// bf16), summing in f32: in mixed precision without `exact`, on AVX-512 machines where that is twice as fast.
     pub fn bf16_products(&self) -> bool {
@@ -193,14 +184,14 @@ impl Context {
 /// Whether products of bf16 run faster than those of f32. The instruction alone does not tell: on Intel's server
 /// chips measured it ran at half the rate of an f32 product, on AMD's at the same. The vendor decides, not a
 /// measurement at run time, so that results on a machine are always the same.
-fn multiplies_bf16(isa: Isa) -> bool {
+fn multiplies_bf16(vectors: Vectors) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && is_x86_feature_detected!("avx512bf16") {
+    if let Vectors::Avx512Bf16(_) = vectors {
         let leaf = std::arch::x86_64::__cpuid(0);
         let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
         return name == b"AuthenticAMD";
     }
-    let _ = isa;
+    let _ = vectors;
     false
 }
 

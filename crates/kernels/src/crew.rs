@@ -106,7 +106,7 @@ struct Crew {
 // SAFETY: `tasks` is written by the owner alone, while no region is open and no helper inside; helpers read it only
 // when they are inside and have seen an open region after they said so. The task it points to is `Sync`.
 unsafe impl Send for Crew {}
-// SAFETY: as above.
+// SAFETY: all fields but `tasks` are atomic or locked, and `tasks` is read only while its owner does not write it.
 unsafe impl Sync for Crew {}
 
 impl Crew {

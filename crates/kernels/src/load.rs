@@ -16,15 +16,21 @@ pub(crate) trait Load: Copy + Send + Sync {
     /// What the map needs for the vector of channels from `c` on. If `PART`, there are only `n`.
     ///
     /// # Safety
-    /// The instruction set must be available and the channels those of the feature map.
-    unsafe fn coefficients<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> Self::Coefficients<S>;
+    /// The channels those of the feature map.
+    unsafe fn coefficients<S: Simd, const PART: bool>(
+        &self,
+        simd: S,
+        c: usize,
+        n: usize,
+    ) -> Self::Coefficients<S>;
 
     /// The vector at element `at`. If `PART`, only the first `n` lanes are read and the others are zero.
     ///
     /// # Safety
-    /// The instruction set must be available and the elements inside the feature map.
+    /// The elements inside the feature map.
     unsafe fn apply<S: Simd, const PART: bool>(
         &self,
+        simd: S,
         affine: Self::Coefficients<S>,
         at: usize,
         n: usize,
@@ -34,27 +40,28 @@ pub(crate) trait Load: Copy + Send + Sync {
     /// the others are zero.
     ///
     /// # Safety
-    /// The instruction set must be available and the elements inside the feature map.
+    /// The elements inside the feature map.
     #[inline(always)]
-    unsafe fn vec<S: Simd, const PART: bool>(&self, at: usize, c: usize, n: usize) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { self.apply::<S, PART>(self.coefficients::<S, PART>(c, n), at, n) }
+    unsafe fn vec<S: Simd, const PART: bool>(&self, simd: S, at: usize, c: usize, n: usize) -> S::V {
+        // SAFETY: the lanes lie in the feature map, and so their channels do.
+        unsafe { self.apply::<S, PART>(simd, self.coefficients::<S, PART>(simd, c, n), at, n) }
     }
 
     /// Asks for the cache lines at an element, which may lie outside the feature map.
-    ///
-    /// # Safety
-    /// The instruction set must be available.
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, at: usize) {
-        let _ = at;
+    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+        let _ = (simd, at);
     }
 }
 
+/// Reads `n` lanes.
+///
+/// # Safety
+/// `p` must be valid for them.
 #[inline(always)]
-unsafe fn get<S: Simd, T: Elem, const PART: bool>(p: *const T, n: usize) -> S::V {
-    // SAFETY: the caller's promise.
-    unsafe { if PART { T::load_part::<S>(p, n) } else { T::load::<S>(p) } }
+unsafe fn get<S: Simd, T: Elem, const PART: bool>(simd: S, p: *const T, n: usize) -> S::V {
+    // SAFETY: `p` is valid for `n` lanes, and those are all where `PART` is false.
+    unsafe { if PART { T::load_part(simd, p, n) } else { T::load(simd, p) } }
 }
 
 /// The values as they are.
@@ -119,34 +126,33 @@ pub(crate) struct NormGrad<T> {
     constant: *const f32,
 }
 
-// SAFETY: these are read-only views of slices that outlive the tasks which read through them.
+// SAFETY: tasks only read through the pointers, of slices that outlive them.
 unsafe impl<T> Send for Plain<T> {}
-// SAFETY: as above.
+// SAFETY: tasks only read through the pointers, of slices that outlive them.
 unsafe impl<T> Sync for Plain<T> {}
-// SAFETY: as above.
+// SAFETY: tasks only read through the pointers, of slices that outlive them.
 unsafe impl<T> Send for NormRelu<T> {}
-// SAFETY: as above.
+// SAFETY: tasks only read through the pointers, of slices that outlive them.
 unsafe impl<T> Sync for NormRelu<T> {}
-// SAFETY: as above.
+// SAFETY: tasks only read through the pointers, of slices that outlive them.
 unsafe impl<T> Send for NormGrad<T> {}
-// SAFETY: as above.
+// SAFETY: tasks only read through the pointers, of slices that outlive them.
 unsafe impl<T> Sync for NormGrad<T> {}
 
-// SAFETY: as above.
+// SAFETY: tasks only read through the pointers, of slices that outlive them.
 unsafe impl<T> Send for Norm<T> {}
-// SAFETY: as above.
+// SAFETY: tasks only read through the pointers, of slices that outlive them.
 unsafe impl<T> Sync for Norm<T> {}
 
 impl Load for Zero {
     type Coefficients<S: Simd> = ();
 
     #[inline(always)]
-    unsafe fn coefficients<S: Simd, const PART: bool>(&self, _c: usize, _n: usize) {}
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, _simd: S, _c: usize, _n: usize) {}
 
     #[inline(always)]
-    unsafe fn apply<S: Simd, const PART: bool>(&self, _affine: (), _at: usize, _n: usize) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { S::zero() }
+    unsafe fn apply<S: Simd, const PART: bool>(&self, simd: S, _affine: (), _at: usize, _n: usize) -> S::V {
+        simd.zero()
     }
 }
 
@@ -154,17 +160,25 @@ impl<T: Elem> Load for Norm<T> {
     type Coefficients<S: Simd> = [S::V; 2];
 
     #[inline(always)]
-    unsafe fn coefficients<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 2] {
-        // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
-        unsafe { [get::<S, f32, PART>(self.scale.add(c), n), get::<S, f32, PART>(self.shift.add(c), n)] }
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, simd: S, c: usize, n: usize) -> [S::V; 2] {
+        // SAFETY: the channels are those of the feature map, which the arrays are as long as.
+        unsafe {
+            [get::<S, f32, PART>(simd, self.scale.add(c), n), get::<S, f32, PART>(simd, self.shift.add(c), n)]
+        }
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Simd, const PART: bool>(&self, affine: [S::V; 2], at: usize, n: usize) -> S::V {
-        // SAFETY: the caller's promise.
+    unsafe fn apply<S: Simd, const PART: bool>(
+        &self,
+        simd: S,
+        affine: [S::V; 2],
+        at: usize,
+        n: usize,
+    ) -> S::V {
+        // SAFETY: the lanes lie in the feature map.
         unsafe {
-            let raw = get::<S, T, PART>(self.raw.add(at), n);
-            S::fma(raw, affine[0], affine[1])
+            let raw = get::<S, T, PART>(simd, self.raw.add(at), n);
+            simd.fma(raw, affine[0], affine[1])
         }
     }
 }
@@ -175,20 +189,17 @@ impl<T: Elem> Load for Plain<T> {
     type Coefficients<S: Simd> = ();
 
     #[inline(always)]
-    unsafe fn coefficients<S: Simd, const PART: bool>(&self, _c: usize, _n: usize) {}
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, _simd: S, _c: usize, _n: usize) {}
 
     #[inline(always)]
-    unsafe fn apply<S: Simd, const PART: bool>(&self, _affine: (), at: usize, n: usize) -> S::V {
-        // SAFETY: the caller's promise.
-        unsafe { get::<S, T, PART>(self.0.add(at), n) }
+    unsafe fn apply<S: Simd, const PART: bool>(&self, simd: S, _affine: (), at: usize, n: usize) -> S::V {
+        // SAFETY: the lanes lie in the feature map.
+        unsafe { get::<S, T, PART>(simd, self.0.add(at), n) }
     }
 
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, at: usize) {
-        // SAFETY: the caller's promise; prefetching is valid for any address.
-        unsafe {
-            S::prefetch(self.0.wrapping_add(at).cast());
-        }
+    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+        simd.prefetch(self.0.wrapping_add(at).cast());
     }
 }
 
@@ -196,26 +207,31 @@ impl<T: Elem> Load for NormRelu<T> {
     type Coefficients<S: Simd> = [S::V; 2];
 
     #[inline(always)]
-    unsafe fn coefficients<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 2] {
-        // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
-        unsafe { [get::<S, f32, PART>(self.scale.add(c), n), get::<S, f32, PART>(self.shift.add(c), n)] }
-    }
-
-    #[inline(always)]
-    unsafe fn apply<S: Simd, const PART: bool>(&self, affine: [S::V; 2], at: usize, n: usize) -> S::V {
-        // SAFETY: the caller's promise.
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, simd: S, c: usize, n: usize) -> [S::V; 2] {
+        // SAFETY: the channels are those of the feature map, which the arrays are as long as.
         unsafe {
-            let raw = get::<S, T, PART>(self.raw.add(at), n);
-            S::relu(S::fma(raw, affine[0], affine[1]))
+            [get::<S, f32, PART>(simd, self.scale.add(c), n), get::<S, f32, PART>(simd, self.shift.add(c), n)]
         }
     }
 
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, at: usize) {
-        // SAFETY: the caller's promise; prefetching is valid for any address.
+    unsafe fn apply<S: Simd, const PART: bool>(
+        &self,
+        simd: S,
+        affine: [S::V; 2],
+        at: usize,
+        n: usize,
+    ) -> S::V {
+        // SAFETY: the lanes lie in the feature map.
         unsafe {
-            S::prefetch(self.raw.wrapping_add(at).cast());
+            let raw = get::<S, T, PART>(simd, self.raw.add(at), n);
+            simd.relu(simd.fma(raw, affine[0], affine[1]))
         }
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+        simd.prefetch(self.raw.wrapping_add(at).cast());
     }
 }
 
@@ -223,35 +239,38 @@ impl<T: Elem> Load for NormGrad<T> {
     type Coefficients<S: Simd> = [S::V; 3];
 
     #[inline(always)]
-    unsafe fn coefficients<S: Simd, const PART: bool>(&self, c: usize, n: usize) -> [S::V; 3] {
-        // SAFETY: the caller's promise; the channel arrays are as long as a pixel.
+    unsafe fn coefficients<S: Simd, const PART: bool>(&self, simd: S, c: usize, n: usize) -> [S::V; 3] {
+        // SAFETY: the channels are those of the feature map, which the arrays are as long as.
         unsafe {
             [
-                get::<S, f32, PART>(self.on_grad.add(c), n),
-                get::<S, f32, PART>(self.on_raw.add(c), n),
-                get::<S, f32, PART>(self.constant.add(c), n),
+                get::<S, f32, PART>(simd, self.on_grad.add(c), n),
+                get::<S, f32, PART>(simd, self.on_raw.add(c), n),
+                get::<S, f32, PART>(simd, self.constant.add(c), n),
             ]
         }
     }
 
     #[inline(always)]
-    unsafe fn apply<S: Simd, const PART: bool>(&self, affine: [S::V; 3], at: usize, n: usize) -> S::V {
+    unsafe fn apply<S: Simd, const PART: bool>(
+        &self,
+        simd: S,
+        affine: [S::V; 3],
+        at: usize,
+        n: usize,
+    ) -> S::V {
         let [on_grad, on_raw, constant] = affine;
-        // SAFETY: the caller's promise.
+        // SAFETY: the lanes lie in the feature map, and the gradient is as long.
         unsafe {
-            let grad = get::<S, T, PART>(self.grad.add(at), n);
-            let raw = get::<S, T, PART>(self.raw.add(at), n);
-            S::fma(grad, on_grad, S::fma(raw, on_raw, constant))
+            let grad = get::<S, T, PART>(simd, self.grad.add(at), n);
+            let raw = get::<S, T, PART>(simd, self.raw.add(at), n);
+            simd.fma(grad, on_grad, simd.fma(raw, on_raw, constant))
         }
     }
 
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, at: usize) {
-        // SAFETY: the caller's promise; prefetching is valid for any address.
-        unsafe {
-            S::prefetch(self.grad.wrapping_add(at).cast());
-            S::prefetch(self.raw.wrapping_add(at).cast());
-        }
+    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+        simd.prefetch(self.grad.wrapping_add(at).cast());
+        simd.prefetch(self.raw.wrapping_add(at).cast());
     }
 }
 
@@ -259,15 +278,15 @@ impl<T: Elem> Load for NormGrad<T> {
 /// could not use the instruction set.
 ///
 /// # Safety
-/// As for [`Load::vec`].
+/// The lanes must lie in the feature map.
 #[inline(always)]
-unsafe fn some_lanes<S: Simd, L: Load>(load: &L, at: usize, c: usize, n: usize) -> S::V {
-    // SAFETY: the caller's promise.
+unsafe fn some_lanes<S: Simd, L: Load>(simd: S, load: &L, at: usize, c: usize, n: usize) -> S::V {
+    // SAFETY: the lanes lie in the feature map.
     unsafe {
         match n {
-            0 => S::zero(),
-            n if n == S::LANES => load.vec::<S, false>(at, c, n),
-            n => load.vec::<S, true>(at, c, n),
+            0 => simd.zero(),
+            n if n == S::LANES => load.vec::<S, false>(simd, at, c, n),
+            n => load.vec::<S, true>(simd, at, c, n),
         }
     }
 }
@@ -278,20 +297,21 @@ pub(crate) type BlockCoefficients<S, L> = [<L as Load>::Coefficients<S>; 4];
 /// What the map needs for the block from channel `c` on. If `PART`, there are only `valid` channels.
 ///
 /// # Safety
-/// As for [`Load::coefficients`].
+/// The channels must be those of the feature map.
 #[inline(always)]
 pub(crate) unsafe fn block_coefficients<S: Simd, L: Load, const PART: bool>(
+    simd: S,
     load: &L,
     c: usize,
     valid: usize,
 ) -> BlockCoefficients<S, L> {
-    // SAFETY: the caller's promise.
+    // SAFETY: vectors without valid channels are left out.
     unsafe {
-        let mut affine = [load.coefficients::<S, PART>(c, valid.min(S::LANES)); 4];
+        let mut affine = [load.coefficients::<S, PART>(simd, c, valid.min(S::LANES)); 4];
         for (i, affine) in affine.iter_mut().enumerate().take(BLOCK / S::LANES).skip(1) {
             let n = valid.saturating_sub(i * S::LANES).min(S::LANES);
             if n > 0 {
-                *affine = load.coefficients::<S, PART>(c + i * S::LANES, n);
+                *affine = load.coefficients::<S, PART>(simd, c + i * S::LANES, n);
             }
         }
         affine
@@ -312,9 +332,10 @@ pub(crate) struct Pixels {
 /// channels, and the others become zero.
 ///
 /// # Safety
-/// As for [`Load::apply`]; `dst` must be valid for 16 elements a pixel.
+/// The pixels' channels must lie in the feature map, and `dst` be valid for 16 elements per pixel.
 #[inline(always)]
 pub(crate) unsafe fn copy_pixels<S: Simd, L: Load, const PART: bool>(
+    simd: S,
     load: &L,
     affine: &BlockCoefficients<S, L>,
     pixels: Pixels,
@@ -323,14 +344,14 @@ pub(crate) unsafe fn copy_pixels<S: Simd, L: Load, const PART: bool>(
 ) {
     let (mut at, mut dst) = (pixels.at, dst);
     for _ in 0..pixels.count {
-        // SAFETY: the caller's promise.
+        // SAFETY: valid channels of each pixel lie in the feature map, and `dst` has a block for each pixel.
         unsafe {
-            load.prefetch::<S>(at + pixels.ahead);
+            load.prefetch(simd, at + pixels.ahead);
             for (i, &affine) in affine.iter().enumerate().take(BLOCK / S::LANES) {
                 let l = i * S::LANES;
                 let n = if PART { valid.saturating_sub(l).min(S::LANES) } else { S::LANES };
-                let v = if n == 0 { S::zero() } else { load.apply::<S, PART>(affine, at + l, n) };
-                S::store(dst.add(l), v);
+                let v = if n == 0 { simd.zero() } else { load.apply::<S, PART>(simd, affine, at + l, n) };
+                simd.store(dst.add(l), v);
             }
         }
         (at, dst) = (at + pixels.step, dst.wrapping_add(BLOCK));
@@ -340,20 +361,21 @@ pub(crate) unsafe fn copy_pixels<S: Simd, L: Load, const PART: bool>(
 /// Copies one block of up to 32 channels as 16 words of two bf16 each; missing channels become zero.
 ///
 /// # Safety
-/// As for [`copy_pixels`] with one pixel.
+/// The channels must lie in the feature map, and `dst` be valid for 16 words.
 #[inline(always)]
 pub(crate) unsafe fn copy_block_pairs<S: Simd, L: Load>(
+    simd: S,
     load: &L,
     at: usize,
     c: usize,
     valid: usize,
     dst: *mut f32,
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: valid channels lie in the feature map; the words have room for 32 bf16.
     unsafe {
         for l in (0..2 * BLOCK).step_by(S::LANES) {
-            let v = some_lanes::<S, L>(load, at + l, c + l, valid.saturating_sub(l).min(S::LANES));
-            S::store_bf16(dst.cast::<u16>().add(l), v);
+            let v = some_lanes::<S, L>(simd, load, at + l, c + l, valid.saturating_sub(l).min(S::LANES));
+            simd.store_bf16(dst.cast::<u16>().add(l), v);
         }
     }
 }
@@ -362,24 +384,25 @@ pub(crate) unsafe fn copy_block_pairs<S: Simd, L: Load>(
 /// channels become zero.
 ///
 /// # Safety
-/// As for [`copy_pixels`] with one pixel.
+/// The channels of both pixels must lie in the feature map, and `dst` be valid for 16 words.
 #[inline(always)]
 pub(crate) unsafe fn copy_two_pixels<S: Simd, L: Load>(
+    simd: S,
     load: &L,
     at: (usize, Option<usize>),
     c: usize,
     valid: usize,
     dst: *mut f32,
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: valid channels of both pixels lie in the feature map; a block has 16 words.
     unsafe {
         for l in (0..BLOCK).step_by(S::LANES) {
             let n = valid.saturating_sub(l).min(S::LANES);
             let high = match at.1 {
-                Some(at) => some_lanes::<S, L>(load, at + l, c + l, n),
-                None => S::zero(),
+                Some(at) => some_lanes::<S, L>(simd, load, at + l, c + l, n),
+                None => simd.zero(),
             };
-            S::store(dst.add(l), S::pair(some_lanes::<S, L>(load, at.0 + l, c + l, n), high));
+            simd.store(dst.add(l), simd.pair(some_lanes::<S, L>(simd, load, at.0 + l, c + l, n), high));
         }
     }
 }

@@ -39,8 +39,8 @@ pub(crate) struct ProductTile {
 /// A product tile's kernel.
 ///
 /// # Safety
-/// The instruction set must be available, and every pointer valid for what the formula touches.
-pub(crate) type ProductTileFn = unsafe fn(&ProductTile);
+/// Every pointer must be valid for what the formula touches.
+pub(crate) type ProductTileFn<S> = unsafe fn(S, &ProductTile);
 
 struct ProductJob<'a, const MR: usize, const NV: usize, const PAIRS: bool>(&'a ProductTile);
 
@@ -48,32 +48,32 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for ProductJob<'_,
     type Out = ();
 
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let t = self.0;
-        // SAFETY: the caller of `tile` promises that all that the formula touches is valid.
+        // SAFETY: `ProductTileFn` says that all that the formula touches is valid; the loops touch just that.
         unsafe {
             if t.cold {
                 for i in 0..MR {
                     for j in 0..NV {
-                        S::prefetch(t.c.wrapping_add(*t.rows.add(i) + j * S::LANES));
+                        simd.prefetch(t.c.wrapping_add(*t.rows.add(i) + j * S::LANES));
                     }
                 }
             }
-            let mut acc = [[S::zero(); NV]; MR];
+            let mut acc = [[simd.zero(); NV]; MR];
             for block in 0..t.blocks {
                 let (a, b) = *t.list.add(block);
                 let mut a = t.a.offset(a as isize);
                 let mut b = t.b.offset(b as isize);
                 for _ in 0..BLOCK / 4 {
                     for k in 0..4 {
-                        let mut bv = [S::zero(); NV];
+                        let mut bv = [simd.zero(); NV];
                         for j in 0..NV {
-                            bv[j] = S::load(b.add((k * NV + j) * S::LANES));
+                            bv[j] = simd.load(b.add((k * NV + j) * S::LANES));
                         }
                         for i in 0..MR {
-                            let av = S::splat(*a.add(i * BLOCK + k));
+                            let av = simd.splat(*a.add(i * BLOCK + k));
                             for j in 0..NV {
-                                acc[i][j] = product::<S, PAIRS>(av, bv[j], acc[i][j]);
+                                acc[i][j] = product::<S, PAIRS>(simd, av, bv[j], acc[i][j]);
                             }
                         }
                     }
@@ -86,7 +86,10 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for ProductJob<'_,
                     let c = t.c.add(*t.rows.add(i));
                     for j in 0..NV {
                         let p = c.add(j * S::LANES);
-                        S::store(p, if t.accumulate { S::add(S::load(p), acc[i][j]) } else { acc[i][j] });
+                        simd.store(
+                            p,
+                            if t.accumulate { simd.add(simd.load(p), acc[i][j]) } else { acc[i][j] },
+                        );
                     }
                 }
             } else {
@@ -95,8 +98,8 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for ProductJob<'_,
                     for j in 0..NV {
                         let n = t.cols.saturating_sub(j * S::LANES).min(S::LANES);
                         let p = c.wrapping_add(j * S::LANES);
-                        let old = if t.accumulate { S::load_part(p, n) } else { S::zero() };
-                        S::store_part(p, n, S::add(old, acc[i][j]));
+                        let old = if t.accumulate { simd.load_part(p, n) } else { simd.zero() };
+                        simd.store_part(p, n, simd.add(old, acc[i][j]));
                     }
                 }
             }
@@ -108,32 +111,31 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for ProductJob<'_,
 ///
 /// # Safety
 /// See [`ProductTileFn`].
-pub(crate) unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(t: &ProductTile) {
-    // SAFETY: the caller's promise.
-    unsafe { S::run(ProductJob::<MR, NV, false>(t)) }
+pub(crate) unsafe fn tile<S: Simd, const MR: usize, const NV: usize>(simd: S, t: &ProductTile) {
+    // SAFETY: the tile's pointers are valid for what the formula touches.
+    unsafe { simd.base().run(ProductJob::<MR, NV, false>(t)) }
 }
 
 /// The product tile of `MR` rows and `NV` vectors whose operands are words of two bf16 each.
 ///
 /// # Safety
-/// See [`ProductTileFn`]; the instruction set must have [`Simd::dot_pairs`].
+/// See [`ProductTileFn`].
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction for it there"))]
-pub(crate) unsafe fn pair_tile<S: Simd, const MR: usize, const NV: usize>(t: &ProductTile) {
-    // SAFETY: the caller's promise.
-    unsafe { S::run(ProductJob::<MR, NV, true>(t)) }
+pub(crate) unsafe fn pair_tile<S: Simd, const MR: usize, const NV: usize>(simd: S, t: &ProductTile) {
+    // SAFETY: the tile's pointers are valid for what the formula touches.
+    unsafe { simd.run(ProductJob::<MR, NV, true>(t)) }
 }
 
 /// One step of a sum of products, of f32 or of pairs of bf16.
 #[inline(always)]
-unsafe fn product<S: Simd, const PAIRS: bool>(a: S::V, b: S::V, c: S::V) -> S::V {
-    // SAFETY: the caller's promise.
-    unsafe { if PAIRS { S::dot_pairs(a, b, c) } else { S::fma(a, b, c) } }
+fn product<S: Simd, const PAIRS: bool>(simd: S, a: S::V, b: S::V, c: S::V) -> S::V {
+    if PAIRS { simd.dot_pairs(a, b, c) } else { simd.fma(a, b, c) }
 }
 
 /// The product tiles of an instruction set, `NV` vectors wide, by number of rows.
 macro_rules! tile_table {
     ($S:ty, $nv:literal; $($mr:literal)*) => {
-        [$($crate::micro::tile::<$S, $mr, $nv> as $crate::micro::ProductTileFn),*]
+        [$($crate::micro::tile::<$S, $mr, $nv> as $crate::micro::ProductTileFn<$S>),*]
     };
 }
 pub(crate) use tile_table;
@@ -142,7 +144,7 @@ pub(crate) use tile_table;
 #[cfg(target_arch = "x86_64")]
 macro_rules! pair_tile_table {
     ($S:ty, $nv:literal; $($mr:literal)*) => {
-        [$($crate::micro::pair_tile::<$S, $mr, $nv> as $crate::micro::ProductTileFn),*]
+        [$($crate::micro::pair_tile::<$S, $mr, $nv> as $crate::micro::ProductTileFn<$S>),*]
     };
 }
 #[cfg(target_arch = "x86_64")]
@@ -177,16 +179,16 @@ pub(crate) struct GradientTile {
 /// A gradient tile's kernel.
 ///
 /// # Safety
-/// The instruction set must be available, and every pointer valid for what the formula touches.
-pub(crate) type GradientTileFn = unsafe fn(&GradientTile);
+/// Every pointer must be valid for what the formula touches.
+pub(crate) type GradientTileFn<S> = unsafe fn(S, &GradientTile);
 
 /// The gradient tiles of a number of rows.
 #[derive(Clone, Copy)]
-pub(crate) struct GradientTiles {
+pub(crate) struct GradientTiles<S> {
     /// Their rows.
     pub rows: usize,
     /// Kernels: [`BLOCK`] columns wide, and [`Simd::GRAD_COLS`].
-    pub kernels: [GradientTileFn; 2],
+    pub kernels: [GradientTileFn<S>; 2],
 }
 
 struct GradientJob<'a, const MR: usize, const NV: usize, const PAIRS: bool>(&'a GradientTile);
@@ -195,33 +197,32 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for GradientJob<'_
     type Out = ();
 
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let t = self.0;
-        // SAFETY: the caller of `grad_tile` promises that all that the formula touches is valid; prefetching is for any
-        // address.
+        // SAFETY: `GradientTileFn` says that all that the formula touches is valid; the loops touch just that.
         unsafe {
             if t.accumulate {
                 for i in 0..MR {
                     for j in 0..NV {
-                        S::prefetch(t.c.wrapping_add(i * t.row + j * S::LANES));
+                        simd.prefetch(t.c.wrapping_add(i * t.row + j * S::LANES));
                     }
                 }
             }
-            let mut acc = [[S::zero(); NV]; MR];
+            let mut acc = [[simd.zero(); NV]; MR];
             for run in 0..t.n_runs {
                 let (a, b) = *t.runs.add(run);
                 let mut a = t.a.offset(a as isize);
                 let mut b = t.b.offset(b as isize);
                 for _ in 0..t.len {
-                    let mut bv = [S::zero(); NV];
+                    let mut bv = [simd.zero(); NV];
                     for j in 0..NV {
                         let lane = j * S::LANES;
-                        bv[j] = S::load(b.add(lane / BLOCK * t.b_block + lane % BLOCK));
+                        bv[j] = simd.load(b.add(lane / BLOCK * t.b_block + lane % BLOCK));
                     }
                     for i in 0..MR {
-                        let av = S::splat(*a.add(i));
+                        let av = simd.splat(*a.add(i));
                         for j in 0..NV {
-                            acc[i][j] = product::<S, PAIRS>(av, bv[j], acc[i][j]);
+                            acc[i][j] = product::<S, PAIRS>(simd, av, bv[j], acc[i][j]);
                         }
                     }
                     a = a.add(BLOCK);
@@ -232,7 +233,10 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for GradientJob<'_
                 for i in 0..MR {
                     for j in 0..NV {
                         let p = t.c.add(i * t.row + j * S::LANES);
-                        S::store(p, if t.accumulate { S::add(S::load(p), acc[i][j]) } else { acc[i][j] });
+                        simd.store(
+                            p,
+                            if t.accumulate { simd.add(simd.load(p), acc[i][j]) } else { acc[i][j] },
+                        );
                     }
                 }
             } else {
@@ -242,8 +246,8 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for GradientJob<'_
                         let n =
                             if i < t.rows { t.cols.saturating_sub(j * S::LANES).min(S::LANES) } else { 0 };
                         if n > 0 {
-                            let old = if t.accumulate { S::load_part(p, n) } else { S::zero() };
-                            S::store_part(p, n, S::add(old, acc[i][j]));
+                            let old = if t.accumulate { simd.load_part(p, n) } else { simd.zero() };
+                            simd.store_part(p, n, simd.add(old, acc[i][j]));
                         }
                     }
                 }
@@ -256,19 +260,19 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for GradientJob<'_
 ///
 /// # Safety
 /// See [`GradientTileFn`].
-pub(crate) unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradientTile) {
-    // SAFETY: the caller's promise.
-    unsafe { S::run(GradientJob::<MR, NV, false>(t)) }
+pub(crate) unsafe fn grad_tile<S: Simd, const MR: usize, const NV: usize>(simd: S, t: &GradientTile) {
+    // SAFETY: the tile's pointers are valid for what the formula touches.
+    unsafe { simd.base().run(GradientJob::<MR, NV, false>(t)) }
 }
 
 /// The gradient tile of `MR` rows and `NV` vectors whose operands are words of two bf16 each.
 ///
 /// # Safety
-/// See [`GradientTileFn`]; the instruction set must have [`Simd::dot_pairs`].
+/// See [`GradientTileFn`].
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction for it there"))]
-pub(crate) unsafe fn pair_grad_tile<S: Simd, const MR: usize, const NV: usize>(t: &GradientTile) {
-    // SAFETY: the caller's promise.
-    unsafe { S::run(GradientJob::<MR, NV, true>(t)) }
+pub(crate) unsafe fn pair_grad_tile<S: Simd, const MR: usize, const NV: usize>(simd: S, t: &GradientTile) {
+    // SAFETY: the tile's pointers are valid for what the formula touches.
+    unsafe { simd.run(GradientJob::<MR, NV, true>(t)) }
 }
 
 /// Floating-point operations per second of the widest product tile on data in the first-level cache, all
@@ -276,7 +280,7 @@ pub(crate) unsafe fn pair_grad_tile<S: Simd, const MR: usize, const NV: usize>(t
 /// direct convolutions: of bf16 where [`Context::bf16_products`](crate::Context::bf16_products) says so. Takes about a
 /// quarter of a second; the best of several short runs counts.
 pub fn peak_flops(ctx: &crate::Context) -> f64 {
-    fn run<S: Simd>(pairs: bool) -> f64 {
+    fn run<S: Simd>(simd: S, pairs: bool) -> f64 {
         const BLOCKS: usize = 8;
         let (rows, width) = (S::TILE_ROWS, 2 * S::LANES);
         let a = vec![0.5f32; rows * BLOCK * BLOCKS];
@@ -294,19 +298,22 @@ pub fn peak_flops(ctx: &crate::Context) -> f64 {
             rayon::broadcast(|_| {
                 let mut c = vec![0.0f32; rows * width];
                 for _ in 0..repeats {
-                    // SAFETY: the instruction set is available; lists and rows stay inside the buffers.
+                    // SAFETY: lists and rows stay inside the buffers.
                     unsafe {
-                        tiles[1][rows - 1](&ProductTile {
-                            list: list.as_ptr(),
-                            blocks: BLOCKS,
-                            a: a.as_ptr(),
-                            b: b.as_ptr(),
-                            c: c.as_mut_ptr(),
-                            rows: offsets.as_ptr(),
-                            accumulate: false,
-                            cols: width,
-                            cold: false,
-                        });
+                        tiles[1][rows - 1](
+                            simd,
+                            &ProductTile {
+                                list: list.as_ptr(),
+                                blocks: BLOCKS,
+                                a: a.as_ptr(),
+                                b: b.as_ptr(),
+                                c: c.as_mut_ptr(),
+                                rows: offsets.as_ptr(),
+                                accumulate: false,
+                                cols: width,
+                                cold: false,
+                            },
+                        );
                     }
                 }
                 std::hint::black_box(c)
@@ -316,5 +323,5 @@ pub fn peak_flops(ctx: &crate::Context) -> f64 {
         let flops = 2 * products * rows * width * BLOCK * BLOCKS * repeats * rayon::current_num_threads();
         flops as f64 / best
     }
-    crate::simd::dispatch!(ctx.isa(), S => run::<S>(ctx.bf16_products()))
+    crate::simd::dispatch!(ctx.vectors(), simd => run(simd, ctx.bf16_products()))
 }

@@ -52,7 +52,7 @@ impl<T> Copy for Shared<T> {}
 
 // SAFETY: a `Shared` is only an address; whoever dereferences it promises that tasks touch disjoint elements.
 unsafe impl<T: Send> Send for Shared<T> {}
-// SAFETY: as above.
+// SAFETY: it gives no access by itself; tasks that dereference it touch disjoint elements.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {

@@ -2,11 +2,15 @@
 
 mod common;
 
-use common::{activations, block, contexts, error, parameters, round_bf16, slices, values, wide};
+use common::{
+    activations, all_bits, block, block_mixed, contexts, error, parameters, round_bf16, slices, values, wide,
+};
 use swav_kernels::net::{
     Backward, BatchNorm1d, Block, BlockKind, GlobalAvgPool, Linear, RunningStats, Stem, Unit,
 };
-use swav_kernels::{Activations, Checkpointing, Context, ConvSpec, Error, Options, Precision, reference};
+use swav_kernels::{
+    Activations, BatchStats, Checkpointing, Context, ConvSpec, Error, Options, Precision, reference,
+};
 
 const BLOCKS: [(BlockKind, usize, usize, usize, [usize; 3]); 9] = [
     (BlockKind::Basic, 16, 16, 1, [3, 8, 8]),
@@ -115,7 +119,8 @@ fn checkpointed_blocks_give_the_same_bits() {
     };
     let (off, on) = (run(Checkpointing::Off), run(Checkpointing::Blocks));
     assert!(on.0 < off.0);
-    assert_eq!((on.1, on.2), (off.1, off.2));
+    assert_eq!(on.1, off.1);
+    assert_eq!(all_bits(&on.2), all_bits(&off.2));
 }
 
 #[test]
@@ -142,7 +147,8 @@ fn bits_do_not_depend_on_the_number_of_threads() {
                     },
                 )
                 .unwrap();
-            (out, stats, g, grads)
+            let of_stats = |s: &BatchStats| (all_bits(&[s.mean.clone(), s.var.clone()]), s.count);
+            (out, stats.iter().map(of_stats).collect::<Vec<_>>(), g, all_bits(&grads))
         })
     };
     let one = run(1);
@@ -152,58 +158,94 @@ fn bits_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn a_block_has_the_gradient_of_its_finite_differences() {
-    let unit = Block::new(BlockKind::Basic, 3, 4, 2);
-    let shape = [2, 5, 5, 3];
-    let x = values(150, 5);
-    let params = parameters(&unit, 6);
-    let weights = values(2 * 9 * 4, 7);
-    let ctx = Context::new(Options { exact: true, ..Options::default() }).unwrap();
-    let loss = |params: &[Vec<f32>], x: &[f32]| {
-        let input = activations(&ctx, shape, x);
-        let (out, saved) = unit.forward_train(&ctx, input, &slices(params)).unwrap();
-        saved.discard(&ctx);
-        out.words.iter().zip(&weights).map(|(o, w)| f64::from(o * w)).sum::<f64>()
-    };
-    let (out, saved) = unit.forward_train(&ctx, activations(&ctx, shape, &x), &slices(&params)).unwrap();
-    let mut grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
-    let grad = Activations::from_f32(out.shape, weights.clone()).unwrap();
-    let dx = unit
-        .backward(
-            &ctx,
-            Backward {
-                saved,
-                grad_output: grad,
-                params: &slices(&params),
-                grads: &mut grads,
-                want_grad_input: true,
-            },
-        )
-        .unwrap()
-        .unwrap();
-    // A step may cross a kink of a ReLU, so the median over coordinates is what counts.
-    let step = 2e-3;
-    let mut errors = Vec::new();
-    for (p, grad) in grads.iter().enumerate() {
-        for i in (0..grad.len()).step_by(3) {
-            let mut moved = params.clone();
-            moved[p][i] += step;
-            let up = loss(&moved, &x);
-            moved[p][i] -= 2.0 * step;
-            let slope = (up - loss(&moved, &x)) / (2.0 * f64::from(step));
-            errors.push((slope - f64::from(grad[i])).abs());
+    for (kind, c_in, stride) in [(BlockKind::Basic, 3, 2), (BlockKind::Bottleneck, 16, 1)] {
+        let unit = Block::new(kind, c_in, 4, stride);
+        let shape = [2, 5, 5, c_in];
+        let x = values(shape.iter().product(), 5);
+        let params = parameters(&unit, 6);
+        let out_shape = unit.output_shape(shape).unwrap();
+        let weights = values(out_shape.iter().product(), 7);
+        let ctx = Context::new(Options { exact: true, ..Options::default() }).unwrap();
+        let (out, saved) = unit.forward_train(&ctx, activations(&ctx, shape, &x), &slices(&params)).unwrap();
+        let mut grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
+        let args = Backward {
+            saved,
+            grad_output: Activations::from_f32(out.shape, weights.clone()).unwrap(),
+            params: &slices(&params),
+            grads: &mut grads,
+            want_grad_input: true,
+        };
+        let dx = unit.backward(&ctx, args).unwrap().unwrap();
+        // The loss in f64, where a step can be so small that it crosses no kink of a ReLU.
+        let loss = |params: &[Vec<f64>], x: &[f64]| {
+            let out = block(&unit, shape, x, params, &wide(&weights)).0;
+            out.iter().zip(&weights).map(|(o, w)| o * f64::from(*w)).sum::<f64>()
+        };
+        let (wide_x, wide_params) = (wide(&x), params.iter().map(|p| wide(p)).collect::<Vec<_>>());
+        let step = 1e-6;
+        let check = |what: &str, got: f32, up: f64, down: f64| {
+            let slope = (up - down) / (2.0 * step);
+            assert!((slope - f64::from(got)).abs() < 1e-4, "{what} of {unit:?}: {got} instead of {slope}");
+        };
+        for (p, spec) in unit.parameters().iter().enumerate() {
+            for i in 0..grads[p].len() {
+                let mut moved = wide_params.clone();
+                moved[p][i] += step;
+                let up = loss(&moved, &wide_x);
+                moved[p][i] -= 2.0 * step;
+                check(&spec.name, grads[p][i], up, loss(&moved, &wide_x));
+            }
+        }
+        for i in 0..x.len() {
+            let mut moved = wide_x.clone();
+            moved[i] += step;
+            let up = loss(&wide_params, &moved);
+            moved[i] -= 2.0 * step;
+            check("input", dx.words[i], up, loss(&wide_params, &moved));
         }
     }
-    for i in 0..x.len() {
-        let mut moved = x.clone();
-        moved[i] += step;
-        let up = loss(&params, &moved);
-        moved[i] -= 2.0 * step;
-        let slope = (up - loss(&params, &moved)) / (2.0 * f64::from(step));
-        errors.push((slope - f64::from(dx.words[i])).abs());
+}
+
+/// What is left when all roundings to bf16 are made in f64 as well: values that f32 puts on the other side of a rounding
+/// or of a ReLU.
+const MIXED_TOLERANCE: f64 = 1e-2;
+
+#[test]
+fn mixed_gradients_match_an_emulation_in_f64() {
+    for ctx in contexts(Options { precision: Precision::Mixed, ..Options::default() }) {
+        for (kind, c_in, planes, stride, [n, h, w]) in BLOCKS {
+            let unit = Block::new(kind, c_in, planes, stride);
+            let shape = [n, h, w, c_in];
+            let x: Vec<f32> = values(n * h * w * c_in, 1).iter().map(|v| v.max(0.0)).collect();
+            let params = parameters(&unit, 10);
+            let out_shape = unit.output_shape(shape).unwrap();
+            let (x, grad) = (round_bf16(&x), round_bf16(&values(out_shape.iter().product(), 2)));
+            let wide_params: Vec<Vec<f64>> = params.iter().map(|p| wide(p)).collect();
+            let (out, grad_in, grads) =
+                block_mixed(&ctx, &unit, shape, &wide(&x), &wide_params, &wide(&grad));
+            let (got, saved) =
+                unit.forward_train(&ctx, activations(&ctx, shape, &x), &slices(&params)).unwrap();
+            let what = format!("{unit:?} on {shape:?}, {:?}, exact {}", ctx.isa(), ctx.exact());
+            let close = |name: &str, got: &[f32], expected: &[f64]| {
+                let e = mean_error(got, expected);
+                assert!(e < MIXED_TOLERANCE, "{name} of {what}: {e}");
+            };
+            close("output", &got.to_f32(), &out);
+            let mut got_grads: Vec<Vec<f32>> = params.iter().map(|p| vec![0.0; p.len()]).collect();
+            let args = Backward {
+                saved,
+                grad_output: activations(&ctx, out_shape, &grad),
+                params: &slices(&params),
+                grads: &mut got_grads,
+                want_grad_input: true,
+            };
+            let dx = unit.backward(&ctx, args).unwrap().unwrap();
+            close("input gradient", &dx.to_f32(), &grad_in);
+            for ((got, expected), spec) in got_grads.iter().zip(&grads).zip(unit.parameters()) {
+                close(&spec.name, got, expected);
+            }
+        }
     }
-    errors.sort_by(f64::total_cmp);
-    assert!(errors[errors.len() / 2] < 2e-3, "median {}", errors[errors.len() / 2]);
-    assert!(errors[errors.len() * 9 / 10] < 2e-2, "ninth decile {}", errors[errors.len() * 9 / 10]);
 }
 
 fn check_stem(ctx: &Context, unit: &Stem, pool: bool, shape: [usize; 4]) {

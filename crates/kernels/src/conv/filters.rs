@@ -88,6 +88,18 @@ pub(super) struct Filters<'a> {
     pairs: bool,
 }
 
+/// A block of filters: [`BLOCK`] rows (twice as many where two share a word) of a number of columns.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FilterBlock {
+    pub tap: usize,
+    /// The first row: a channel that is summed over.
+    pub row: usize,
+    /// The first column: a channel of the result.
+    pub column: usize,
+    /// Columns, with padding.
+    pub width: usize,
+}
+
 impl<'a> Filters<'a> {
     /// Of weights `[c_out, taps, c_in]`.
     pub fn new(
@@ -141,16 +153,29 @@ impl<'a> Filters<'a> {
         if self.pairs { 2 * BLOCK } else { BLOCK }
     }
 
-    /// Writes one block of one tap as words of two bf16, for two successive rows each.
-    fn block_of_pairs<S: Simd>(&self, tap: usize, k0: usize, n0: usize, width: usize, dst: &mut [f32]) {
+    /// Writes a block: its rows, zero where there are no weights.
+    ///
+    /// # Panics
+    /// If `dst` has no room for it, or it begins outside the filters.
+    pub fn block<S: Simd>(&self, simd: S, block: FilterBlock, dst: &mut [f32]) {
+        assert!(block.tap < self.taps && dst.len() >= BLOCK * block.width, "a block of filters");
+        if self.pairs {
+            self.block_of_pairs(simd, block, dst);
+        } else {
+            self.block_of_singles(simd, block, dst);
+        }
+    }
+
+    /// Words of two bf16, for two successive rows each.
+    fn block_of_pairs<S: Simd>(&self, simd: S, block: FilterBlock, dst: &mut [f32]) {
+        let width = block.width;
         let half = BLOCK * width;
         // At most two registers of 16 lanes wide.
         let mut rows = [0.0f32; 2 * BLOCK * 2 * BLOCK];
-        let single = Filters { pairs: false, ..*self };
         for i in 0..2 {
-            let rows = &mut rows[i * half..][..half];
-            if k0 + i * BLOCK < self.depth() {
-                single.block::<S>(tap, k0 + i * BLOCK, n0, width, rows);
+            let (row, rows) = (block.row + i * BLOCK, &mut rows[i * half..][..half]);
+            if row < self.depth() {
+                self.block_of_singles(simd, FilterBlock { row, ..block }, rows);
             } else {
                 rows.fill(0.0);
             }
@@ -164,11 +189,11 @@ impl<'a> Filters<'a> {
         }
     }
 
-    /// Writes one block of one tap: 16 rows of `width` columns, zero where there are no weights. The instruction set must
-    /// be available.
-    pub fn block<S: Simd>(&self, tap: usize, k0: usize, n0: usize, width: usize, dst: &mut [f32]) {
+    /// f32 of [`BLOCK`] rows.
+    fn block_of_singles<S: Simd>(&self, simd: S, block: FilterBlock, dst: &mut [f32]) {
+        let FilterBlock { tap, row: k0, column: n0, width } = block;
         let (depth, cols) = (BLOCK.min(self.depth() - k0), width.min(self.channels() - n0));
-        assert!(dst.len() >= BLOCK * width, "room for a block");
+        let (dst, step) = (&mut dst[..BLOCK * width], self.taps * self.c_in);
         if depth < BLOCK || cols < width {
             dst.fill(0.0);
         }
@@ -178,9 +203,9 @@ impl<'a> Filters<'a> {
                 let whole = if depth == BLOCK { cols / SQUARE * SQUARE } else { 0 };
                 for (n, k) in (0..whole).step_by(SQUARE).flat_map(|n| [(n, 0), (n, SQUARE)]) {
                     let (from, to) = (row(n)[k..].as_ptr(), dst[k * width + n..].as_mut_ptr());
-                    // SAFETY: the rows that `row` gives for the square's columns lie `taps * c_in` apart, and the square
-                    // lies in the block.
-                    unsafe { S::transpose(from, self.taps * self.c_in, to, width) };
+                    // SAFETY: the square's columns are rows n to n + 7, all below `cols`, `step` apart in the weights, and
+                    // the square lies in the block.
+                    unsafe { simd.transpose(from, step, to, width) };
                 }
                 for n in whole..cols {
                     for (k, &w) in row(n).iter().enumerate() {
@@ -191,8 +216,8 @@ impl<'a> Filters<'a> {
             Direction::Backward => {
                 let row = |k: usize| &self.values[((k0 + k) * self.taps + tap) * self.c_in + n0..][..cols];
                 if depth == BLOCK && cols == width {
-                    // SAFETY: the instruction set is available; the rows that `row` gives lie `taps * c_in` apart.
-                    unsafe { S::run(CopyRows { from: row(0), step: self.taps * self.c_in, width, to: dst }) };
+                    // SAFETY: the rows that `row` gives lie `step` apart, and `dst` has room for all.
+                    unsafe { simd.run(CopyRows { from: row(0), step, width, to: dst }) };
                 } else {
                     (0..depth).for_each(|k| dst[k * width..][..cols].copy_from_slice(row(k)));
                 }
@@ -213,13 +238,13 @@ struct CopyRows<'a> {
 impl Job for CopyRows<'_> {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         for k in 0..BLOCK {
             for lane in (0..self.width).step_by(S::LANES) {
-                // SAFETY: the maker of the job promises that the rows are there.
+                // SAFETY: `block_of_singles` checks that there are 16 rows of `width`, at both ends.
                 unsafe {
-                    let value = S::load(self.from.as_ptr().add(k * self.step + lane));
-                    S::store(self.to.as_mut_ptr().add(k * self.width + lane), value);
+                    let value = simd.load(self.from.as_ptr().add(k * self.step + lane));
+                    simd.store(self.to.as_mut_ptr().add(k * self.width + lane), value);
                 }
             }
         }
@@ -227,7 +252,12 @@ impl Job for CopyRows<'_> {
 }
 
 /// Packed filters: `[panel][block][tap][16][width]`.
-pub(super) fn pack<'a, S: Simd>(ctx: &'a Context, filters: Filters<'_>, panels: Panels) -> Scratch<'a> {
+pub(super) fn pack<'a, S: Simd>(
+    simd: S,
+    ctx: &'a Context,
+    filters: Filters<'_>,
+    panels: Panels,
+) -> Scratch<'a> {
     let (blocks, taps) = (filters.blocks(), filters.taps);
     let mut packed = ctx.pool().scratch(blocks * taps * BLOCK * panels.total_width());
     let out = Shared::new(&mut packed);
@@ -238,12 +268,8 @@ pub(super) fn pack<'a, S: Simd>(ctx: &'a Context, filters: Filters<'_>, panels: 
             let at = j * panels.full() * blocks * taps * BLOCK + (block * taps + tap) * size;
             // SAFETY: the buffer holds every panel's blocks; each is written once.
             let dst = unsafe { std::slice::from_raw_parts_mut(out.get().add(at), size) };
-            let (k0, n0) = (block * filters.block_depth(), j * panels.full());
-            if filters.pairs {
-                filters.block_of_pairs::<S>(tap, k0, n0, width, dst);
-            } else {
-                filters.block::<S>(tap, k0, n0, width, dst);
-            }
+            let (row, column) = (block * filters.block_depth(), j * panels.full());
+            filters.block(simd, FilterBlock { tap, row, column, width }, dst);
         }
     });
     packed

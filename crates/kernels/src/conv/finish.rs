@@ -12,7 +12,7 @@ pub(super) trait Finish: Copy + Send + Sync {
     /// count.
     ///
     /// # Safety
-    /// The instruction set must be available and the element inside the output.
+    /// The element's lanes must lie in the output, and no other task may have them.
     unsafe fn vec<S: Simd, const PART: bool>(
         &self,
         v: S::V,
@@ -23,22 +23,27 @@ pub(super) trait Finish: Copy + Send + Sync {
     );
 
     /// Asks for what [`vec`](Self::vec) will touch at an element, which may lie outside the output.
-    ///
-    /// # Safety
-    /// The instruction set must be available.
-    unsafe fn prefetch<S: Simd>(&self, at: usize);
+    fn prefetch<S: Simd>(&self, simd: S, at: usize);
 }
 
+/// Writes `n` lanes.
+///
+/// # Safety
+/// `p` must be valid for them.
 #[inline(always)]
-unsafe fn put<S: Simd, T: Elem, const PART: bool>(p: *mut T, n: usize, v: S::V) {
-    // SAFETY: the caller's promise.
-    unsafe { if PART { T::store_part::<S>(p, n, v) } else { T::store::<S>(p, v) } }
+unsafe fn put<S: Simd, T: Elem, const PART: bool>(simd: S, p: *mut T, n: usize, v: S::V) {
+    // SAFETY: `p` is valid for `n` lanes, and those are all where `PART` is false.
+    unsafe { if PART { T::store_part(simd, p, n, v) } else { T::store(simd, p, v) } }
 }
 
+/// Reads `n` lanes.
+///
+/// # Safety
+/// `p` must be valid for them.
 #[inline(always)]
-unsafe fn get<S: Simd, T: Elem, const PART: bool>(p: *const T, n: usize) -> S::V {
-    // SAFETY: the caller's promise.
-    unsafe { if PART { T::load_part::<S>(p, n) } else { T::load::<S>(p) } }
+unsafe fn get<S: Simd, T: Elem, const PART: bool>(simd: S, p: *const T, n: usize) -> S::V {
+    // SAFETY: `p` is valid for `n` lanes, and those are all where `PART` is false.
+    unsafe { if PART { T::load_part(simd, p, n) } else { T::load(simd, p) } }
 }
 
 #[derive(Clone, Copy)]
@@ -52,18 +57,15 @@ impl<T: Elem> Finish for Store<T> {
         at: usize,
         _c: usize,
         n: usize,
-        _sums: &mut ChannelSums<S>,
+        sums: &mut ChannelSums<S>,
     ) {
-        // SAFETY: the caller's promise.
-        unsafe { put::<S, T, PART>(self.0.get().add(at), n, v) }
+        // SAFETY: the element's lanes lie in the output.
+        unsafe { put::<S, T, PART>(sums.simd, self.0.get().add(at), n, v) }
     }
 
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, at: usize) {
-        // SAFETY: the caller's promise; prefetching is valid for any address.
-        unsafe {
-            S::prefetch(self.0.get().wrapping_add(at).cast());
-        }
+    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+        simd.prefetch(self.0.get().wrapping_add(at).cast());
     }
 }
 
@@ -78,21 +80,19 @@ impl<T: Elem> Finish for Accumulate<T> {
         at: usize,
         _c: usize,
         n: usize,
-        _sums: &mut ChannelSums<S>,
+        sums: &mut ChannelSums<S>,
     ) {
-        // SAFETY: the caller's promise.
+        let simd = sums.simd;
+        // SAFETY: the element's lanes lie in the output.
         unsafe {
             let p = self.0.get().add(at);
-            put::<S, T, PART>(p, n, S::add(get::<S, T, PART>(p, n), v));
+            put::<S, T, PART>(simd, p, n, simd.add(get::<S, T, PART>(simd, p, n), v));
         }
     }
 
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, at: usize) {
-        // SAFETY: the caller's promise; prefetching is valid for any address.
-        unsafe {
-            S::prefetch(self.0.get().wrapping_add(at).cast());
-        }
+    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+        simd.prefetch(self.0.get().wrapping_add(at).cast());
     }
 }
 
@@ -109,21 +109,19 @@ impl<T: Elem> Finish for StoreAndSum<T> {
         n: usize,
         sums: &mut ChannelSums<S>,
     ) {
-        // SAFETY: the caller's promise.
+        let simd = sums.simd;
+        // SAFETY: the element's lanes lie in the output.
         unsafe {
-            put::<S, T, PART>(self.0.get().add(at), n, v);
-            let d = S::sub(v, sums.shift);
-            sums.first = S::add(sums.first, d);
-            sums.second = S::fma(d, d, sums.second);
+            put::<S, T, PART>(simd, self.0.get().add(at), n, v);
+            let d = simd.sub(v, sums.shift);
+            sums.first = simd.add(sums.first, d);
+            sums.second = simd.fma(d, d, sums.second);
         }
     }
 
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, at: usize) {
-        // SAFETY: the caller's promise; prefetching is valid for any address.
-        unsafe {
-            S::prefetch(self.0.get().wrapping_add(at).cast());
-        }
+    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+        simd.prefetch(self.0.get().wrapping_add(at).cast());
     }
 }
 
@@ -138,7 +136,7 @@ pub(super) struct MaskAndSum<T> {
 
 // SAFETY: the raw pointers are read-only views of slices that outlive the tasks.
 unsafe impl<T> Send for MaskAndSum<T> {}
-// SAFETY: as above.
+// SAFETY: tasks only read through the pointers.
 unsafe impl<T> Sync for MaskAndSum<T> {}
 
 impl<T: Elem> Finish for MaskAndSum<T> {
@@ -151,26 +149,24 @@ impl<T: Elem> Finish for MaskAndSum<T> {
         n: usize,
         sums: &mut ChannelSums<S>,
     ) {
-        // SAFETY: the caller's promise; `raw` has the output's shape, the other arrays one value a channel.
+        let simd = sums.simd;
+        // SAFETY: the element's lanes lie in the output; `raw` has the output's shape, the other arrays one value a channel.
         unsafe {
-            let raw = get::<S, T, PART>(self.raw.add(at), n);
-            let scale = get::<S, f32, PART>(self.scale.add(c), n);
-            let shift = get::<S, f32, PART>(self.shift.add(c), n);
-            let mean = get::<S, f32, PART>(self.mean.add(c), n);
-            let g = S::keep_positive(v, S::fma(raw, scale, shift));
-            put::<S, T, PART>(self.dst.get().add(at), n, g);
-            sums.first = S::add(sums.first, g);
-            sums.second = S::fma(g, S::sub(raw, mean), sums.second);
+            let raw = get::<S, T, PART>(simd, self.raw.add(at), n);
+            let scale = get::<S, f32, PART>(simd, self.scale.add(c), n);
+            let shift = get::<S, f32, PART>(simd, self.shift.add(c), n);
+            let mean = get::<S, f32, PART>(simd, self.mean.add(c), n);
+            let g = simd.keep_positive(v, simd.fma(raw, scale, shift));
+            put::<S, T, PART>(simd, self.dst.get().add(at), n, g);
+            sums.first = simd.add(sums.first, g);
+            sums.second = simd.fma(g, simd.sub(raw, mean), sums.second);
         }
     }
 
     #[inline(always)]
-    unsafe fn prefetch<S: Simd>(&self, at: usize) {
-        // SAFETY: the caller's promise; prefetching is valid for any address.
-        unsafe {
-            S::prefetch(self.dst.get().wrapping_add(at).cast());
-            S::prefetch(self.raw.wrapping_add(at).cast());
-        }
+    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+        simd.prefetch(self.dst.get().wrapping_add(at).cast());
+        simd.prefetch(self.raw.wrapping_add(at).cast());
     }
 }
 
@@ -209,6 +205,16 @@ pub(super) trait FinishVisitor {
 }
 
 impl Finisher<'_> {
+    /// Checks that what is read along with an output of this shape fits it.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn check(&self, output: [usize; 4]) {
+        if let Finisher::Backward(post) = self {
+            post.check(output);
+        }
+    }
+
     /// Whether batch norm's sums are gathered.
     pub fn sums(&self) -> bool {
         matches!(self, Finisher::Forward { stats: true } | Finisher::Backward(Post::ReluNorm { .. }))
@@ -276,17 +282,17 @@ impl Finisher<'_> {
     /// Finishes the rows of a product tile.
     ///
     /// # Safety
-    /// The instruction set must be available, the tile complete, and its rows and channels inside the output; no other task
+    /// The tile must be complete, and its rows and channels be inside the output; no other task
     /// may touch them, or the task's sums.
-    pub unsafe fn tile<S: Simd>(&self, output: OutputPtr, tile: ReadyTile<'_>) {
-        struct TileVisitor<'a, S>(ReadyTile<'a>, std::marker::PhantomData<S>);
+    pub unsafe fn tile<S: Simd>(&self, simd: S, output: OutputPtr, tile: ReadyTile<'_>) {
+        struct TileVisitor<'a, S>(ReadyTile<'a>, S);
         impl<S: Simd> FinishVisitor for TileVisitor<'_, S> {
             fn visit<F: Finish>(self, finish: F) {
-                // SAFETY: the promise of `tile`'s caller.
-                unsafe { S::run(FinishTile { finish, tile: self.0 }) }
+                // SAFETY: the tile is complete, and its part of the output this task's alone.
+                unsafe { self.1.run(FinishTile { finish, tile: self.0 }) }
             }
         }
-        self.visit(output, TileVisitor::<S>(tile, std::marker::PhantomData));
+        self.visit(output, TileVisitor(tile, simd));
     }
 }
 
@@ -296,24 +302,28 @@ struct FinishTile<'a, F> {
 }
 
 impl<F: Finish> FinishTile<'_, F> {
+    /// Finishes a vector of all rows.
+    ///
+    /// # Safety
+    /// As for [`Finisher::tile`]; the tile must have `n` channels from `lane` on.
     #[inline(always)]
-    unsafe fn column<S: Simd, const PART: bool>(&self, lane: usize, n: usize) {
+    unsafe fn column<S: Simd, const PART: bool>(&self, simd: S, lane: usize, n: usize) {
         let t = &self.tile;
         let c = t.c0 + lane;
-        // SAFETY: the promise of `Finisher::tile`'s caller.
+        // SAFETY: rows and lanes lie in the tile, and their elements in the output; `partial` has them as well.
         unsafe {
-            let mut sums = t.partials.load::<S>(t.part, c, n);
+            let mut sums = t.partials.load(simd, t.part, c, n);
             for (i, &at) in t.at.iter().enumerate() {
-                let mut v = S::load(t.values.add(i * t.stride + lane));
+                let mut v = simd.load(t.values.add(i * t.stride + lane));
                 if let Some((partial, rows)) = t.partial {
-                    v = S::add(v, get::<S, f32, PART>(partial.add(rows[i] + lane), n));
+                    v = simd.add(v, get::<S, f32, PART>(simd, partial.add(rows[i] + lane), n));
                 }
                 if t.begins && i == 0 {
                     sums.shift = v;
                 }
                 self.finish.vec::<S, PART>(v, at + c, c, n, &mut sums);
             }
-            t.partials.store::<S>(t.part, c, n, &sums);
+            t.partials.store(t.part, c, n, &sums);
         }
     }
 }
@@ -322,12 +332,16 @@ impl<F: Finish> Job for FinishTile<'_, F> {
     type Out = ();
 
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         for lane in (0..self.tile.cols).step_by(S::LANES) {
             let n = (self.tile.cols - lane).min(S::LANES);
-            // SAFETY: as for `column`.
+            // SAFETY: there are `n` channels from `lane` on.
             unsafe {
-                if n == S::LANES { self.column::<S, false>(lane, n) } else { self.column::<S, true>(lane, n) }
+                if n == S::LANES {
+                    self.column::<S, false>(simd, lane, n)
+                } else {
+                    self.column::<S, true>(simd, lane, n)
+                }
             }
         }
     }

@@ -123,7 +123,6 @@ pub(crate) fn forward(
 ) -> Option<BatchStats> {
     let input = src.shape();
     let describe = || spec.describe(input);
-    assert_eq!(out.shape, spec.output_shape(input), "shape of a convolution's output");
     let plan = Plan::choose(spec, input, Pass::Forward, src.precision(), ctx);
     let (direction, finisher) = (Direction::Forward, Finisher::Forward { stats });
     let product = Product { spec, input, direction, source: src, weights, finisher, plan };
@@ -145,8 +144,6 @@ pub(crate) fn backward_data(
 ) -> Option<GradSums> {
     let input = out.shape;
     let describe = || spec.describe(input);
-    assert_eq!(dy.shape(), spec.output_shape(input), "shape of the gradient of a convolution's output");
-    post.check(input);
     let plan = Plan::choose(spec, input, Pass::Data, dy.precision(), ctx);
     let (direction, finisher) = (Direction::Backward, Finisher::Backward(post));
     let product = Product { spec, input, direction, source: dy, weights, finisher, plan };
@@ -177,15 +174,30 @@ impl Product<'_> {
     /// Runs the pass by the algorithm that is planned. Returns the sums of each part of the work, and the values per channel
     /// behind each of them.
     fn run(&self, ctx: &Context, out: &mut Activations) -> (Partials, Vec<usize>) {
+        dispatch!(ctx.vectors(), simd => match self.plan.algorithm {
+            Algorithm::Winograd(_) => winograd::product::run(simd, ctx, self, out),
+            Algorithm::RgbRows => rgb::forward(simd, ctx, self, out),
+            Algorithm::Strassen(_) => strassen::run(simd, ctx, self, out),
+            Algorithm::Direct(_) => direct::product::run(simd, ctx, self, out),
+        })
+    }
+
+    /// Checks that shapes fit: what algorithms rest memory safety on. Each checks it before it begins.
+    ///
+    /// # Panics
+    /// If they do not.
+    fn check(&self, out: &Activations) {
+        let output = self.spec.output_shape(self.input);
+        let (read, written) = match self.direction {
+            Direction::Forward => (self.input, output),
+            Direction::Backward => (output, self.input),
+        };
         assert_eq!(self.weights.len(), self.spec.weight_len(), "weights of a convolution");
         assert_eq!(self.input[3], self.spec.c_in, "input channels of a convolution");
+        assert_eq!(self.source.shape(), read, "shape of what a convolution reads");
+        assert_eq!(out.shape, written, "shape of what a convolution writes");
         self.source.check();
-        dispatch!(ctx.isa(), S => match self.plan.algorithm {
-            Algorithm::Winograd(_) => winograd::product::run::<S>(ctx, self, out),
-            Algorithm::RgbRows => rgb::forward::<S>(ctx, self, out),
-            Algorithm::Strassen(_) => strassen::run::<S>(ctx, self, out),
-            Algorithm::Direct(_) => direct::product::run::<S>(ctx, self, out),
-        })
+        self.finisher.check(out.shape);
     }
 
     /// The weights as this pass sees them.
@@ -212,18 +224,27 @@ impl Product<'_> {
 impl Gradient<'_> {
     /// Runs the pass by the algorithm that is planned.
     fn run(&self, ctx: &Context, grad: &mut [f32]) {
+        dispatch!(ctx.vectors(), simd => match self.plan.algorithm {
+            Algorithm::Winograd(order) => winograd::gradient::run(simd, ctx, self, order, grad),
+            Algorithm::RgbRows => rgb::backward_weights(simd, ctx, self, grad),
+            // Strassen's step is for products of more depth than a weight pass has rows.
+            Algorithm::Strassen(_) | Algorithm::Direct(_) => direct::gradient::run(simd, ctx, self, grad),
+        })
+    }
+}
+
+impl Gradient<'_> {
+    /// Checks that shapes fit: what algorithms rest memory safety on. Each checks it before it begins.
+    ///
+    /// # Panics
+    /// If they do not.
+    fn check(&self, grad: &[f32]) {
         let input = self.x.shape();
         assert_eq!(grad.len(), self.spec.weight_len(), "weights' gradient of a convolution");
         assert_eq!(input[3], self.spec.c_in, "input channels of a convolution");
         assert_eq!(self.dy.shape(), self.spec.output_shape(input), "shape of an output's gradient");
         self.x.check();
         self.dy.check();
-        dispatch!(ctx.isa(), S => match self.plan.algorithm {
-            Algorithm::Winograd(order) => winograd::gradient::run::<S>(ctx, self, order, grad),
-            Algorithm::RgbRows => rgb::backward_weights::<S>(ctx, self, grad),
-            // Strassen's step is for products of more depth than a weight pass has rows.
-            Algorithm::Strassen(_) | Algorithm::Direct(_) => direct::gradient::run::<S>(ctx, self, grad),
-        })
     }
 }
 

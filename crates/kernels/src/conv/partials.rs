@@ -7,6 +7,8 @@ use crate::work::Shared;
 /// Running sums of one vector of channels.
 #[derive(Clone, Copy)]
 pub(super) struct ChannelSums<S: Simd> {
+    /// The instruction set whose vectors these are.
+    pub simd: S,
     /// Subtracted from values before they are summed, against cancellation.
     pub shift: S::V,
     /// Σ(v - shift), or Σg.
@@ -15,16 +17,24 @@ pub(super) struct ChannelSums<S: Simd> {
     pub second: S::V,
 }
 
-/// The sums of every task, to be merged in the tasks' order.
+impl<S: Simd> ChannelSums<S> {
+    /// Sums of nothing.
+    #[inline(always)]
+    pub fn new(simd: S) -> Self {
+        Self { simd, shift: simd.zero(), first: simd.zero(), second: simd.zero() }
+    }
+}
+
+/// The sums of every part of the work, to be merged in the parts' order.
 pub(super) struct Partials {
     channels: usize,
     data: Vec<f32>,
 }
 
 impl Partials {
-    /// Room for `tasks` sets of sums; none if they are not needed.
-    pub fn new(tasks: usize, channels: usize, needed: bool) -> Self {
-        Self { channels, data: vec![0.0; if needed { tasks * 3 * channels } else { 0 }] }
+    /// Room for the sums of some parts; none if they are not needed.
+    pub fn new(parts: usize, channels: usize, needed: bool) -> Self {
+        Self { channels, data: vec![0.0; if needed { parts * 3 * channels } else { 0 }] }
     }
 
     pub fn share(&mut self) -> PartialsPtr {
@@ -32,26 +42,26 @@ impl Partials {
         PartialsPtr { channels: self.channels, data: Shared::new(&mut self.data), needed }
     }
 
-    fn of(&self, task: usize) -> [&[f32]; 3] {
-        let set = &self.data[task * 3 * self.channels..][..3 * self.channels];
-        let (shift, rest) = set.split_at(self.channels);
+    fn of(&self, part: usize) -> [&[f32]; 3] {
+        let sums = &self.data[part * 3 * self.channels..][..3 * self.channels];
+        let (shift, rest) = sums.split_at(self.channels);
         let (first, second) = rest.split_at(self.channels);
         [shift, first, second]
     }
 
-    /// Mean and variance, by Chan's pairwise update in f64; `counts` are the values a channel of each task.
+    /// Mean and variance, by Chan's pairwise update in f64; `counts` are the values per channel of each part.
     pub fn batch_stats(&self, counts: &[usize]) -> BatchStats {
         let mut total = 0.0f64;
         let (mut mean, mut m2) = (vec![0.0f64; self.channels], vec![0.0f64; self.channels]);
-        for (task, &count) in counts.iter().enumerate() {
+        for (part, &count) in counts.iter().enumerate() {
             let n = count as f64;
-            let [shift, first, second] = self.of(task);
+            let [shift, first, second] = self.of(part);
             for c in 0..self.channels {
                 let d = f64::from(first[c]) / n;
-                let task_m2 = f64::from(second[c]) - d * d * n;
+                let part_m2 = f64::from(second[c]) - d * d * n;
                 let delta = f64::from(shift[c]) + d - mean[c];
                 mean[c] += delta * n / (total + n);
-                m2[c] += task_m2 + delta * delta * total * n / (total + n);
+                m2[c] += part_m2 + delta * delta * total * n / (total + n);
             }
             total += n;
         }
@@ -66,8 +76,8 @@ impl Partials {
     /// The gradient's sums.
     pub fn grad_sums(&self) -> GradSums {
         let mut sums = GradSums { grad: vec![0.0; self.channels], grad_centred: vec![0.0; self.channels] };
-        for task in 0..self.data.len() / (3 * self.channels) {
-            let [_, first, second] = self.of(task);
+        for part in 0..self.data.len() / (3 * self.channels) {
+            let [_, first, second] = self.of(part);
             for c in 0..self.channels {
                 sums.grad[c] += f64::from(first[c]);
                 sums.grad_centred[c] += f64::from(second[c]);
@@ -86,20 +96,20 @@ pub(super) struct PartialsPtr {
 }
 
 impl PartialsPtr {
-    /// The sums of a task for the channels from `c` on; without any if none are gathered.
+    /// The sums of a part of the work for the `n` channels from `c` on; without any if none are gathered.
     ///
     /// # Safety
-    /// `task` must be in range; the instruction set available; no other task may touch these channels.
+    /// Part and channels must be among those that there are, and no other task may touch them.
     #[inline(always)]
-    pub unsafe fn load<S: Simd>(&self, task: usize, c: usize, n: usize) -> ChannelSums<S> {
-        // SAFETY: the caller's promise.
+    pub unsafe fn load<S: Simd>(&self, simd: S, part: usize, c: usize, n: usize) -> ChannelSums<S> {
+        // SAFETY: there are three arrays of sums for each part, and `n` channels from `c` on.
         unsafe {
             if !self.needed {
-                return ChannelSums { shift: S::zero(), first: S::zero(), second: S::zero() };
+                return ChannelSums::new(simd);
             }
-            let p = self.data.get().add(task * 3 * self.channels + c);
-            let at = |i: usize| S::load_part(p.add(i * self.channels), n);
-            ChannelSums { shift: at(0), first: at(1), second: at(2) }
+            let p = self.data.get().add(part * 3 * self.channels + c);
+            let at = |i: usize| simd.load_part(p.add(i * self.channels), n);
+            ChannelSums { simd, shift: at(0), first: at(1), second: at(2) }
         }
     }
 
@@ -108,14 +118,15 @@ impl PartialsPtr {
     /// # Safety
     /// As for [`PartialsPtr::load`].
     #[inline(always)]
-    pub unsafe fn store<S: Simd>(&self, task: usize, c: usize, n: usize, sums: &ChannelSums<S>) {
-        // SAFETY: the caller's promise.
+    pub unsafe fn store<S: Simd>(&self, part: usize, c: usize, n: usize, sums: &ChannelSums<S>) {
+        let simd = sums.simd;
+        // SAFETY: there are three arrays of sums for each part, and `n` channels from `c` on.
         unsafe {
             if self.needed {
-                let p = self.data.get().add(task * 3 * self.channels + c);
-                S::store_part(p, n, sums.shift);
-                S::store_part(p.add(self.channels), n, sums.first);
-                S::store_part(p.add(2 * self.channels), n, sums.second);
+                let p = self.data.get().add(part * 3 * self.channels + c);
+                simd.store_part(p, n, sums.shift);
+                simd.store_part(p.add(self.channels), n, sums.first);
+                simd.store_part(p.add(2 * self.channels), n, sums.second);
             }
         }
     }

@@ -97,7 +97,7 @@ impl Plan {
     /// if all of it is.
     pub fn choose(spec: &ConvSpec, input: [usize; 4], pass: Pass, stored: Precision, ctx: &Context) -> Self {
         let machine = Machine {
-            registers: Registers::of(ctx.isa()),
+            registers: Registers::of(ctx.vectors()),
             exact: ctx.exact(),
             bf16: ctx.bf16_products() && stored == Precision::Mixed,
         };

@@ -7,7 +7,7 @@ use super::{
 use crate::context::Checkpointing;
 use crate::conv::{self, ConvSpec, Post, Source};
 use crate::norm::{Affine, BatchStats, GradAffine};
-use crate::pointwise::{self, Shortcut};
+use crate::pointwise::{self, Normed, Shortcut};
 use crate::{Activations, Context, Error};
 
 /// The two residual blocks of He et al., "Deep residual learning for image recognition" (2016), the second
@@ -224,15 +224,8 @@ impl Unit for Block {
         let mut grad = grad_output;
         let side_mean = self.downsample.map_or(&[][..], |_| &stats[last + 1].mean);
         let shortcut = self.shortcut(&input, &raw, &affines);
-        let (mut sums, side_sums) = pointwise::join_backward(
-            ctx,
-            &mut grad,
-            &raw[last],
-            &affines[last],
-            &stats[last].mean,
-            shortcut,
-            side_mean,
-        );
+        let main = Normed { raw: &raw[last], affine: &affines[last], mean: &stats[last].mean };
+        let (mut sums, side_sums) = pointwise::join_backward(ctx, &mut grad, main, shortcut, side_mean);
         // The shortcut's gradient, and then the input's: the masked gradient itself, or a new buffer.
         let mut side = None;
         if let (Some(_), Some(sums)) = (&self.downsample, &side_sums) {

@@ -8,7 +8,7 @@ use super::{
 use crate::activations::Precision;
 use crate::conv::{self, ConvSpec, Post, Source};
 use crate::norm::{Affine, GradAffine};
-use crate::pointwise::{self, Shortcut};
+use crate::pointwise::{self, Normed, Shortcut};
 use crate::pool;
 use crate::{Activations, Context, Error};
 
@@ -258,7 +258,11 @@ impl Unit for BatchNorm1d {
         let mut grad = grad_output;
         let sums = if self.relu {
             let affine = Affine::new(&stats.mean, &stats.var, params[0], params[1]);
-            pointwise::relu_norm_backward(ctx, &mut grad, &input, &affine, &stats.mean)
+            pointwise::relu_norm_backward(
+                ctx,
+                &mut grad,
+                Normed { raw: &input, affine: &affine, mean: &stats.mean },
+            )
         } else {
             pointwise::grad_sums(ctx, &mut grad, &input, &stats.mean)
         };

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::conv::{self, ConvSpec, Post, Source};
 use crate::norm::{Affine, GradAffine};
-use crate::pointwise::{self, Shortcut};
+use crate::pointwise::{self, Normed, Shortcut};
 use crate::pool;
 use crate::{Activations, Context, Error, Precision};
 
@@ -114,11 +114,16 @@ impl Unit for Stem {
         let mut grad = grad_output;
         let sums = if self.max_pool {
             let mut full = ctx.activations(raw.shape, ctx.precision());
-            let sums = pool::norm_relu_max_pool_backward(ctx, &grad, &raw, &affine, &stats.mean, &mut full);
+            let normed = Normed { raw: &raw, affine: &affine, mean: &stats.mean };
+            let sums = pool::norm_relu_max_pool_backward(ctx, &grad, normed, &mut full);
             ctx.recycle(std::mem::replace(&mut grad, full));
             sums
         } else {
-            pointwise::relu_norm_backward(ctx, &mut grad, &raw, &affine, &stats.mean)
+            pointwise::relu_norm_backward(
+                ctx,
+                &mut grad,
+                Normed { raw: &raw, affine: &affine, mean: &stats.mean },
+            )
         };
         let (d_gamma, d_beta) = pair_mut(grads, 1);
         let affine = GradAffine::new(ctx, &stats, &sums, params[1], d_gamma, d_beta)?;

@@ -6,35 +6,58 @@ use super::{Job, Simd};
 use crate::micro::{GradientTiles, ProductTileFn, grad_tile, pair_grad_tile, pair_tile_table, tile_table};
 
 /// AVX-512 F, BW, DQ and VL, with the instructions for bf16 or without. They round as the plain ones do, except that
-/// numbers below the normal f32 become 0.
-#[derive(Clone, Copy)]
-pub(crate) struct Avx512<const BF16: bool>;
+/// numbers below the normal f32 become 0. A value is the proof that the machine has them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512<const BF16: bool>(());
 
-/// Whether the machine has the instructions for bf16.
-pub(crate) fn has_bf16() -> bool {
-    is_x86_feature_detected!("avx512bf16")
+impl Avx512<false> {
+    /// If the machine has them.
+    pub fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && super::Avx2::detect().is_some();
+        has.then_some(Self(()))
+    }
+}
+
+impl Avx512<true> {
+    /// If the machine has them.
+    pub fn detect() -> Option<Self> {
+        Avx512::<false>::detect().filter(|_| is_x86_feature_detected!("avx512bf16")).map(|_| Self(()))
+    }
 }
 
 /// Runs a job without the instructions for bf16.
+///
+/// # Safety
+/// The job's pointers must be valid.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn run_plain<J: Job>(job: J) -> J::Out {
-    // SAFETY: the caller's promise.
-    unsafe { job.call::<Avx512<false>>() }
+unsafe fn run_plain<J: Job>(simd: Avx512<false>, job: J) -> J::Out {
+    // SAFETY: the job's pointers are valid.
+    unsafe { job.call(simd) }
 }
 
 /// Runs a job with the instructions for bf16.
+///
+/// # Safety
+/// The job's pointers must be valid.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn run_bf16<J: Job>(job: J) -> J::Out {
-    // SAFETY: the caller's promise.
-    unsafe { job.call::<Avx512<true>>() }
+unsafe fn run_bf16<J: Job>(simd: Avx512<true>, job: J) -> J::Out {
+    // SAFETY: the job's pointers are valid.
+    unsafe { job.call(simd) }
 }
 
 /// The bits of bf16, by the instruction.
+///
+/// # Safety
+/// The machine must have the instructions for bf16.
 #[inline(always)]
 unsafe fn narrow(v: __m512) -> __m256i {
-    // SAFETY: the caller has the instructions for bf16; both types are 256 bits of any value.
+    // SAFETY: the machine has the instructions for bf16; both types are 256 bits of any value.
     unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)) }
 }
 
@@ -44,9 +67,12 @@ fn mask(n: usize) -> __mmask16 {
 }
 
 /// Rounds to bfloat16 in the upper half of each lane; NaN becomes the quiet one.
+///
+/// # Safety
+/// The machine must have AVX-512 F.
 #[inline(always)]
 unsafe fn round(v: __m512) -> __m512i {
-    // SAFETY: the caller has AVX-512.
+    // SAFETY: the machine has AVX-512 F.
     unsafe {
         let bits = _mm512_castps_si512(v);
         let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
@@ -56,49 +82,51 @@ unsafe fn round(v: __m512) -> __m512i {
     }
 }
 
-// SAFETY of all blocks below: the trait's contract, which the caller keeps, is that of the intrinsics: the
-// features are there and the pointers are valid for the lanes that are touched.
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
+    type Base = Avx512<false>;
     const LANES: usize = 16;
-    const TILES: [&'static [ProductTileFn]; 2] = [
-        &tile_table!(Avx512<false>, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-        &tile_table!(Avx512<false>, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+    const TILES: [&'static [ProductTileFn<Self>]; 2] = [
+        &tile_table!(Self, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        &tile_table!(Self, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
     ];
-    const PAIR_TILES: Option<[&'static [ProductTileFn]; 2]> = if BF16 {
+    const PAIR_TILES: Option<[&'static [ProductTileFn<Self>]; 2]> = if BF16 {
         Some([
-            &pair_tile_table!(Avx512<true>, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
-            &pair_tile_table!(Avx512<true>, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            &pair_tile_table!(Self, 1; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+            &pair_tile_table!(Self, 2; 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         ])
     } else {
         None
     };
-    const PAIR_GRAD_TILES: Option<&'static [GradientTiles]> = if BF16 {
-        const TILES: GradientTiles = GradientTiles {
-            rows: 8,
-            kernels: [pair_grad_tile::<Avx512<true>, 8, 1>, pair_grad_tile::<Avx512<true>, 8, 2>],
-        };
-        Some(&[TILES, TILES])
+    const PAIR_GRAD_TILES: Option<&'static [GradientTiles<Self>]> = if BF16 {
+        Some(
+            &[GradientTiles {
+                rows: 8,
+                kernels: [pair_grad_tile::<Self, 8, 1>, pair_grad_tile::<Self, 8, 2>],
+            }; 2],
+        )
     } else {
         None
     };
-    const GRAD_TILES: &'static [GradientTiles] = {
-        const TILES: GradientTiles = GradientTiles {
-            rows: 8,
-            kernels: [grad_tile::<Avx512<false>, 8, 1>, grad_tile::<Avx512<false>, 8, 2>],
-        };
-        &[TILES, TILES]
-    };
+    const GRAD_TILES: &'static [GradientTiles<Self>] =
+        &[GradientTiles { rows: 8, kernels: [grad_tile::<Self, 8, 1>, grad_tile::<Self, 8, 2>] }; 2];
     const GRAD_COLS: usize = 32;
 
     #[inline(always)]
-    unsafe fn run<J: Job>(job: J) -> J::Out {
-        // SAFETY: see above.
-        unsafe { if BF16 { run_bf16(job) } else { run_plain(job) } }
+    fn base(self) -> Avx512<false> {
+        Avx512(())
     }
     #[inline(always)]
-    unsafe fn dot_pairs(a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: see above; the vectors have the same size, and any bits are valid in both types.
+    unsafe fn run<J: Job>(self, job: J) -> J::Out {
+        // SAFETY: `self` exists only where the instructions do; the job's pointers are valid.
+        unsafe { if BF16 { run_bf16(Avx512(()), job) } else { run_plain(Avx512(()), job) } }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        if !BF16 {
+            return c;
+        }
+        // SAFETY: `self` exists only where the instructions do; the vectors have the same size, and any bits are valid in both types.
         unsafe {
             _mm512_dpbf16_ps(
                 c,
@@ -108,8 +136,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn pair(low: __m512, high: __m512) -> __m512 {
-        // SAFETY: see above.
+    fn pair(self, low: __m512, high: __m512) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do.
         unsafe {
             if BF16 {
                 let low = _mm512_cvtepu16_epi32(narrow(low));
@@ -122,46 +150,46 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn transpose(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
-        // SAFETY: the caller's promise.
+    unsafe fn transpose(self, from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: `self` exists only where the instructions do, and the pointers are valid for a square.
         unsafe { super::avx2::transpose(from, from_stride, to, to_stride) }
     }
     #[inline(always)]
-    unsafe fn splat(x: f32) -> __m512 {
-        // SAFETY: see above.
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do.
         unsafe { _mm512_set1_ps(x) }
     }
     #[inline(always)]
-    unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: see above.
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do, and the pointer is valid for the lanes.
         unsafe { _mm512_loadu_ps(p) }
     }
     #[inline(always)]
-    unsafe fn store(p: *mut f32, v: __m512) {
-        // SAFETY: see above.
+    unsafe fn store(self, p: *mut f32, v: __m512) {
+        // SAFETY: `self` exists only where the instructions do, and the pointer is valid for the lanes.
         unsafe { _mm512_storeu_ps(p, v) }
     }
     #[inline(always)]
-    unsafe fn load_part(p: *const f32, n: usize) -> __m512 {
-        // SAFETY: see above; masked lanes are not touched.
+    unsafe fn load_part(self, p: *const f32, n: usize) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do, and the pointer is valid for the lanes; masked lanes are not touched.
         unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
     }
     #[inline(always)]
-    unsafe fn store_part(p: *mut f32, n: usize, v: __m512) {
-        // SAFETY: see above; masked lanes are not touched.
+    unsafe fn store_part(self, p: *mut f32, n: usize, v: __m512) {
+        // SAFETY: `self` exists only where the instructions do, and the pointer is valid for the lanes; masked lanes are not touched.
         unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
     }
     #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> __m512 {
-        // SAFETY: see above.
+    unsafe fn load_bf16(self, p: *const u16) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do, and the pointer is valid for the lanes.
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
         }
     }
     #[inline(always)]
-    unsafe fn store_bf16(p: *mut u16, v: __m512) {
-        // SAFETY: see above.
+    unsafe fn store_bf16(self, p: *mut u16, v: __m512) {
+        // SAFETY: `self` exists only where the instructions do, and the pointer is valid for the lanes.
         unsafe {
             let bits =
                 if BF16 { narrow(v) } else { _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round(v))) };
@@ -169,47 +197,47 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see above.
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do.
         unsafe { _mm512_add_ps(a, b) }
     }
     #[inline(always)]
-    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see above.
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do.
         unsafe { _mm512_sub_ps(a, b) }
     }
     #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see above.
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do.
         unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
-    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-        // SAFETY: see above.
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do.
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    unsafe fn relu(v: __m512) -> __m512 {
-        // SAFETY: see above. The second operand is returned where either is NaN.
+    fn relu(self, v: __m512) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do. The second operand is returned where either is NaN.
         unsafe { _mm512_max_ps(_mm512_setzero_ps(), v) }
     }
     #[inline(always)]
-    unsafe fn max(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see above.
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do.
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
-    unsafe fn keep_positive(v: __m512, by: __m512) -> __m512 {
-        // SAFETY: see above.
+    fn keep_positive(self, v: __m512, by: __m512) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do.
         unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(by, _mm512_setzero_ps()), v) }
     }
     #[inline(always)]
-    unsafe fn keep_equal(v: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: see above.
+    fn keep_equal(self, v: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do.
         unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b), v) }
     }
     #[inline(always)]
-    unsafe fn prefetch(p: *const f32) {
+    fn prefetch(self, p: *const f32) {
         // SAFETY: prefetching is valid for any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }

@@ -30,9 +30,13 @@ struct TapColumnsJob<'a, L> {
 
 impl<L: Load> TapColumnsJob<'_, L> {
     /// Copies a block of the source pixels of `count` outputs in a row.
+    ///
+    /// # Safety
+    /// The pixels must exist, and `dst` be valid for a block of each.
     #[inline(always)]
     unsafe fn pixels<S: Simd, const PART: bool>(
         &self,
+        simd: S,
         sources: &Sources,
         count: usize,
         block: usize,
@@ -40,11 +44,11 @@ impl<L: Load> TapColumnsJob<'_, L> {
     ) {
         let (ch, step) = (block * BLOCK, sources.column);
         let valid = self.columns.shape[3] - ch;
-        // SAFETY: `fill_columns`'s caller promises that the pixels exist and `dst` holds their columns.
+        // SAFETY: the pixels exist, and `dst` is valid for their columns.
         unsafe {
-            let affine = block_coefficients::<S, L, PART>(self.load, ch, valid);
+            let affine = block_coefficients::<S, L, PART>(simd, self.load, ch, valid);
             let pixels = Pixels { at: sources.element() + ch, step, count, ahead: TOGETHER * step };
-            copy_pixels::<S, L, PART>(self.load, &affine, pixels, valid, dst);
+            copy_pixels::<S, L, PART>(simd, self.load, &affine, pixels, valid, dst);
         }
     }
 }
@@ -53,9 +57,9 @@ impl<L: Load> TapColumnsJob<'_, L> {
     /// Copies the pixels that a strided 1×1 convolution reads, block by block.
     ///
     /// # Safety
-    /// As for [`fill_columns`], with a kernel of 1×1 without padding and words of f32.
+    /// Pixels and blocks must exist and `dst` be valid for them; the kernel must be 1×1 without padding, and words be f32.
     #[inline(always)]
-    unsafe fn strided_pixels<S: Simd>(&self) {
+    unsafe fn strided_pixels<S: Simd>(&self, simd: S) {
         let TapColumns { spec, shape, pixels, blocks, dst, .. } = self.columns;
         let (c, n) = (shape[3], pixels.1 - pixels.0);
         let mut sources = Sources::new(spec, shape, pixels.0);
@@ -67,9 +71,9 @@ impl<L: Load> TapColumnsJob<'_, L> {
                 unsafe {
                     let dst = dst.add(((block - blocks.0) * n + pixel - pixels.0) * BLOCK);
                     if c - block * BLOCK >= BLOCK {
-                        self.pixels::<S, false>(&sources, count, block, dst);
+                        self.pixels::<S, false>(simd, &sources, count, block, dst);
                     } else {
-                        self.pixels::<S, true>(&sources, count, block, dst);
+                        self.pixels::<S, true>(simd, &sources, count, block, dst);
                     }
                 }
             }
@@ -81,9 +85,9 @@ impl<L: Load> TapColumnsJob<'_, L> {
     /// The same as words of two bf16.
     ///
     /// # Safety
-    /// As for [`fill_columns`], with a kernel of 1×1 without padding.
+    /// Pixels and blocks must exist and `dst` be valid for them; the kernel must be 1×1 without padding.
     #[inline(always)]
-    unsafe fn strided_pairs<S: Simd>(&self) {
+    unsafe fn strided_pairs<S: Simd>(&self, simd: S) {
         let TapColumns { spec, shape, pixels, blocks, words, dst } = self.columns;
         let (c, n) = (shape[3], words.images(pixels.1 - pixels.0));
         let step = if words == Words::Images { 2 } else { 1 };
@@ -99,10 +103,10 @@ impl<L: Load> TapColumnsJob<'_, L> {
                 // SAFETY: `from` and `other` are pixels of the source, and `dst` holds all blocks of all positions.
                 unsafe {
                     if words == Words::Channels {
-                        copy_block_pairs::<S, L>(self.load, at, ch, c - ch, dst);
+                        copy_block_pairs::<S, L>(simd, self.load, at, ch, c - ch, dst);
                     } else {
                         let other = other.map(|other| other + ch);
-                        copy_two_pixels::<S, L>(self.load, (at, other), ch, c - ch, dst);
+                        copy_two_pixels::<S, L>(simd, self.load, (at, other), ch, c - ch, dst);
                     }
                 }
                 block_dst = block_dst.wrapping_add(n * BLOCK);
@@ -116,7 +120,7 @@ impl<L: Load> TapColumnsJob<'_, L> {
     /// # Safety
     /// The pixel must exist, and `line` have room for all taps and a block more.
     #[inline(always)]
-    unsafe fn line<S: Simd>(&self, pixel: usize, line: *mut f32) {
+    unsafe fn line<S: Simd>(&self, simd: S, pixel: usize, line: *mut f32) {
         let TapColumns { spec, shape: [_, h, w, c], .. } = self.columns;
         let [_, oh, ow, _] = spec.output_shape(self.columns.shape);
         let k = spec.kernel;
@@ -132,32 +136,32 @@ impl<L: Load> TapColumnsJob<'_, L> {
                 let y = (oy * spec.stride + ky).wrapping_sub(padding);
                 let at = line.add(ky * k * c);
                 if y >= h {
-                    copy_line::<S, L>(None, k * c, at);
+                    copy_line::<S, L>(simd, None, k * c, at);
                     continue;
                 }
-                copy_line::<S, L>(None, inside.0 * c, at);
+                copy_line::<S, L>(simd, None, inside.0 * c, at);
                 let source = ((image * h + y) * w + x0 + inside.0 - padding) * c;
                 if L::PLAIN {
                     let length = (inside.1 - inside.0) * c;
-                    copy_line::<S, L>(Some((self.load, source, 0)), length, at.add(inside.0 * c));
+                    copy_line::<S, L>(simd, Some((self.load, source, 0)), length, at.add(inside.0 * c));
                 } else {
                     for i in 0..inside.1 - inside.0 {
                         let at = at.add((inside.0 + i) * c);
-                        copy_line::<S, L>(Some((self.load, source + i * c, 0)), c, at);
+                        copy_line::<S, L>(simd, Some((self.load, source + i * c, 0)), c, at);
                     }
                 }
-                copy_line::<S, L>(None, (k - inside.1) * c, at.add(inside.1 * c));
+                copy_line::<S, L>(simd, None, (k - inside.1) * c, at.add(inside.1 * c));
             }
-            S::store(line.add(k * k * c), S::zero());
+            simd.store(line.add(k * k * c), simd.zero());
         }
     }
 
     /// Copies columns of several taps.
     ///
     /// # Safety
-    /// As for [`fill_columns`], with words of f32.
+    /// Pixels and blocks must exist and `dst` be valid for them; words must be f32.
     #[inline(always)]
-    unsafe fn lines<S: Simd>(&self) {
+    unsafe fn lines<S: Simd>(&self, simd: S) {
         let TapColumns { spec, shape, pixels, blocks, dst, .. } = self.columns;
         // Some pixels' columns, one after the other, before they are cut into blocks: several at once, so that they have
         // left the store buffer when they are read.
@@ -170,14 +174,14 @@ impl<L: Load> TapColumnsJob<'_, L> {
             // SAFETY: there are `AT_ONCE` lines of `length`; blocks are within a line, and `dst` holds them all.
             unsafe {
                 for pixel in first..last {
-                    self.line::<S>(pixel, lines.as_mut_ptr().add((pixel - first) * length));
+                    self.line(simd, pixel, lines.as_mut_ptr().add((pixel - first) * length));
                 }
                 for block in blocks.0..blocks.1 {
                     for pixel in first..last {
                         let line = lines.as_ptr().add((pixel - first) * length + block * BLOCK);
                         let dst = dst.add(((block - blocks.0) * n + pixel - pixels.0) * BLOCK);
                         for l in (0..BLOCK).step_by(S::LANES) {
-                            S::store(dst.add(l), S::load(line.add(l)));
+                            simd.store(dst.add(l), simd.load(line.add(l)));
                         }
                     }
                 }
@@ -190,16 +194,16 @@ impl<L: Load> Job for TapColumnsJob<'_, L> {
     type Out = ();
 
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let TapColumns { spec, words, .. } = self.columns;
-        // SAFETY: `fill_columns`'s caller promises that the pixels exist and `dst` holds their columns.
+        // SAFETY: the pixels exist, and `dst` is valid for their columns.
         unsafe {
             if spec.kernel != 1 || spec.padding != 0 {
-                self.lines::<S>();
+                self.lines(simd);
             } else if words == Words::Single {
-                self.strided_pixels::<S>();
+                self.strided_pixels(simd);
             } else {
-                self.strided_pairs::<S>();
+                self.strided_pairs(simd);
             }
         }
     }
@@ -272,21 +276,22 @@ impl Sources {
 /// vector more is overwritten with zeros.
 ///
 /// # Safety
-/// As for [`Load::vec`]; `dst` must be valid for a vector more than `length`.
+/// The values must lie in the feature map, and `dst` be valid for a vector more than `length`.
 #[inline(always)]
 pub(in crate::conv) unsafe fn copy_line<S: Simd, L: Load>(
+    simd: S,
     from: Option<(&L, usize, usize)>,
     length: usize,
     dst: *mut f32,
 ) {
     for i in (0..length).step_by(S::LANES) {
-        // SAFETY: the caller's promise.
+        // SAFETY: `length` values lie in the feature map; `dst` is valid for a whole vector at any of them.
         unsafe {
             let v = match from {
-                Some((load, at, c)) => load.vec::<S, true>(at + i, c + i, (length - i).min(S::LANES)),
-                None => S::zero(),
+                Some((load, at, c)) => load.vec::<S, true>(simd, at + i, c + i, (length - i).min(S::LANES)),
+                None => simd.zero(),
             };
-            S::store(dst.add(i), v);
+            simd.store(dst.add(i), v);
         }
     }
 }
@@ -294,14 +299,14 @@ pub(in crate::conv) unsafe fn copy_line<S: Simd, L: Load>(
 /// Writes columns as `[block of 16][pixel][16]`.
 ///
 /// # Safety
-/// The instruction set must be available, the pixels inside the output, and `dst` valid for all blocks.
-pub(super) unsafe fn fill_columns<S: Simd>(source: &Source<'_>, columns: TapColumns<'_>) {
-    struct ColumnsVisitor<'a, S>(TapColumns<'a>, std::marker::PhantomData<S>);
+/// the pixels inside the output, and `dst` valid for all blocks.
+pub(super) unsafe fn fill_columns<S: Simd>(simd: S, source: &Source<'_>, columns: TapColumns<'_>) {
+    struct ColumnsVisitor<'a, S>(TapColumns<'a>, S);
     impl<S: Simd> LoadVisitor for ColumnsVisitor<'_, S> {
         fn visit<L: Load>(self, load: L) {
-            // SAFETY: `fill_columns`'s caller's promise.
-            unsafe { S::run(TapColumnsJob { load: &load, columns: self.0 }) }
+            // SAFETY: the pixels exist, and `dst` is valid for their columns.
+            unsafe { self.1.run(TapColumnsJob { load: &load, columns: self.0 }) }
         }
     }
-    source.visit(ColumnsVisitor::<S>(columns, std::marker::PhantomData));
+    source.visit(ColumnsVisitor(columns, simd));
 }

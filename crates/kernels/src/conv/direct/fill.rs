@@ -74,16 +74,18 @@ impl Reader<'_> {
     /// Copies a part of the source.
     ///
     /// # Safety
-    /// As for [`fill`], and for columns the same: their pixels are the images.
-    pub unsafe fn fill<S: Simd>(&self, what: Fill<'_>) {
-        // SAFETY: the caller's promise.
+    /// Images, rows and blocks must lie in the source, and `dst` be valid for all of them; for columns, images are their
+    /// pixels.
+    pub unsafe fn fill<S: Simd>(&self, simd: S, what: Fill<'_>) {
+        // SAFETY: images, rows and blocks lie in the source, and `dst` is valid for them.
         unsafe {
             match *self {
-                Reader::Pixels(source) => fill::<S>(&source, what),
+                Reader::Pixels(source) => fill(simd, &source, what),
                 Reader::Columns(source, spec) => {
                     let Fill { images, blocks, words, dst, .. } = what;
                     let shape = source.shape();
-                    fill_columns::<S>(
+                    fill_columns(
+                        simd,
                         &source,
                         TapColumns { spec, shape, pixels: images, blocks, words, dst },
                     );
@@ -101,8 +103,17 @@ struct FillPixels<'a, L> {
 impl<L: Load> FillPixels<'_, L> {
     /// Copies a block of a row of `count` images from `first` on. The loops inside take few steps, so what they can share is
     /// computed before them.
+    ///
+    /// # Safety
+    /// Row, block and images must lie in the source.
     #[inline(always)]
-    unsafe fn row<S: Simd, const PART: bool>(&self, y: usize, block: usize, (first, count): (usize, usize)) {
+    unsafe fn row<S: Simd, const PART: bool>(
+        &self,
+        simd: S,
+        y: usize,
+        block: usize,
+        (first, count): (usize, usize),
+    ) {
         let r = &self.fill;
         let [h, w, c] = r.geometry.src;
         let (ch, valid, image_len) = (block * BLOCK, c - block * BLOCK, h * w * c);
@@ -111,15 +122,15 @@ impl<L: Load> FillPixels<'_, L> {
         let row = (block - r.blocks.0) * r.block_stride()
             + ((y - r.rows.0) * r.geometry.columns() * n + first) * BLOCK;
         let element = ((r.images.0 + first) * h + y) * w * c + ch;
-        // SAFETY: `fill`'s caller promises that images, rows and blocks lie in the source and `dst` holds them.
+        // SAFETY: image, row and block lie in the source, and `dst` is valid for them.
         unsafe {
-            let affine = block_coefficients::<S, L, PART>(self.load, ch, valid);
+            let affine = block_coefficients::<S, L, PART>(simd, self.load, ch, valid);
             for remainder in 0..remainders {
                 let mut at = element + remainder * c;
                 let mut dst = r.dst.add(row + r.geometry.column(remainder) * n * BLOCK);
                 for _ in (remainder..w).step_by(remainders) {
                     let images = Pixels { at, step: image_len, count, ahead };
-                    copy_pixels::<S, L, PART>(self.load, &affine, images, valid, dst);
+                    copy_pixels::<S, L, PART>(simd, self.load, &affine, images, valid, dst);
                     (at, dst) = (at + remainders * c, dst.wrapping_add(n * BLOCK));
                 }
             }
@@ -127,30 +138,33 @@ impl<L: Load> FillPixels<'_, L> {
     }
 
     /// Copies a row of all images as words of two bf16.
+    ///
+    /// # Safety
+    /// The row must lie in the source.
     #[inline(always)]
-    unsafe fn row_of_pairs<S: Simd>(&self, y: usize) {
+    unsafe fn row_of_pairs<S: Simd>(&self, simd: S, y: usize) {
         let r = &self.fill;
         let [h, w, c] = r.geometry.src;
         let (n, step) =
             (r.words.images(r.images.1 - r.images.0), if r.words == Words::Images { 2 } else { 1 });
         let image_len = h * w * c;
-        // SAFETY: as for `row`.
+        // SAFETY: images, row and blocks lie in the source, and `dst` is valid for them.
         unsafe {
             for x in 0..w {
                 let column = (y - r.rows.0) * r.geometry.columns() + r.geometry.column(x);
                 for (position, image) in (r.images.0..r.images.1).step_by(step).enumerate() {
                     let at = ((image * h + y) * w + x) * c;
                     for line in 0..r.blocks.1 - r.blocks.0 {
-                        self.load.prefetch::<S>(at + AHEAD * c + (r.blocks.0 + line) * BLOCK);
+                        self.load.prefetch(simd, at + AHEAD * c + (r.blocks.0 + line) * BLOCK);
                     }
                     let mut dst = r.dst.add((column * n + position) * BLOCK);
                     for block in r.blocks.0..r.blocks.1 {
                         let ch = block * r.words.block();
                         if r.words == Words::Channels {
-                            copy_block_pairs::<S, L>(self.load, at + ch, ch, c - ch, dst);
+                            copy_block_pairs::<S, L>(simd, self.load, at + ch, ch, c - ch, dst);
                         } else {
                             let other = (image + 1 < r.images.1).then_some(at + ch + image_len);
-                            copy_two_pixels::<S, L>(self.load, (at + ch, other), ch, c - ch, dst);
+                            copy_two_pixels::<S, L>(simd, self.load, (at + ch, other), ch, c - ch, dst);
                         }
                         dst = dst.add(r.block_stride());
                     }
@@ -164,13 +178,13 @@ impl<L: Load> Job for FillPixels<'_, L> {
     type Out = ();
 
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let r = &self.fill;
-        // SAFETY: as for `row`.
+        // SAFETY: images, rows and blocks lie in the source, and `dst` is valid for them.
         unsafe {
             if r.words != Words::Single {
                 for y in r.rows.0..r.rows.1 {
-                    self.row_of_pairs::<S>(y);
+                    self.row_of_pairs(simd, y);
                 }
                 return;
             }
@@ -181,9 +195,9 @@ impl<L: Load> Job for FillPixels<'_, L> {
                 for y in r.rows.0..r.rows.1 {
                     for block in r.blocks.0..r.blocks.1 {
                         if r.geometry.src[2] - block * BLOCK >= BLOCK {
-                            self.row::<S, false>(y, block, images);
+                            self.row::<S, false>(simd, y, block, images);
                         } else {
-                            self.row::<S, true>(y, block, images);
+                            self.row::<S, true>(simd, y, block, images);
                         }
                     }
                 }
@@ -195,14 +209,14 @@ impl<L: Load> Job for FillPixels<'_, L> {
 /// Copies a part of a source whose shape is the geometry's.
 ///
 /// # Safety
-/// The instruction set must be available, images, rows and blocks inside the source, and `dst` valid for all of them.
-pub(in crate::conv) unsafe fn fill<S: Simd>(source: &Source<'_>, what: Fill<'_>) {
-    struct FillVisitor<'a, S>(Fill<'a>, std::marker::PhantomData<S>);
+/// images, rows and blocks inside the source, and `dst` valid for all of them.
+pub(in crate::conv) unsafe fn fill<S: Simd>(simd: S, source: &Source<'_>, what: Fill<'_>) {
+    struct FillVisitor<'a, S>(Fill<'a>, S);
     impl<S: Simd> LoadVisitor for FillVisitor<'_, S> {
         fn visit<L: Load>(self, load: L) {
-            // SAFETY: `fill`'s caller's promise.
-            unsafe { S::run(FillPixels { load: &load, fill: self.0 }) }
+            // SAFETY: images, rows and blocks lie in the source, and `dst` is valid for them.
+            unsafe { self.1.run(FillPixels { load: &load, fill: self.0 }) }
         }
     }
-    source.visit(FillVisitor::<S>(what, std::marker::PhantomData));
+    source.visit(FillVisitor(what, simd));
 }

@@ -18,7 +18,8 @@ use crate::work::{Shared, part, sweep, tasks, with_scratch};
 /// Tasks to aim for.
 const TASKS: usize = 16;
 
-struct DirectGradient<'a> {
+struct DirectGradient<'a, S> {
+    simd: S,
     x: Reader<'a>,
     dy: Source<'a>,
     /// Of the forward pass.
@@ -50,13 +51,15 @@ impl GradientParts {
 }
 
 /// Adds `Σ dy ⊗ x` to `grad`, whose layout is `[c_out][taps][c_in]`.
-pub(in crate::conv) fn run<S: Simd>(ctx: &Context, gradient: &Gradient<'_>, grad: &mut [f32]) {
+pub(in crate::conv) fn run<S: Simd>(simd: S, ctx: &Context, gradient: &Gradient<'_>, grad: &mut [f32]) {
+    gradient.check(grad);
     let (x, geometry) = gradient.spec.reader(gradient.x, gradient.plan.reading());
     let [dh, dw, co] = geometry.dst;
     let per_part = grad.len().max(1);
     let (partition, parts) = share_out(Registers::new::<S>(), &geometry, per_part);
     let dy_spec = ConvSpec { c_in: co, c_out: co, kernel: 1, stride: 1, padding: 0 };
     let pass = DirectGradient {
+        simd,
         x,
         dy: gradient.dy,
         geometry,
@@ -72,9 +75,10 @@ pub(in crate::conv) fn run<S: Simd>(ctx: &Context, gradient: &Gradient<'_>, grad
     };
     let mut partial = ctx.pool().scratch(if parts.pixels > 1 { parts.pixels * per_part } else { 0 });
     let out = if parts.pixels > 1 { Shared::new(&mut partial) } else { Shared::new(grad) };
-    sweep(parts.count(), |task| pass.task::<S>(task, out));
+    // SAFETY: each number is a task's, and comes once.
+    sweep(parts.count(), |task| unsafe { pass.task(task, out) });
     if parts.pixels > 1 {
-        add_parts::<S>(&partial, grad);
+        add_parts(simd, &partial, grad);
     }
 }
 
@@ -114,7 +118,7 @@ pub(in crate::conv) fn share_out(
 }
 
 /// `grad += Σ parts`, in order.
-pub(in crate::conv) fn add_parts<S: Simd>(parts: &[f32], grad: &mut [f32]) {
+pub(in crate::conv) fn add_parts<S: Simd>(simd: S, parts: &[f32], grad: &mut [f32]) {
     struct AddParts<'a> {
         parts: &'a [f32],
         len: usize,
@@ -124,18 +128,18 @@ pub(in crate::conv) fn add_parts<S: Simd>(parts: &[f32], grad: &mut [f32]) {
     impl Job for AddParts<'_> {
         type Out = ();
         #[inline(always)]
-        unsafe fn call<S: Simd>(self) {
+        unsafe fn call<S: Simd>(self, simd: S) {
             let mut i = self.range.start;
             while i < self.range.end {
                 let n = (self.range.end - i).min(S::LANES);
                 // SAFETY: i + n is within the range, which is within every part and the gradient.
                 unsafe {
                     let p = self.grad.get().add(i);
-                    let mut sum = S::zero();
+                    let mut sum = simd.zero();
                     for part in self.parts.chunks_exact(self.len) {
-                        sum = S::add(sum, S::load_part(part.as_ptr().add(i), n));
+                        sum = simd.add(sum, simd.load_part(part.as_ptr().add(i), n));
                     }
-                    S::store_part(p, n, S::add(S::load_part(p, n), sum));
+                    simd.store_part(p, n, simd.add(simd.load_part(p, n), sum));
                 }
                 i += n;
             }
@@ -146,8 +150,8 @@ pub(in crate::conv) fn add_parts<S: Simd>(parts: &[f32], grad: &mut [f32]) {
     let grad = Shared::new(grad);
     tasks(n_tasks, |task| {
         let range = part(len, n_tasks, task);
-        // SAFETY: the instruction set is available; tasks have disjoint ranges.
-        unsafe { S::run(AddParts { parts, len, range, grad }) }
+        // SAFETY: tasks have disjoint ranges.
+        unsafe { simd.run(AddParts { parts, len, range, grad }) }
     });
 }
 
@@ -190,7 +194,7 @@ struct TaskWeights {
 }
 
 /// Copies of both operands, `[block][row][column][image][16]`.
-struct Copies<'a> {
+struct Copies<'a, S> {
     images: Range<usize>,
     rows: Range<usize>,
     source_rows: Range<usize>,
@@ -199,13 +203,17 @@ struct Copies<'a> {
     /// f32 from one block to the next.
     y_stride: usize,
     x_stride: usize,
-    tiles: &'a [GradientTiles],
+    tiles: &'a [GradientTiles<S>],
 }
 
-impl DirectGradient<'_> {
-    fn task<S: Simd>(&self, task: usize, out: Shared<f32>) {
+impl<S: Simd> DirectGradient<'_, S> {
+    /// Runs a task.
+    ///
+    /// # Safety
+    /// It must be one of the pass's tasks, and run by one thread only.
+    unsafe fn task(&self, task: usize, out: Shared<f32>) {
         let g = &self.geometry;
-        let weights = self.weights::<S>(task, out);
+        let weights = self.weights(task, out);
         if self.parts.pixels > 1 {
             self.clear(&weights);
         }
@@ -225,9 +233,9 @@ impl DirectGradient<'_> {
                 // SAFETY: scratch memory has room for the blocks of the task's channels in these images and rows, and
                 // products read what was copied.
                 unsafe {
-                    self.copy::<S>(&weights, &copies);
+                    self.copy(&weights, &copies);
                     for tap in 0..g.kernel * g.kernel {
-                        self.add_products::<S>(&weights, &copies, tap);
+                        self.add_products(&weights, &copies, tap);
                     }
                 }
             });
@@ -235,7 +243,7 @@ impl DirectGradient<'_> {
     }
 
     /// What a task has.
-    fn weights<S: Simd>(&self, task: usize, out: Shared<f32>) -> TaskWeights {
+    fn weights(&self, task: usize, out: Shared<f32>) -> TaskWeights {
         let g = &self.geometry;
         let (c_in, c_out) = (g.src[2], g.dst[2]);
         let GradientParts { columns: column_parts, rows: row_parts, .. } = self.parts;
@@ -271,8 +279,8 @@ impl DirectGradient<'_> {
     /// Copies both operands.
     ///
     /// # Safety
-    /// The instruction set must be available, and the copies have room.
-    unsafe fn copy<S: Simd>(&self, weights: &TaskWeights, copies: &Copies<'_>) {
+    /// The copies have room.
+    unsafe fn copy(&self, weights: &TaskWeights, copies: &Copies<'_, S>) {
         let ends = |range: &Range<usize>| (range.start, range.end);
         let (images, words) = (ends(&copies.images), self.words);
         let of_x = Fill {
@@ -293,16 +301,16 @@ impl DirectGradient<'_> {
         };
         // SAFETY: images, rows and blocks are parts of those that there are, and the copies have room.
         unsafe {
-            self.x.fill::<S>(of_x);
-            fill::<S>(&self.dy, of_y);
+            self.x.fill(self.simd, of_x);
+            fill(self.simd, &self.dy, of_y);
         }
     }
 
     /// Adds a tap's products to the task's sums.
     ///
     /// # Safety
-    /// The instruction set must be available, and both operands be copied.
-    unsafe fn add_products<S: Simd>(&self, weights: &TaskWeights, copies: &Copies<'_>, tap: usize) {
+    /// Both operands be copied.
+    unsafe fn add_products(&self, weights: &TaskWeights, copies: &Copies<'_, S>, tap: usize) {
         let g = &self.geometry;
         let Some((runs, len)) = self.tap_runs(copies, tap) else { return };
         let row = g.kernel * g.kernel * g.src[2];
@@ -319,19 +327,22 @@ impl DirectGradient<'_> {
                     let local = o - outputs.start;
                     // SAFETY: runs lie in the copies; rows and columns are this task's weights.
                     unsafe {
-                        tile.kernels[usize::from(cols > BLOCK)](&GradientTile {
-                            runs: runs.starts.as_ptr(),
-                            n_runs: runs.starts.len(),
-                            len: runs.len,
-                            a: copies.y.add(local / BLOCK * copies.y_stride + local % BLOCK),
-                            b: copies.x.add((c - inputs.start) / BLOCK * copies.x_stride),
-                            b_block: copies.x_stride,
-                            c: weights.out.add(o * row + tap * g.src[2] + c),
-                            row,
-                            rows: (outputs.end - o).min(tile.rows),
-                            cols,
-                            accumulate: true,
-                        });
+                        tile.kernels[usize::from(cols > BLOCK)](
+                            self.simd,
+                            &GradientTile {
+                                runs: runs.starts.as_ptr(),
+                                n_runs: runs.starts.len(),
+                                len: runs.len,
+                                a: copies.y.add(local / BLOCK * copies.y_stride + local % BLOCK),
+                                b: copies.x.add((c - inputs.start) / BLOCK * copies.x_stride),
+                                b_block: copies.x_stride,
+                                c: weights.out.add(o * row + tap * g.src[2] + c),
+                                row,
+                                rows: (outputs.end - o).min(tile.rows),
+                                cols,
+                                accumulate: true,
+                            },
+                        );
                     }
                     o += tile.rows;
                 }
@@ -340,7 +351,7 @@ impl DirectGradient<'_> {
     }
 
     /// Where a tap's operands are in the copies: a run for each row, and the positions in each of them.
-    fn tap_runs(&self, copies: &Copies<'_>, tap: usize) -> Option<(Vec<(i32, i32)>, usize)> {
+    fn tap_runs(&self, copies: &Copies<'_, S>, tap: usize) -> Option<(Vec<(i32, i32)>, usize)> {
         let g = &self.geometry;
         let (ty, tx) = (tap / g.kernel, tap % g.kernel);
         let (x0, count, column) = self.tap_columns(tx)?;

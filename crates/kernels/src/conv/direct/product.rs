@@ -21,7 +21,8 @@ use crate::work::{part, parts, sweep, with_scratch};
 /// Reduction blocks (of 16), of all taps together, that are summed before the next outputs.
 const DEPTH: usize = 30;
 
-struct DirectProduct<'a> {
+struct DirectProduct<'a, S> {
+    simd: S,
     reader: Reader<'a>,
     geometry: Geometry,
     panels: Panels,
@@ -39,17 +40,20 @@ struct DirectProduct<'a> {
 
 /// Runs a pass; returns the sums of each part, and the values per channel behind each of them.
 pub(in crate::conv) fn run<S: Simd>(
+    simd: S,
     ctx: &Context,
     product: &Product<'_>,
     out: &mut Activations,
 ) -> (Partials, Vec<usize>) {
+    product.check(out);
     let (filters, (reader, geometry)) = (product.filters(), product.reader());
     let panels = Panels::new::<S>(filters.channels());
-    let packed = pack::<S>(ctx, filters, panels);
+    let packed = pack(simd, ctx, filters, panels);
     let partition = Partition::new(&geometry, S::TILE_ROWS, 0);
     let finisher = product.finisher;
     let mut partials = Partials::new(partition.count(), filters.channels(), finisher.sums());
     let pass = DirectProduct {
+        simd,
         reader,
         geometry,
         panels,
@@ -63,7 +67,8 @@ pub(in crate::conv) fn run<S: Simd>(
         finisher,
         partials: partials.share(),
     };
-    sweep(partition.count() * pass.panel_parts, |task| pass.task::<S>(task));
+    // SAFETY: each number is a task's, and comes once.
+    sweep(partition.count() * pass.panel_parts, |task| unsafe { pass.task(task) });
     let values = |i: usize| {
         let (images, rows) = partition.part(&geometry, i);
         images.len() * rows.len() * geometry.dst[1]
@@ -111,8 +116,12 @@ struct RunLists {
     outputs: Vec<usize>,
 }
 
-impl DirectProduct<'_> {
-    fn task<S: Simd>(&self, task: usize) {
+impl<S: Simd> DirectProduct<'_, S> {
+    /// Runs a task.
+    ///
+    /// # Safety
+    /// It must be one of the pass's tasks, and run by one thread only.
+    unsafe fn task(&self, task: usize) {
         let g = &self.geometry;
         let (index, panel_part) = (task / self.panel_parts, task % self.panel_parts);
         let (images, rows) = self.partition.part(g, index);
@@ -129,8 +138,8 @@ impl DirectProduct<'_> {
         let temporary = if waits { images.len() * rows.len() * dw * (c1 - c0) } else { 0 };
         let of_task = TaskPart { index, images, rows, source_rows, panels };
         with_scratch([scratch, temporary, S::TILE_ROWS * self.panels.full()], |[a, temporary, tile]| {
-            // SAFETY: the instruction set is available (a `Context` was made with it); `a` has room for the source of the part.
-            unsafe { self.fill::<S>(&of_task, a) };
+            // SAFETY: `a` has room for the source of the part.
+            unsafe { self.fill(&of_task, a) };
             let target = match self.output {
                 OutputPtr::F32(out) => {
                     let first = (of_task.images.start * dh + of_task.rows.start) * dw * dc + c0;
@@ -146,11 +155,15 @@ impl DirectProduct<'_> {
             };
             // SAFETY: scratch memory is filled, and the target covers the part's pixels and channels, which no
             // other task touches.
-            unsafe { self.multiply::<S>(&of_task, a, &target, if plain { None } else { Some(tile) }) };
+            unsafe { self.multiply(&of_task, a, &target, if plain { None } else { Some(tile) }) };
         });
     }
 
-    unsafe fn fill<S: Simd>(&self, of_task: &TaskPart, a: *mut f32) {
+    /// Copies what the task reads.
+    ///
+    /// # Safety
+    /// `a` must have room for it.
+    unsafe fn fill(&self, of_task: &TaskPart, a: *mut f32) {
         let what = Fill {
             geometry: &self.geometry,
             images: (of_task.images.start, of_task.images.end),
@@ -159,8 +172,8 @@ impl DirectProduct<'_> {
             words: self.words,
             dst: a,
         };
-        // SAFETY: the caller's promise.
-        unsafe { self.reader.fill::<S>(what) }
+        // SAFETY: images, rows and blocks are those that there are, and `a` has room for them.
+        unsafe { self.reader.fill(self.simd, what) }
     }
 
     /// Blocks of channels that are summed before the next outputs.
@@ -169,7 +182,7 @@ impl DirectProduct<'_> {
     }
 
     /// The tap lists of a depth and the places of its outputs, for each row and run.
-    fn runs<S: Simd>(&self, of_task: &TaskPart, target: &Target, skip_empty: bool) -> RunLists {
+    fn runs(&self, of_task: &TaskPart, target: &Target, skip_empty: bool) -> RunLists {
         let g = &self.geometry;
         let [dh, dw, dc] = g.dst;
         let (n, taps) = (of_task.images.len(), g.kernel * g.kernel);
@@ -221,18 +234,16 @@ impl DirectProduct<'_> {
 
     /// Runs all tiles. Without `tile`, outputs are stored or added where they belong; with it, complete sums
     /// go through that buffer, which stays in the first-level cache, to be finished.
-    unsafe fn multiply<S: Simd>(
-        &self,
-        of_task: &TaskPart,
-        a: *const f32,
-        target: &Target,
-        tile: Option<*mut f32>,
-    ) {
+    ///
+    /// # Safety
+    /// The source must be copied to `a`, the target cover the task's pixels and channels, and `tile` have room for a tile; no
+    /// other task may have these pixels' channels.
+    unsafe fn multiply(&self, of_task: &TaskPart, a: *const f32, target: &Target, tile: Option<*mut f32>) {
         let taps = self.geometry.kernel * self.geometry.kernel;
         let (full, depth) = (self.panels.full(), self.depth());
         let block_stride = of_task.source_rows.len() * self.geometry.columns() * of_task.images.len() * BLOCK;
         let add = tile.is_none() && self.finisher.accumulates();
-        let all = self.runs::<S>(of_task, target, self.finisher.accumulates());
+        let all = self.runs(of_task, target, self.finisher.accumulates());
         let in_tile: Vec<usize> = (0..S::TILE_ROWS).map(|i| i * full).collect();
         let depth_parts = self.blocks.div_ceil(depth);
         let tables = match S::PAIR_TILES {
@@ -268,8 +279,8 @@ impl DirectProduct<'_> {
                             (t.c, t.rows, t.accumulate, t.cols) = (tile, in_tile.as_ptr(), false, width);
                             t.cold = false;
                         }
-                        // SAFETY: lists and rows stay inside scratch memory, weights and target by construction.
-                        unsafe { kernels[r.len() - 1](&t) };
+                        // SAFETY: lists and rows are made for the copied source, the packed panel and the target.
+                        unsafe { kernels[r.len() - 1](self.simd, &t) };
                         if last.is_some() {
                             let tile = ReadyTile {
                                 values: t.c,
@@ -282,9 +293,9 @@ impl DirectProduct<'_> {
                                 part: of_task.index,
                                 begins: i == 0 && p == 0,
                             };
-                            // SAFETY: the instruction set is available; the tile is complete, and its pixels' channels
+                            // SAFETY: the tile is complete, and its pixels' channels
                             // belong to this task alone.
-                            unsafe { self.finisher.tile::<S>(self.output, tile) };
+                            unsafe { self.finisher.tile(self.simd, self.output, tile) };
                         }
                     }
                 }

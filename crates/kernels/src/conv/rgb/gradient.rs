@@ -35,21 +35,21 @@ struct RgbGradientJob<const MR: usize, const NV: usize, const STEP: usize>(RgbGr
 impl<const MR: usize, const NV: usize, const STEP: usize> Job for RgbGradientJob<MR, NV, STEP> {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let t = self.0;
-        // SAFETY: the caller of `grad_product` promises that all that the formula touches is valid.
+        // SAFETY: the tile's pointers are valid for what the formula touches.
         unsafe {
-            let mut acc = [[S::zero(); NV]; MR];
+            let mut acc = [[simd.zero(); NV]; MR];
             let (mut a, mut b) = (t.a, t.b);
             for _ in 0..t.pixels {
-                let mut bv = [S::zero(); NV];
+                let mut bv = [simd.zero(); NV];
                 for j in 0..NV {
-                    bv[j] = S::load(b.add(j * S::LANES));
+                    bv[j] = simd.load(b.add(j * S::LANES));
                 }
                 for i in 0..MR {
-                    let av = S::splat(*a.add(i));
+                    let av = simd.splat(*a.add(i));
                     for j in 0..NV {
-                        acc[i][j] = S::fma(av, bv[j], acc[i][j]);
+                        acc[i][j] = simd.fma(av, bv[j], acc[i][j]);
                     }
                 }
                 a = a.add(STEP);
@@ -59,7 +59,7 @@ impl<const MR: usize, const NV: usize, const STEP: usize> Job for RgbGradientJob
                 if i < t.rows {
                     for j in 0..NV {
                         let p = t.c.add(i * t.width + j * S::LANES);
-                        S::store(p, S::add(S::load(p), acc[i][j]));
+                        simd.store(p, simd.add(simd.load(p), acc[i][j]));
                     }
                 }
             }
@@ -78,22 +78,28 @@ const fn grad_rows<S: Simd>() -> usize {
 /// Runs the smallest gradient tile of at least `tile.rows` rows.
 ///
 /// # Safety
-/// The instruction set must be available, and the operands valid for three rows more.
-unsafe fn grad_product<S: Simd, const NV: usize, const STEP: usize>(tile: RgbGradientTile) {
-    // SAFETY: the caller's promise.
+/// The operands valid for three rows more.
+unsafe fn grad_product<S: Simd, const NV: usize, const STEP: usize>(simd: S, tile: RgbGradientTile) {
+    // SAFETY: the operands are valid for the rows of the tile that is taken.
     unsafe {
         match tile.rows {
-            0..=4 => S::run(RgbGradientJob::<4, NV, STEP>(tile)),
-            5 => S::run(RgbGradientJob::<5, NV, STEP>(tile)),
-            6 => S::run(RgbGradientJob::<6, NV, STEP>(tile)),
-            7 => S::run(RgbGradientJob::<7, NV, STEP>(tile)),
-            _ => S::run(RgbGradientJob::<GRAD_ROWS, NV, STEP>(tile)),
+            0..=4 => simd.run(RgbGradientJob::<4, NV, STEP>(tile)),
+            5 => simd.run(RgbGradientJob::<5, NV, STEP>(tile)),
+            6 => simd.run(RgbGradientJob::<6, NV, STEP>(tile)),
+            7 => simd.run(RgbGradientJob::<7, NV, STEP>(tile)),
+            _ => simd.run(RgbGradientJob::<GRAD_ROWS, NV, STEP>(tile)),
         }
     }
 }
 
 /// Adds `Σ dy ⊗ x` to `grad`, whose layout is `[c_out][kernel][kernel][3]`.
-pub(in crate::conv) fn backward_weights<S: Simd>(ctx: &Context, gradient: &Gradient<'_>, grad: &mut [f32]) {
+pub(in crate::conv) fn backward_weights<S: Simd>(
+    simd: S,
+    ctx: &Context,
+    gradient: &Gradient<'_>,
+    grad: &mut [f32],
+) {
+    gradient.check(grad);
     let &Gradient { spec, x, dy, .. } = gradient;
     let rows = ImageRows::new(x, spec);
     let width = spec.c_out.next_multiple_of(S::LANES);
@@ -108,13 +114,13 @@ pub(in crate::conv) fn backward_weights<S: Simd>(ctx: &Context, gradient: &Gradi
             // SAFETY: each part has its own sums, `depth` rows of them.
             unsafe { sums.write_bytes(0, depth * width) };
             for row in part(rows.count(), row_parts, task) {
-                // SAFETY: the instruction set is available; scratch memory has room for the rows; tiles read a few
+                // SAFETY: scratch memory has room for the rows; tiles read a few
                 // numbers past the last pixel's, which are slack.
                 unsafe {
-                    rows.fill::<S>(row, lines);
+                    rows.fill(simd, row, lines);
                     let pixels = row * rows.output[1]..(row + 1) * rows.output[1];
-                    fill_gradients::<S>(&dy, pixels, width, gradients);
-                    row_of_weights::<S>(&rows, lines, gradients, sums, width);
+                    fill_gradients(simd, &dy, pixels, width, gradients);
+                    row_of_weights(simd, &rows, lines, gradients, sums, width);
                 }
             }
         });
@@ -130,8 +136,9 @@ pub(in crate::conv) fn backward_weights<S: Simd>(ctx: &Context, gradient: &Gradi
 /// Adds one output row's share to the sums.
 ///
 /// # Safety
-/// As for [`grad_product`]; the operands hold the row.
+/// `lines` and `gradients` must hold the row, with slack for three rows of a tile, and `sums` be this task's alone.
 unsafe fn row_of_weights<S: Simd>(
+    simd: S,
     rows: &ImageRows<'_>,
     lines: *const f32,
     gradients: *const f32,
@@ -142,7 +149,7 @@ unsafe fn row_of_weights<S: Simd>(
     let tiles = || parts(depth, depth.div_ceil(grad_rows::<S>()));
     for c in (0..width).step_by(2 * S::LANES) {
         for (tap, ks) in (0..rows.spec.kernel).flat_map(|tap| tiles().map(move |ks| (tap, ks))) {
-            // SAFETY: the caller's promise.
+            // SAFETY: lines, gradients and sums have the rows and columns that the offsets reach.
             unsafe {
                 let tile = RgbGradientTile {
                     a: lines.add(tap * rows.stride() + ks.start),
@@ -153,10 +160,10 @@ unsafe fn row_of_weights<S: Simd>(
                     rows: ks.len(),
                 };
                 match (rows.spec.stride, (width - c) / S::LANES) {
-                    (1, 1) => grad_product::<S, 1, CHANNELS>(tile),
-                    (1, _) => grad_product::<S, 2, CHANNELS>(tile),
-                    (_, 1) => grad_product::<S, 1, { 2 * CHANNELS }>(tile),
-                    _ => grad_product::<S, 2, { 2 * CHANNELS }>(tile),
+                    (1, 1) => grad_product::<S, 1, CHANNELS>(simd, tile),
+                    (1, _) => grad_product::<S, 2, CHANNELS>(simd, tile),
+                    (_, 1) => grad_product::<S, 1, { 2 * CHANNELS }>(simd, tile),
+                    _ => grad_product::<S, 2, { 2 * CHANNELS }>(simd, tile),
                 }
             }
         }
@@ -166,8 +173,14 @@ unsafe fn row_of_weights<S: Simd>(
 /// Copies the gradients of some pixels, `width` numbers each, zero where channels are missing.
 ///
 /// # Safety
-/// The instruction set must be available, the pixels exist, and `dst` have room.
-unsafe fn fill_gradients<S: Simd>(dy: &Source<'_>, pixels: Range<usize>, width: usize, dst: *mut f32) {
+/// the pixels exist, and `dst` have room.
+unsafe fn fill_gradients<S: Simd>(
+    simd: S,
+    dy: &Source<'_>,
+    pixels: Range<usize>,
+    width: usize,
+    dst: *mut f32,
+) {
     struct FillGradients<L> {
         load: L,
         pixels: Range<usize>,
@@ -178,32 +191,32 @@ unsafe fn fill_gradients<S: Simd>(dy: &Source<'_>, pixels: Range<usize>, width: 
     impl<L: Load> Job for FillGradients<L> {
         type Out = ();
         #[inline(always)]
-        unsafe fn call<S: Simd>(self) {
+        unsafe fn call<S: Simd>(self, simd: S) {
             for c in (0..self.width).step_by(S::LANES) {
                 let n = (self.channels - c).min(S::LANES);
                 for (i, pixel) in self.pixels.clone().enumerate() {
                     let at = pixel * self.channels + c;
-                    // SAFETY: the promise of `fill_gradients`'s caller.
+                    // SAFETY: the pixels exist, and `dst` has room for `width` numbers of each.
                     unsafe {
                         let v = if n == S::LANES {
-                            self.load.vec::<S, false>(at, c, n)
+                            self.load.vec::<S, false>(simd, at, c, n)
                         } else {
-                            self.load.vec::<S, true>(at, c, n)
+                            self.load.vec::<S, true>(simd, at, c, n)
                         };
-                        S::store(self.dst.add(i * self.width + c), v);
+                        simd.store(self.dst.add(i * self.width + c), v);
                     }
                 }
             }
         }
     }
-    struct GradientsVisitor<S>(Range<usize>, usize, usize, *mut f32, std::marker::PhantomData<S>);
+    struct GradientsVisitor<S>(Range<usize>, usize, usize, *mut f32, S);
     impl<S: Simd> LoadVisitor for GradientsVisitor<S> {
         fn visit<L: Load>(self, load: L) {
-            let Self(pixels, channels, width, dst, _) = self;
-            // SAFETY: the promise of `fill_gradients`'s caller.
-            unsafe { S::run(FillGradients { load, pixels, channels, width, dst }) }
+            let Self(pixels, channels, width, dst, simd) = self;
+            // SAFETY: the pixels exist, and `dst` has room for `width` numbers of each.
+            unsafe { simd.run(FillGradients { load, pixels, channels, width, dst }) }
         }
     }
     let channels = dy.shape()[3];
-    dy.visit(GradientsVisitor::<S>(pixels, channels, width, dst, std::marker::PhantomData));
+    dy.visit(GradientsVisitor(pixels, channels, width, dst, simd));
 }

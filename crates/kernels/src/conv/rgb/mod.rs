@@ -62,16 +62,16 @@ impl<'a> ImageRows<'a> {
     /// Copies the rows that an output row reads, one for each vertical tap, with zeros around the image.
     ///
     /// # Safety
-    /// The instruction set must be available, the output row exist, and `dst` have room.
-    unsafe fn fill<S: Simd>(&self, row: usize, dst: *mut f32) {
-        struct RowsVisitor<'a, S>(&'a ImageRows<'a>, usize, *mut f32, std::marker::PhantomData<S>);
+    /// the output row exist, and `dst` have room.
+    unsafe fn fill<S: Simd>(&self, simd: S, row: usize, dst: *mut f32) {
+        struct RowsVisitor<'a, S>(&'a ImageRows<'a>, usize, *mut f32, S);
         impl<S: Simd> LoadVisitor for RowsVisitor<'_, S> {
             fn visit<L: Load>(self, load: L) {
-                // SAFETY: the caller's promise.
-                unsafe { S::run(FillImageRows { load, rows: self.0, row: self.1, dst: self.2 }) }
+                // SAFETY: the row exists, and `dst` has room for what it reads.
+                unsafe { self.3.run(FillImageRows { load, rows: self.0, row: self.1, dst: self.2 }) }
             }
         }
-        self.source.visit(RowsVisitor::<S>(self, row, dst, std::marker::PhantomData));
+        self.source.visit(RowsVisitor(self, row, dst, simd));
     }
 }
 
@@ -85,32 +85,32 @@ struct FillImageRows<'a, L> {
 impl<L: Load> Job for FillImageRows<'_, L> {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let r = self.rows;
         let ([h, w], stride, padding) = (r.image, r.stride(), r.spec.padding);
         let (image, top) = (self.row / r.output[0], self.row % r.output[0] * r.spec.stride);
         for tap in 0..r.spec.kernel {
             let y = (top + tap).wrapping_sub(padding);
-            // SAFETY: `fill`'s caller promises room for all rows, and what is read lies in the image. A vector's overhang
+            // SAFETY: there is room for all rows, and what is read lies in the image. A vector's overhang
             // is overwritten by what comes next, or falls on the slack.
             unsafe {
                 let dst = self.dst.add(tap * stride);
                 if y >= h {
-                    copy_line::<S, L>(None, stride - BLOCK, dst);
+                    copy_line::<S, L>(simd, None, stride - BLOCK, dst);
                     continue;
                 }
-                copy_line::<S, L>(None, padding * CHANNELS, dst);
+                copy_line::<S, L>(simd, None, padding * CHANNELS, dst);
                 let inside = dst.add(padding * CHANNELS);
                 let at = (image * h + y) * w * CHANNELS;
                 if L::PLAIN {
-                    copy_line::<S, L>(Some((&self.load, at, 0)), w * CHANNELS, inside);
+                    copy_line::<S, L>(simd, Some((&self.load, at, 0)), w * CHANNELS, inside);
                 } else {
                     for i in (0..w * CHANNELS).step_by(CHANNELS) {
-                        copy_line::<S, L>(Some((&self.load, at + i, 0)), CHANNELS, inside.add(i));
+                        copy_line::<S, L>(simd, Some((&self.load, at + i, 0)), CHANNELS, inside.add(i));
                     }
                 }
                 let after = (padding + w) * CHANNELS;
-                copy_line::<S, L>(None, stride - BLOCK - after, dst.add(after));
+                copy_line::<S, L>(simd, None, stride - BLOCK - after, dst.add(after));
             }
         }
     }

@@ -39,36 +39,36 @@ struct RgbJob<const MR: usize, const NV: usize, const STEP: usize>(RgbTile);
 impl<const MR: usize, const NV: usize, const STEP: usize> Job for RgbJob<MR, NV, STEP> {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let t = self.0;
-        // SAFETY: the caller of `product` promises that all that the formula touches is valid.
+        // SAFETY: the tile's pointers are valid for what the formula touches.
         unsafe {
             for i in 0..MR {
                 for j in 0..NV {
-                    S::prefetch(t.target.wrapping_add(i * t.target_step + j * S::LANES));
+                    simd.prefetch(t.target.wrapping_add(i * t.target_step + j * S::LANES));
                 }
             }
-            let mut acc = [[S::zero(); NV]; MR];
+            let mut acc = [[simd.zero(); NV]; MR];
             let mut b = t.b;
             for tap in 0..t.taps {
                 let a = t.a.add(tap * t.row);
                 for k in 0..t.depth {
-                    let mut bv = [S::zero(); NV];
+                    let mut bv = [simd.zero(); NV];
                     for j in 0..NV {
-                        bv[j] = S::load(b.add(j * S::LANES));
+                        bv[j] = simd.load(b.add(j * S::LANES));
                     }
                     b = b.add(NV * S::LANES);
                     for i in 0..MR {
-                        let av = S::splat(*a.add(i * STEP + k));
+                        let av = simd.splat(*a.add(i * STEP + k));
                         for j in 0..NV {
-                            acc[i][j] = S::fma(av, bv[j], acc[i][j]);
+                            acc[i][j] = simd.fma(av, bv[j], acc[i][j]);
                         }
                     }
                 }
             }
             for i in 0..MR {
                 for j in 0..NV {
-                    S::store(t.c.add((i * NV + j) * S::LANES), acc[i][j]);
+                    simd.store(t.c.add((i * NV + j) * S::LANES), acc[i][j]);
                 }
             }
         }
@@ -78,22 +78,23 @@ impl<const MR: usize, const NV: usize, const STEP: usize> Job for RgbJob<MR, NV,
 /// Runs the smallest tile of at least `rows` rows.
 ///
 /// # Safety
-/// The instruction set must be available; the operands valid for three rows more.
-unsafe fn product<S: Simd, const NV: usize, const STEP: usize>(rows: usize, tile: RgbTile) {
-    // SAFETY: the caller's promise.
+/// the operands valid for three rows more.
+unsafe fn product<S: Simd, const NV: usize, const STEP: usize>(simd: S, rows: usize, tile: RgbTile) {
+    // SAFETY: the operands are valid for the rows of the tile that is taken.
     unsafe {
         match rows {
-            0..=4 => S::run(RgbJob::<4, NV, STEP>(tile)),
-            5..=6 => S::run(RgbJob::<6, NV, STEP>(tile)),
-            7..=8 => S::run(RgbJob::<8, NV, STEP>(tile)),
-            9..=10 => S::run(RgbJob::<10, NV, STEP>(tile)),
-            11..=12 => S::run(RgbJob::<12, NV, STEP>(tile)),
-            _ => S::run(RgbJob::<14, NV, STEP>(tile)),
+            0..=4 => simd.run(RgbJob::<4, NV, STEP>(tile)),
+            5..=6 => simd.run(RgbJob::<6, NV, STEP>(tile)),
+            7..=8 => simd.run(RgbJob::<8, NV, STEP>(tile)),
+            9..=10 => simd.run(RgbJob::<10, NV, STEP>(tile)),
+            11..=12 => simd.run(RgbJob::<12, NV, STEP>(tile)),
+            _ => simd.run(RgbJob::<14, NV, STEP>(tile)),
         }
     }
 }
 
-struct RgbProduct<'a> {
+struct RgbProduct<'a, S> {
+    simd: S,
     rows: ImageRows<'a>,
     channels: usize,
     panels: Panels,
@@ -107,17 +108,20 @@ struct RgbProduct<'a> {
 
 /// Runs a forward pass; returns the sums of each part, and the values per channel behind each of them.
 pub(in crate::conv) fn forward<S: Simd>(
+    simd: S,
     ctx: &Context,
     product: &Product<'_>,
     out: &mut Activations,
 ) -> (Partials, Vec<usize>) {
+    product.check(out);
     let rows = ImageRows::new(product.source, product.spec);
     let (filters, finisher) = (product.filters().flat(), product.finisher);
     let panels = Panels::new::<S>(filters.channels());
-    let packed = pack::<S>(ctx, filters, panels);
+    let packed = pack(simd, ctx, filters, panels);
     let row_parts = (rows.count() * rows.output[1]).div_ceil(PIXELS).clamp(1, rows.count().max(1));
     let mut partials = Partials::new(row_parts, filters.channels(), finisher.sums());
     let pass = RgbProduct {
+        simd,
         rows,
         channels: filters.channels(),
         panels,
@@ -127,13 +131,18 @@ pub(in crate::conv) fn forward<S: Simd>(
         partials: partials.share(),
         row_parts,
     };
-    sweep(row_parts, |task| pass.task::<S>(task));
+    // SAFETY: each number is a task's, and comes once.
+    sweep(row_parts, |task| unsafe { pass.task(task) });
     let counts = (0..row_parts).map(|i| part(rows.count(), row_parts, i).len() * rows.output[1]).collect();
     (partials, counts)
 }
 
-impl RgbProduct<'_> {
-    fn task<S: Simd>(&self, task: usize) {
+impl<S: Simd> RgbProduct<'_, S> {
+    /// Runs a task.
+    ///
+    /// # Safety
+    /// It must be one of the pass's tasks, and run by one thread only.
+    unsafe fn task(&self, task: usize) {
         const { assert!(S::TILE_ROWS <= MOST_ROWS) };
         let rows = &self.rows;
         let (step, stride) = (rows.spec.stride * CHANNELS, rows.stride());
@@ -143,8 +152,8 @@ impl RgbProduct<'_> {
         with_scratch(lens, |[lines, values, _]| {
             let range = part(rows.count(), self.row_parts, task);
             for row in range.clone() {
-                // SAFETY: the instruction set is available; scratch memory has room for the rows.
-                unsafe { rows.fill::<S>(row, lines) };
+                // SAFETY: scratch memory has room for the rows.
+                unsafe { rows.fill(self.simd, row, lines) };
                 let width = rows.output[1];
                 let tiles = || parts(width, width.div_ceil(S::TILE_ROWS));
                 for (j, columns) in (0..self.panels.count()).flat_map(|j| tiles().map(move |p| (j, p))) {
@@ -171,8 +180,8 @@ impl RgbProduct<'_> {
                         (_, 1) => product::<S, 2, CHANNELS>,
                         _ => product::<S, 2, { 2 * CHANNELS }>,
                     };
-                    // SAFETY: the instruction set is available; what tiles read past a row's end is slack.
-                    unsafe { run(columns.len(), tile) };
+                    // SAFETY: what tiles read past a row's end is slack.
+                    unsafe { run(self.simd, columns.len(), tile) };
                     let at: [usize; MOST_ROWS] =
                         std::array::from_fn(|i| (row * width + columns.start + i) * self.channels);
                     let tile = ReadyTile {
@@ -186,8 +195,8 @@ impl RgbProduct<'_> {
                         part: task,
                         begins: row == range.start && columns.start == 0,
                     };
-                    // SAFETY: the instruction set is available; the tile is complete, and its pixels belong to this task.
-                    unsafe { self.finisher.tile::<S>(self.output, tile) };
+                    // SAFETY: the tile is complete, and its pixels belong to this task.
+                    unsafe { self.finisher.tile(self.simd, self.output, tile) };
                 }
             }
         });

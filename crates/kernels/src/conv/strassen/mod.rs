@@ -20,7 +20,7 @@ use std::ops::Range;
 use super::Product;
 use super::direct::fill::{Fill, Reader, Words};
 use super::direct::geometry::Geometry;
-use super::filters::{Filters, Panels};
+use super::filters::{FilterBlock, Filters, Panels};
 use super::finish::{Finisher, OutputPtr, ReadyTile};
 use super::partials::{Partials, PartialsPtr};
 use crate::Context;
@@ -39,7 +39,8 @@ const OPERANDS: usize = 7;
 /// Tasks to aim for.
 const TASKS: usize = 16;
 
-struct StrassenProduct<'a> {
+struct StrassenProduct<'a, S> {
+    simd: S,
     reader: Reader<'a>,
     geometry: Geometry,
     packed: &'a [f32],
@@ -56,21 +57,24 @@ struct StrassenProduct<'a> {
 
 /// Runs a pass; returns the sums of each part, and the values per channel behind each of them.
 pub(super) fn run<S: Simd>(
+    simd: S,
     ctx: &Context,
     product: &Product<'_>,
     out: &mut Activations,
 ) -> (Partials, Vec<usize>) {
+    product.check(out);
     let (filters, (reader, geometry), finisher) = (product.filters(), product.reader(), product.finisher);
     let panels = Panels::new::<S>(filters.channels());
     let (pairs, blocks) = (panels.count() / 2, filters.blocks() / 2);
     let mut packed = ctx.pool().scratch(pairs * OPERANDS * blocks * BLOCK * panels.full());
-    pack::<S>(filters, panels, &mut packed);
+    pack(simd, filters, panels, &mut packed);
     let rows = 2 * S::TILE_ROWS;
     let most = (4 * SCRATCH / (OPERANDS * filters.depth())).clamp(rows, 32 * rows) / rows * rows;
     let pixel_parts = geometry.n.div_ceil(most);
     let mut partials = Partials::new(pixel_parts, filters.channels(), finisher.sums());
     let panel_parts = TASKS.div_ceil(pixel_parts).min(pairs);
     let pass = StrassenProduct {
+        simd,
         reader,
         geometry,
         packed: &packed,
@@ -82,13 +86,14 @@ pub(super) fn run<S: Simd>(
         finisher,
         partials: partials.share(),
     };
-    sweep(pixel_parts * panel_parts, |task| pass.task::<S>(task));
+    // SAFETY: each number is a task's, and comes once.
+    sweep(pixel_parts * panel_parts, |task| unsafe { pass.task(task) });
     let counts = (0..pixel_parts).map(|i| 2 * part(geometry.n / 2, pixel_parts, i).len()).collect();
     (partials, counts)
 }
 
 /// Packs weights and their sums, in the order of their products: `[pair of panels][part][block][16][width]`.
-fn pack<S: Simd>(filters: Filters<'_>, panels: Panels, packed: &mut [f32]) {
+fn pack<S: Simd>(simd: S, filters: Filters<'_>, panels: Panels, packed: &mut [f32]) {
     let (pairs, blocks, width) = (panels.count() / 2, filters.blocks() / 2, panels.full());
     let size = BLOCK * width;
     let out = Shared::new(packed);
@@ -97,14 +102,14 @@ fn pack<S: Simd>(filters: Filters<'_>, panels: Panels, packed: &mut [f32]) {
             // SAFETY: scratch memory holds four blocks.
             let halves = unsafe { std::slice::from_raw_parts_mut(halves, 4 * size) };
             for (i, half) in halves.chunks_exact_mut(size).enumerate() {
-                let (k0, n0) = ((block + i / 2 * blocks) * BLOCK, (pair + i % 2 * pairs) * width);
-                filters.block::<S>(0, k0, n0, width, half);
+                let (row, column) = ((block + i / 2 * blocks) * BLOCK, (pair + i % 2 * pairs) * width);
+                filters.block(simd, FilterBlock { tap: 0, row, column, width }, half);
             }
             let first = (pair * OPERANDS * blocks + block) * size;
-            // SAFETY: the instruction set is available; each block is written once.
+            // SAFETY: each block is written once.
             unsafe {
                 let out = out.get().add(first);
-                S::run(WeightSums { halves: halves.as_ptr(), size, out, step: blocks * size });
+                simd.run(WeightSums { halves: halves.as_ptr(), size, out, step: blocks * size });
             }
         });
     });
@@ -122,17 +127,17 @@ struct WeightSums {
 impl Job for WeightSums {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         for i in (0..self.size).step_by(S::LANES) {
-            // SAFETY: the maker of the job promises that halves and parts are there.
+            // SAFETY: four halves are read, and seven operands written, a vector of each.
             unsafe {
-                let half = |h: usize| S::load(self.halves.add(h * self.size + i));
+                let half = |h: usize| simd.load(self.halves.add(h * self.size + i));
                 let (b11, b12, b21, b22) = (half(0), half(1), half(2), half(3));
-                let t1 = S::sub(b12, b11);
-                let t2 = S::sub(b22, t1);
-                let parts = [b11, b21, t2, t1, b22, S::sub(b22, b12), S::sub(b21, t2)];
+                let t1 = simd.sub(b12, b11);
+                let t2 = simd.sub(b22, t1);
+                let parts = [b11, b21, t2, t1, b22, simd.sub(b22, b12), simd.sub(b21, t2)];
                 for (p, &v) in parts.iter().enumerate() {
-                    S::store(self.out.add(p * self.step + i), v);
+                    simd.store(self.out.add(p * self.step + i), v);
                 }
             }
         }
@@ -151,18 +156,19 @@ const QUARTERS: [usize; OPERANDS] = [0, 1, 5, 4, 6, 2, 3];
 impl Job for PixelSums {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         for i in (0..self.len).step_by(S::LANES) {
-            // SAFETY: the maker of the job promises that the quarters are there.
+            // SAFETY: there are seven quarters of this length; four are read.
             unsafe {
                 let at = |q: usize| self.quarters.add(q * self.len + i);
-                let (a11, a12, a21, a22) = (S::load(at(0)), S::load(at(1)), S::load(at(2)), S::load(at(3)));
-                let s1 = S::add(a21, a22);
-                let s2 = S::sub(s1, a11);
-                S::store(at(2), S::sub(a11, a21));
-                S::store(at(4), s1);
-                S::store(at(5), s2);
-                S::store(at(6), S::sub(a12, s2));
+                let (a11, a12, a21, a22) =
+                    (simd.load(at(0)), simd.load(at(1)), simd.load(at(2)), simd.load(at(3)));
+                let s1 = simd.add(a21, a22);
+                let s2 = simd.sub(s1, a11);
+                simd.store(at(2), simd.sub(a11, a21));
+                simd.store(at(4), s1);
+                simd.store(at(5), s2);
+                simd.store(at(6), simd.sub(a12, s2));
             }
         }
     }
@@ -176,8 +182,12 @@ struct Buffers {
     tile: *mut f32,
 }
 
-impl StrassenProduct<'_> {
-    fn task<S: Simd>(&self, task: usize) {
+impl<S: Simd> StrassenProduct<'_, S> {
+    /// Runs a task.
+    ///
+    /// # Safety
+    /// It must be one of the pass's tasks, and run by one thread only.
+    unsafe fn task(&self, task: usize) {
         let index = task / self.panel_parts;
         let pixels = part(self.geometry.n / 2, self.pixel_parts, index);
         let (first, rows) = (2 * pixels.start, pixels.len());
@@ -185,30 +195,33 @@ impl StrassenProduct<'_> {
         let (quarter, width) = (rows * self.blocks * BLOCK, self.panels.full());
         let lens = [OPERANDS * quarter, 2 * rows * width, S::TILE_ROWS * width];
         with_scratch(lens, |[quarters, sums, tile]| {
-            // SAFETY: the instruction set is available, and scratch memory has room; no other task has these pixels' panels.
+            // SAFETY: scratch memory has room; no other task has these pixels' panels.
             unsafe {
                 for q in 0..4 {
                     let first = first + q / 2 * rows;
-                    self.reader.fill::<S>(Fill {
-                        geometry: &self.geometry,
-                        images: (first, first + rows),
-                        rows: (0, 1),
-                        blocks: (q % 2 * self.blocks, (q % 2 + 1) * self.blocks),
-                        words: Words::Single,
-                        dst: quarters.add(q * quarter),
-                    });
+                    self.reader.fill(
+                        self.simd,
+                        Fill {
+                            geometry: &self.geometry,
+                            images: (first, first + rows),
+                            rows: (0, 1),
+                            blocks: (q % 2 * self.blocks, (q % 2 + 1) * self.blocks),
+                            words: Words::Single,
+                            dst: quarters.add(q * quarter),
+                        },
+                    );
                 }
-                S::run(PixelSums { quarters, len: quarter });
+                self.simd.run(PixelSums { quarters, len: quarter });
                 let buffers = Buffers { quarters, u: sums, v: sums.add(rows * width), tile };
                 for pair in pairs {
-                    self.pair::<S>(index, first..first + rows, pair, &buffers);
+                    self.pair(index, first..first + rows, pair, &buffers);
                 }
             }
         });
     }
 
     /// Computes a pair of panels for a part of the pixels, whose first half is given.
-    unsafe fn pair<S: Simd>(&self, part: usize, pixels: Range<usize>, pair: usize, buffers: &Buffers) {
+    unsafe fn pair(&self, part: usize, pixels: Range<usize>, pair: usize, buffers: &Buffers) {
         let (count, width) = (pixels.len(), self.panels.full());
         let (quarter, size) = (count * self.blocks * BLOCK, BLOCK * width);
         let channels = self.geometry.dst[2];
@@ -221,19 +234,22 @@ impl StrassenProduct<'_> {
         let multiply = |product: usize, rows: &Range<usize>, c: *mut f32, accumulate: bool| {
             let b = (pair * OPERANDS + product) * self.blocks * size;
             let a = QUARTERS[product] * quarter + rows.start * BLOCK;
-            // SAFETY: the caller's promise; all offsets are inside the buffers.
+            // SAFETY: operands, filters and `c` have the blocks, columns and rows that the offsets reach.
             unsafe {
-                S::TILES[1][rows.len() - 1](&ProductTile {
-                    list: list.as_ptr(),
-                    blocks: list.len(),
-                    a: buffers.quarters.add(a),
-                    b: self.packed.as_ptr().add(b),
-                    c,
-                    rows: in_tile.as_ptr(),
-                    accumulate,
-                    cols: width,
-                    cold: false,
-                });
+                S::TILES[1][rows.len() - 1](
+                    self.simd,
+                    &ProductTile {
+                        list: list.as_ptr(),
+                        blocks: list.len(),
+                        a: buffers.quarters.add(a),
+                        b: self.packed.as_ptr().add(b),
+                        c,
+                        rows: in_tile.as_ptr(),
+                        accumulate,
+                        cols: width,
+                        cold: false,
+                    },
+                );
             }
         };
         // Finishes the outputs of a half of the pixels and of the channels, which are these values plus `u`.
@@ -250,8 +266,8 @@ impl StrassenProduct<'_> {
                 part,
                 begins: half == 0 && rows.start == 0,
             };
-            // SAFETY: the caller's promise; the tile is complete.
-            unsafe { self.finisher.tile::<S>(self.output, tile) };
+            // SAFETY: the tile is complete; its pixels and channels are this task's alone.
+            unsafe { self.finisher.tile(self.simd, self.output, tile) };
         };
         let at = |buffer: *mut f32, rows: &Range<usize>| buffer.wrapping_add(rows.start * width);
         tiles().for_each(|rows| multiply(0, &rows, at(buffers.u, &rows), false));

@@ -34,7 +34,8 @@ const TILES: usize = 16;
 /// Tiles that a product sums over before it turns to the next rows: their inputs stay in the first-level cache.
 const DEPTH: usize = 128;
 
-struct WinogradGradient<'a> {
+struct WinogradGradient<'a, S> {
+    simd: S,
     x: Source<'a>,
     dy: Source<'a>,
     tiling: Tiling,
@@ -49,27 +50,30 @@ struct WinogradGradient<'a> {
 
 /// Adds `Σ dy ⊗ x` to `grad`, whose layout is `[c_out][3][3][c_in]`.
 pub(in crate::conv) fn run<S: Simd>(
+    simd: S,
     ctx: &Context,
     gradient: &Gradient<'_>,
     order: WinogradOrder,
     grad: &mut [f32],
 ) {
+    gradient.check(grad);
     let &Gradient { spec, x, dy, .. } = gradient;
     let (c_in, c_out) = (x.shape()[3], dy.shape()[3]);
     let [columns, rows] = [c_in, c_out].map(|channels| channels.next_multiple_of(BLOCK));
     let tiling = Tiling::new(dy.shape(), spec.stride);
     let phases = tiling.phases();
-    let pass = WinogradGradient { x, dy, tiling, c_in, c_out, phases, rows, columns: phases.len() * columns };
+    let pass =
+        WinogradGradient { simd, x, dy, tiling, c_in, c_out, phases, rows, columns: phases.len() * columns };
     match order {
-        WinogradOrder::Tiles => pass.run_by_tiles::<S>(ctx, grad),
-        WinogradOrder::Points => pass.run_by_points::<S>(ctx, grad),
-        WinogradOrder::Panels | WinogradOrder::Blocks => pass.run_by_blocks::<S>(ctx, grad),
+        WinogradOrder::Tiles => pass.run_by_tiles(ctx, grad),
+        WinogradOrder::Points => pass.run_by_points(ctx, grad),
+        WinogradOrder::Panels | WinogradOrder::Blocks => pass.run_by_blocks(ctx, grad),
     }
 }
 
-impl WinogradGradient<'_> {
+impl<S: Simd> WinogradGradient<'_, S> {
     /// Each task takes some tiles and all weights.
-    fn run_by_tiles<S: Simd>(&self, ctx: &Context, grad: &mut [f32]) {
+    fn run_by_tiles(&self, ctx: &Context, grad: &mut [f32]) {
         let &Self { rows, columns, .. } = self;
         let tile_parts = TASKS.min(self.tiling.count.div_ceil(32));
         let at_once = (4096 / rows).clamp(32, 64);
@@ -86,18 +90,18 @@ impl WinogradGradient<'_> {
                     let tiles = tiles.start + range.start..tiles.start + range.end;
                     let order = TileOrder::new(&self.tiling, tiles.clone());
                     let operands = Operands { order, count: tiles.len(), y, x };
-                    // SAFETY: the instruction set is available, and scratch memory has room; all tiles are transformed
+                    // SAFETY: scratch memory has room; all tiles are transformed
                     // before they are multiplied.
                     unsafe {
-                        self.transform::<S>(&operands, tiles, order.positions());
+                        self.transform(&operands, tiles, order.positions());
                         for point in self.points() {
-                            self.add_products::<S>(&operands, &block, 0..rows, point, i > 0);
+                            self.add_products(&operands, &block, 0..rows, point, i > 0);
                         }
                     }
                 }
-                // SAFETY: the instruction set is available; no other task writes this part's sums.
+                // SAFETY: no other task writes this part's sums.
                 unsafe {
-                    S::run(BackTransform {
+                    self.simd.run(BackTransform {
                         pass: self,
                         block: &block,
                         rows: 0..self.c_out,
@@ -113,55 +117,63 @@ impl WinogradGradient<'_> {
             let mut partial = ctx.pool().scratch(tile_parts * len);
             let out = Shared::new(&mut partial);
             sweep(tile_parts, |i| task(i, out.offset(i * len), false));
-            add_parts::<S>(&partial, grad);
+            add_parts(self.simd, &partial, grad);
         }
     }
 
     /// Tasks transform tiles, and then each sums a point of all weights; in the end each transforms some rows back.
-    fn run_by_points<S: Simd>(&self, ctx: &Context, grad: &mut [f32]) {
+    fn run_by_points(&self, ctx: &Context, grad: &mut [f32]) {
         let points: Vec<usize> = self.points().collect();
         // Maps of 2×2 pixels have few points.
         let row_parts = TASKS.div_ceil(points.len()).min(self.rows / BLOCK);
         let mut sums = ctx.pool().scratch(POINTS * point_stride(self.rows, self.columns));
         let sums = Shared::new(&mut sums);
         let all = || WeightBlock { rows: 0..self.rows, columns: 0..self.columns, sums: sums.get() };
-        self.each_tile_part::<S>(ctx, |operands, tile_part| {
+        self.each_tile_part(ctx, |operands, tile_part| {
             tasks(points.len() * row_parts, |task| {
                 let blocks = part(self.rows / BLOCK, row_parts, task % row_parts);
                 let rows = blocks.start * BLOCK..blocks.end * BLOCK;
                 let point = points[task / row_parts];
-                // SAFETY: the instruction set is available, and all tiles are transformed; each task has its own sums.
-                unsafe { self.add_products::<S>(&operands.get(), &all(), rows, point, tile_part > 0) };
+                // SAFETY: all tiles are transformed; each task has its own sums.
+                unsafe { self.add_products(&operands.get(), &all(), rows, point, tile_part > 0) };
             });
         });
         let out = Shared::new(grad);
         tasks(self.rows / BLOCK, |task| {
             let rows = task * BLOCK..(task + 1) * BLOCK;
-            // SAFETY: the instruction set is available, and all points are summed; no other task writes these rows.
-            unsafe { S::run(BackTransform { pass: self, block: &all(), rows, out: out.get(), add: true }) };
+            // SAFETY: all points are summed; no other task writes these rows.
+            unsafe {
+                self.simd.run(BackTransform { pass: self, block: &all(), rows, out: out.get(), add: true })
+            };
         });
     }
 
     /// Tasks transform tiles, and then each sums a block of weights, and transforms it back.
-    fn run_by_blocks<S: Simd>(&self, ctx: &Context, grad: &mut [f32]) {
+    fn run_by_blocks(&self, ctx: &Context, grad: &mut [f32]) {
         const { assert!(gradient_blocks::COLUMNS.is_multiple_of(S::GRAD_COLS)) };
         let (block_rows, block_columns) = (gradient_blocks::ROWS, gradient_blocks::COLUMNS);
         let [down, across] = [self.rows.div_ceil(block_rows), self.columns.div_ceil(block_columns)];
         let out = Shared::new(grad);
-        self.each_tile_part::<S>(ctx, |operands, _| {
+        self.each_tile_part(ctx, |operands, _| {
             tasks(down * across, |task| {
                 let (row, column) = (task / across * block_rows, task % across * block_columns);
                 let rows = row..(row + block_rows).min(self.rows);
                 let columns = column..(column + block_columns).min(self.columns);
                 with_scratch([POINTS * point_stride(rows.len(), columns.len()), 0, 0], |[sums, ..]| {
                     let block = WeightBlock { rows: rows.clone(), columns, sums };
-                    // SAFETY: the instruction set is available, all tiles are transformed, and scratch memory has room; no
+                    // SAFETY: all tiles are transformed, and scratch memory has room; no
                     // other task writes this block.
                     unsafe {
                         for point in self.points() {
-                            self.add_products::<S>(&operands.get(), &block, rows.clone(), point, false);
+                            self.add_products(&operands.get(), &block, rows.clone(), point, false);
                         }
-                        S::run(BackTransform { pass: self, block: &block, rows, out: out.get(), add: true });
+                        self.simd.run(BackTransform {
+                            pass: self,
+                            block: &block,
+                            rows,
+                            out: out.get(),
+                            add: true,
+                        });
                     }
                 });
             });
@@ -170,7 +182,7 @@ impl WinogradGradient<'_> {
 
     /// Transforms as many tiles at a time as stay in the last-level cache, and calls `use_them` with them and the number of
     /// their part.
-    fn each_tile_part<S: Simd>(&self, ctx: &Context, use_them: impl Fn(&SharedOperands, usize)) {
+    fn each_tile_part(&self, ctx: &Context, use_them: impl Fn(&SharedOperands, usize)) {
         let count = self.tiling.count;
         let most = (TRANSFORMED / (POINTS * (self.rows + self.columns))).max(DEPTH);
         let parts = count.div_ceil(most).max(1);
@@ -187,8 +199,8 @@ impl WinogradGradient<'_> {
                 let range = part(tiles.len(), n_tasks, task);
                 let (first, end) = (tiles.start + range.start, tiles.start + range.end);
                 let positions = order.positions_after(&self.tiling, tiles.start..first);
-                // SAFETY: the instruction set is available, and the buffers have room; each tile is of one task.
-                unsafe { self.transform::<S>(&operands.get(), first..end, positions) };
+                // SAFETY: the buffers have room; each tile is of one task.
+                unsafe { self.transform(&operands.get(), first..end, positions) };
             });
             use_them(&operands, i);
         }
@@ -202,8 +214,8 @@ impl WinogradGradient<'_> {
     /// Transforms some tiles of both operands.
     ///
     /// # Safety
-    /// The instruction set must be available, the buffers have room for the tiles, and no other task have these tiles.
-    unsafe fn transform<S: Simd>(&self, operands: &Operands, tiles: Range<usize>, positions: Positions) {
+    /// the buffers have room for the tiles, and no other task have these tiles.
+    unsafe fn transform(&self, operands: &Operands, tiles: Range<usize>, positions: Positions) {
         let dy = Transform {
             tiling: &self.tiling,
             channels: self.c_out,
@@ -220,12 +232,12 @@ impl WinogradGradient<'_> {
             out: operands.x.wrapping_add(i * blocks_len),
             ..dy.clone()
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: the buffers have room for the tiles of each kind of pixels; no other task has these tiles.
         unsafe {
             for (i, &phase) in self.phases.iter().enumerate() {
-                transform_inputs::<S>(&self.x, Grid::inputs(self.x.shape(), phase), x(i));
+                transform_inputs(self.simd, &self.x, Grid::inputs(self.x.shape(), phase), x(i));
             }
-            transform_gradients::<S>(&self.dy, dy.clone());
+            transform_gradients(self.simd, &self.dy, dy.clone());
         }
     }
 
@@ -243,8 +255,8 @@ impl WinogradGradient<'_> {
     /// Sums a point's products over the tiles, for some rows of a block.
     ///
     /// # Safety
-    /// The instruction set must be available, the point of all tiles be there, and the block's sums have room.
-    unsafe fn add_products<S: Simd>(
+    /// the point of all tiles be there, and the block's sums have room.
+    unsafe fn add_products(
         &self,
         operands: &Operands,
         block: &WeightBlock,
@@ -273,21 +285,24 @@ impl WinogradGradient<'_> {
                     let y =
                         point * point_stride(count, self.rows) + row / BLOCK * count * BLOCK + row % BLOCK;
                     let x = point * point_stride(count, self.columns) + (block.columns.start + c) * count;
-                    // SAFETY: the caller's promise; all offsets are inside the buffers.
+                    // SAFETY: the tiles' point is there and the sums have room for rows and columns; offsets stay inside both.
                     unsafe {
-                        tile.kernels[usize::from(cols > BLOCK)](&GradientTile {
-                            runs: &(0, 0),
-                            n_runs: 1,
-                            len: tiles.len(),
-                            a: operands.y.add(y + first),
-                            b: operands.x.add(x + first),
-                            b_block: count * BLOCK,
-                            c: block.sums.add(sum),
-                            row: width,
-                            rows: tile.rows,
-                            cols,
-                            accumulate: accumulate || depth > 0,
-                        });
+                        tile.kernels[usize::from(cols > BLOCK)](
+                            self.simd,
+                            &GradientTile {
+                                runs: &(0, 0),
+                                n_runs: 1,
+                                len: tiles.len(),
+                                a: operands.y.add(y + first),
+                                b: operands.x.add(x + first),
+                                b_block: count * BLOCK,
+                                c: block.sums.add(sum),
+                                row: width,
+                                rows: tile.rows,
+                                cols,
+                                accumulate: accumulate || depth > 0,
+                            },
+                        );
                     }
                     row += tile.rows;
                 }
@@ -340,8 +355,8 @@ impl WeightBlock {
 type Taps = MaybeUninit<[[f32; BLOCK]; 9]>;
 
 /// Transforms some rows of a block's sums back.
-struct BackTransform<'a> {
-    pass: &'a WinogradGradient<'a>,
+struct BackTransform<'a, P> {
+    pass: &'a WinogradGradient<'a, P>,
     block: &'a WeightBlock,
     rows: Range<usize>,
     /// All weights' gradients.
@@ -350,10 +365,10 @@ struct BackTransform<'a> {
     add: bool,
 }
 
-impl Job for BackTransform<'_> {
+impl<P: Simd> Job for BackTransform<'_, P> {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let Self { pass: &WinogradGradient { c_in, c_out, ref tiling, .. }, block, rows, out, add } = self;
         for o in rows.start..rows.end.min(c_out) {
             for column in block.columns.clone().step_by(S::LANES) {
@@ -367,17 +382,17 @@ impl Job for BackTransform<'_> {
                 unsafe {
                     let at = (o - block.rows.start) * block.columns.len() + column - block.columns.start;
                     let sums = block.sums.add(at);
-                    let get = |r: usize, q: usize| S::load(sums.add((r * 6 + q) * block.stride()));
+                    let get = |r: usize, q: usize| simd.load(sums.add((r * 6 + q) * block.stride()));
                     let put = |r: usize, q: usize, v: S::V| {
                         let p = out.add((o * 9 + r * 3 + q) * c_in + c);
-                        let old = if add { S::load_part(p, n) } else { S::zero() };
-                        S::store_part(p, n, S::add(old, v));
+                        let old = if add { simd.load_part(p, n) } else { simd.zero() };
+                        simd.store_part(p, n, simd.add(old, v));
                     };
                     if tiling.strided() {
                         let sides = phase.of(tiling.filter());
                         let mut taps = Taps::uninit();
                         let taps = taps.as_mut_ptr().cast::<f32>();
-                        S::run(EdgeTile {
+                        simd.run(EdgeTile {
                             sides,
                             from: sums,
                             from_steps: (6 * block.stride(), block.stride()),
@@ -387,13 +402,13 @@ impl Job for BackTransform<'_> {
                         });
                         for r in (0..3).filter(|&r| FilterAdjointMap::gives(sides.0, r)) {
                             for q in (0..3).filter(|&q| FilterAdjointMap::gives(sides.1, q)) {
-                                put(r, q, S::load(taps.add((r * 3 + q) * BLOCK)));
+                                put(r, q, simd.load(taps.add((r * 3 + q) * BLOCK)));
                             }
                         }
                     } else if tiling.filter() == (Side::Lone, Side::Lone) {
-                        two_sided!(S, FilterAdjointMap, sides::Lone, sides::Lone, get, put);
+                        two_sided!(simd, FilterAdjointMap, sides::Lone, sides::Lone, get, put);
                     } else {
-                        two_sided!(S, FilterAdjointMap, sides::Dense4, sides::Dense4, get, put);
+                        two_sided!(simd, FilterAdjointMap, sides::Dense4, sides::Dense4, get, put);
                     }
                 }
             }

@@ -14,16 +14,16 @@ use crate::simd::{BLOCK, Job, Simd};
 /// Transforms tiles of the output's gradient.
 ///
 /// # Safety
-/// The instruction set must be available, and the output have room; no other task may have these tiles.
-pub(super) unsafe fn transform_gradients<S: Simd>(source: &Source<'_>, to: Transform<'_>) {
-    struct Visitor<'a, S>(Transform<'a>, PhantomData<S>);
-    impl<S: Simd> LoadVisitor for Visitor<'_, S> {
+/// The output have room; no other task may have these tiles.
+pub(super) unsafe fn transform_gradients<S: Simd>(simd: S, source: &Source<'_>, to: Transform<'_>) {
+    struct TransformGradients<'a, S>(Transform<'a>, S);
+    impl<S: Simd> LoadVisitor for TransformGradients<'_, S> {
         fn visit<L: Load>(self, load: L) {
-            // SAFETY: the promise of `transform_gradients`'s caller.
-            unsafe { S::run(GradientTransform { load: &load, to: self.0 }) }
+            // SAFETY: the output has room for these tiles, which are this task's alone.
+            unsafe { self.1.run(GradientTransform { load: &load, to: self.0 }) }
         }
     }
-    source.visit(Visitor::<S>(to, PhantomData));
+    source.visit(TransformGradients(to, simd));
 }
 
 /// Tiles ahead that are asked for.
@@ -36,22 +36,26 @@ struct GradientTransform<'a, L> {
 
 impl<L: Load> GradientTransform<'_, L> {
     /// Transforms one vector of a tile.
+    ///
+    /// # Safety
+    /// The tile and the channels must exist, and `out` have room for all points.
     #[inline(always)]
     unsafe fn tile<S: Simd, const PART: bool>(
         &self,
+        simd: S,
         place: Place,
         sides: Sides,
         (c, n): (usize, usize),
         out: *mut f32,
     ) {
         let (t, point_stride) = (self.to.tiling, self.to.point_stride);
-        // SAFETY: the caller's promise; pixels outside the map are not read.
+        // SAFETY: pixels outside the map are not read; `out` has room for all points.
         unsafe {
             let (at, step) = (place.pixel * self.to.channels + c, self.to.channels);
-            let load = |r: usize, q: usize| self.load.vec::<S, PART>(at + (r * t.w + q) * step, c, n);
+            let load = |r: usize, q: usize| self.load.vec::<S, PART>(simd, at + (r * t.w + q) * step, c, n);
             if !PART && sides == (Side::Dense4, Side::Dense4) {
-                let put = |r: usize, q: usize, v: S::V| S::store(out.add((r * 6 + q) * point_stride), v);
-                two_sided!(S, OutputAdjointMap, sides::Dense4, sides::Dense4, load, put);
+                let put = |r: usize, q: usize, v: S::V| simd.store(out.add((r * 6 + q) * point_stride), v);
+                two_sided!(simd, OutputAdjointMap, sides::Dense4, sides::Dense4, load, put);
                 return;
             }
             let mut gradients = Outputs::uninit();
@@ -59,11 +63,11 @@ impl<L: Load> GradientTransform<'_, L> {
             for r in (0..SIDE).filter(|&r| OutputAdjointMap::reads(sides.0, r)) {
                 for q in (0..SIDE).filter(|&q| OutputAdjointMap::reads(sides.1, q)) {
                     let inside = place.y0 + r < t.h && place.x0 + q < t.w;
-                    let gradient = if inside { load(r, q) } else { S::zero() };
-                    S::store(gradients.add((r * SIDE + q) * BLOCK), gradient);
+                    let gradient = if inside { load(r, q) } else { simd.zero() };
+                    simd.store(gradients.add((r * SIDE + q) * BLOCK), gradient);
                 }
             }
-            S::run(EdgeTile {
+            simd.run(EdgeTile {
                 sides,
                 from: gradients,
                 from_steps: (SIDE * BLOCK, BLOCK),
@@ -78,7 +82,7 @@ impl<L: Load> GradientTransform<'_, L> {
 impl<L: Load> Job for GradientTransform<'_, L> {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let (t, first) = (self.to.tiling, self.to.tiles.start);
         let (mut at, mut ahead) = (t.locate(first), t.locate(first + AHEAD));
         let mut positions = self.to.positions;
@@ -92,19 +96,19 @@ impl<L: Load> Job for GradientTransform<'_, L> {
                     let mut first = ahead.pixel * self.to.channels + c;
                     for _ in 0..SIDE {
                         for q in 0..SIDE {
-                            // SAFETY: the instruction set is available.
-                            unsafe { self.load.prefetch::<S>(first + q * self.to.channels) };
+                            self.load.prefetch(simd, first + q * self.to.channels);
                         }
                         first += t.w * self.to.channels;
                     }
                 }
-                // SAFETY: the maker of the job promises that the tiles exist and `out` has room.
+                // SAFETY: the tiles exist, and the output has room for each in its position.
                 unsafe {
                     let out = self.to.at(c / BLOCK, position).add(c % BLOCK);
                     match n {
-                        0 => (0..POINTS).for_each(|p| S::store(out.add(p * self.to.point_stride), S::zero())),
-                        n if n == S::LANES => self.tile::<S, false>(at, sides, (c, n), out),
-                        n => self.tile::<S, true>(at, sides, (c, n), out),
+                        0 => (0..POINTS)
+                            .for_each(|p| simd.store(out.add(p * self.to.point_stride), simd.zero())),
+                        n if n == S::LANES => self.tile::<S, false>(simd, at, sides, (c, n), out),
+                        n => self.tile::<S, true>(simd, at, sides, (c, n), out),
                     }
                 }
             }

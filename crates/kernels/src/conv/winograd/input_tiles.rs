@@ -8,7 +8,6 @@
     reason = "loops with constant bounds, over registers, are to be unrolled"
 )]
 
-use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use super::edge_tile::{one_side, put_side};
@@ -31,16 +30,16 @@ struct Strip([MaybeUninit<f32>; 6 * WIDTH * BLOCK]);
 /// Transforms tiles of the input.
 ///
 /// # Safety
-/// The instruction set must be available, and the output have room; no other task may have these tiles.
-pub(super) unsafe fn transform_inputs<S: Simd>(source: &Source<'_>, grid: Grid, to: Transform<'_>) {
-    struct Visitor<'a, S>(Grid, Transform<'a>, PhantomData<S>);
-    impl<S: Simd> LoadVisitor for Visitor<'_, S> {
+/// The output have room; no other task may have these tiles.
+pub(super) unsafe fn transform_inputs<S: Simd>(simd: S, source: &Source<'_>, grid: Grid, to: Transform<'_>) {
+    struct TransformInputs<'a, S>(Grid, Transform<'a>, S);
+    impl<S: Simd> LoadVisitor for TransformInputs<'_, S> {
         fn visit<L: Load>(self, load: L) {
-            // SAFETY: the promise of `transform_inputs`'s caller.
-            unsafe { S::run(InputTransform { load: &load, grid: self.0, to: self.1 }) }
+            // SAFETY: the output has room for these tiles, which are this task's alone.
+            unsafe { self.2.run(InputTransform { load: &load, grid: self.0, to: self.1 }) }
         }
     }
-    source.visit(Visitor::<S>(grid, to, PhantomData));
+    source.visit(TransformInputs(grid, to, simd));
 }
 
 struct InputTransform<'a, L> {
@@ -61,20 +60,38 @@ struct StripColumns {
     steps: (usize, usize),
     /// The rows that lie in the map.
     rows: (usize, usize),
+    /// How many elements further on to ask for what comes next.
+    ahead: usize,
+    /// Channels from the block's first on.
+    valid: usize,
+}
+
+/// Neighbouring tiles whose columns are transformed together.
+struct StripPart {
+    /// The first tile.
+    place: Place,
+    /// Their side along columns.
+    side: Side,
+    /// Columns of inputs.
+    columns: usize,
+    /// How many elements further on to ask for what comes next.
+    ahead: usize,
 }
 
 impl<L: Load> InputTransform<'_, L> {
-    /// Transforms a block of the given columns of inputs, from those of the tile at `place` on, which has this side along
-    /// them. Asks for the pixels that lie `ahead` elements further on.
+    /// Transforms a block of columns of inputs.
+    ///
+    /// # Safety
+    /// The tiles must exist, and the strip have room for their columns.
     #[inline(always)]
     unsafe fn columns<S: Simd, const PART: bool>(
         &self,
-        place: Place,
-        (side, columns): (Side, usize),
+        simd: S,
+        of_strip: &StripPart,
         block: usize,
-        ahead: usize,
         strip: *mut f32,
     ) {
+        let &StripPart { place, side, columns, ahead } = of_strip;
         let grid = &self.grid;
         let (y0, x0) = grid.first(place);
         // Padding to the left is one pixel at most.
@@ -84,14 +101,14 @@ impl<L: Load> InputTransform<'_, L> {
         let rows = (usize::from(y0 < 0), grid.inside(y0, grid.h).min(side.inputs()));
         let steps = (grid.step * grid.w * channels, grid.step * channels);
         let at = grid.pixel(place) * channels as isize + (first * steps.1 + c) as isize;
-        let mut part = StripColumns { side, at, steps, rows };
-        // SAFETY: the caller's promise; pixels outside the map are not read.
+        let mut next = StripColumns { side, at, steps, rows, ahead, valid: channels - c };
+        // SAFETY: pixels outside the map are not read, and the strip has room for the columns.
         unsafe {
-            let affine = block_coefficients::<S, L, PART>(self.load, c, channels - c);
+            let affine = block_coefficients::<S, L, PART>(simd, self.load, c, channels - c);
             for outside in (0..first).chain(end..columns) {
                 for point in (0..6).filter(|&point| InputMap::gives(side, point)) {
                     for lane in (0..BLOCK).step_by(S::LANES) {
-                        S::store(strip.add((point * WIDTH + outside) * BLOCK + lane), S::zero());
+                        simd.store(strip.add((point * WIDTH + outside) * BLOCK + lane), simd.zero());
                     }
                 }
             }
@@ -99,49 +116,51 @@ impl<L: Load> InputTransform<'_, L> {
             for pixel in first..end {
                 let to = strip.add(pixel * BLOCK);
                 if whole {
-                    self.column::<S, PART, true>(&affine, &part, ahead, channels - c, to);
+                    self.column::<S, PART, true>(simd, &affine, &next, to);
                 } else {
-                    self.column::<S, PART, false>(&affine, &part, ahead, channels - c, to);
+                    self.column::<S, PART, false>(simd, &affine, &next, to);
                 }
-                part.at += steps.1 as isize;
+                next.at += steps.1 as isize;
             }
         }
     }
 
-    /// Transforms a block of the next column, which is `WHOLE` or shorter than that. If `PART`, there are only `valid`
+    /// Transforms a block of the next column, which is `WHOLE` or shorter than that. If `PART`, there are only some
     /// channels.
+    ///
+    /// # Safety
+    /// The rows that are said to lie in the map must do so, and `to` have room for six points.
     #[inline(always)]
     unsafe fn column<S: Simd, const PART: bool, const WHOLE: bool>(
         &self,
+        simd: S,
         affine: &BlockCoefficients<S, L>,
         columns: &StripColumns,
-        ahead: usize,
-        valid: usize,
         to: *mut f32,
     ) {
         let at = |r: usize| (columns.at + (r * columns.steps.0) as isize) as usize;
         let inside = |r: usize| WHOLE || (columns.rows.0 <= r && r < columns.rows.1);
-        // SAFETY: the caller's promise.
+        // SAFETY: only rows in the map are read.
         unsafe {
             for r in 0..6 {
                 if inside(r) {
-                    self.load.prefetch::<S>(at(r) + ahead);
+                    self.load.prefetch(simd, at(r) + columns.ahead);
                 }
             }
             for (i, &affine) in affine.iter().enumerate().take(BLOCK / S::LANES) {
                 let lane = i * S::LANES;
-                let n = if PART { valid.saturating_sub(lane).min(S::LANES) } else { S::LANES };
-                let mut pixels = [S::zero(); 6];
+                let n = if PART { columns.valid.saturating_sub(lane).min(S::LANES) } else { S::LANES };
+                let mut pixels = [simd.zero(); 6];
                 for r in 0..6 {
                     if inside(r) && n > 0 {
-                        pixels[r] = self.load.apply::<S, PART>(affine, at(r) + lane, n);
+                        pixels[r] = self.load.apply::<S, PART>(simd, affine, at(r) + lane, n);
                     }
                 }
                 let to = (to.add(lane), WIDTH * BLOCK);
                 if WHOLE {
-                    put_side::<S, InputMap, sides::Dense4>(pixels, to);
+                    put_side::<S, InputMap, sides::Dense4>(simd, pixels, to);
                 } else {
-                    with_side!(columns.side, T => { put_side::<S, InputMap, T>(pixels, to) });
+                    with_side!(columns.side, T => { put_side::<S, InputMap, T>(simd, pixels, to) });
                 }
             }
         }
@@ -163,11 +182,11 @@ struct StripRows<'a> {
 impl Job for StripRows<'_> {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let point_stride = self.to.point_stride;
         for (tile, &position) in self.places.iter().enumerate() {
             let (rows, columns) = if tile + 1 < self.places.len() { self.whole } else { self.last };
-            // SAFETY: whoever runs the job promises that the columns are transformed and the output has room.
+            // SAFETY: the strip's columns are transformed, and the output has room for each tile in its position.
             unsafe {
                 let (from, to) = (self.strip.add(tile * SIDE * BLOCK), self.to.at(self.block, position));
                 with_side!(columns, T => {
@@ -176,7 +195,7 @@ impl Job for StripRows<'_> {
                         for lane in (0..BLOCK).step_by(S::LANES) {
                             let from = from.add(r * WIDTH * BLOCK + lane);
                             let to = to.add(r * 6 * point_stride + lane);
-                            one_side::<S, InputMap, T>((from, BLOCK), (to, point_stride));
+                            one_side::<S, InputMap, T>(simd, (from, BLOCK), (to, point_stride));
                         }
                     }
                 });
@@ -188,7 +207,7 @@ impl Job for StripRows<'_> {
 impl<L: Load> Job for InputTransform<'_, L> {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let grid = &self.grid;
         let (t, first, count) = (self.to.tiling, self.to.tiles.start, self.to.tiles.len());
         let mut strip = Strip([const { MaybeUninit::uninit() }; 6 * WIDTH * BLOCK]);
@@ -209,20 +228,21 @@ impl<L: Load> Job for InputTransform<'_, L> {
             }
             let last = grid.phase.of(sides);
             let whole = grid.phase.of((sides.0, t.whole));
-            let size = (last.0, (tiles - 1) * SIDE + last.1.inputs());
             // The strip after the next.
             let next = t.locate(first + (done + 2 * tiles).min(count));
             let ahead = (grid.pixel(next) - grid.pixel(at)) as usize * self.to.channels;
+            let columns = (tiles - 1) * SIDE + last.1.inputs();
+            let of_strip = StripPart { place: at, side: last.0, columns, ahead };
             for block in 0..self.to.channels.div_ceil(BLOCK) {
-                // SAFETY: the maker of the job promises that the tiles exist and the output has room; the strip has room
+                // SAFETY: the tiles exist and the output has room; the strip has room
                 // for the tiles, and what is read of it was written.
                 unsafe {
                     if self.to.channels - block * BLOCK >= BLOCK {
-                        self.columns::<S, false>(at, size, block, ahead, strip);
+                        self.columns::<S, false>(simd, &of_strip, block, strip);
                     } else {
-                        self.columns::<S, true>(at, size, block, ahead, strip);
+                        self.columns::<S, true>(simd, &of_strip, block, strip);
                     }
-                    S::run(StripRows { strip, whole, last, places: &places[..tiles], block, to: &self.to });
+                    simd.run(StripRows { strip, whole, last, places: &places[..tiles], block, to: &self.to });
                 }
             }
             done += tiles;

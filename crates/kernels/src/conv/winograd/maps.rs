@@ -48,10 +48,7 @@ pub(super) trait SideMap {
     /// Whether the map gives value `i`.
     fn gives(side: Side, i: usize) -> bool;
     /// The map.
-    ///
-    /// # Safety
-    /// The instruction set must be available.
-    unsafe fn apply<S: Simd, T: StaticSide>(v: [S::V; 6]) -> [S::V; 6];
+    fn apply<S: Simd, T: StaticSide>(simd: S, v: [S::V; 6]) -> [S::V; 6];
 }
 
 /// `Bᵀ d`: inputs to points.
@@ -67,42 +64,39 @@ impl SideMap for InputMap {
         side.has_point(i)
     }
     #[inline(always)]
-    unsafe fn apply<S: Simd, T: StaticSide>(d: [S::V; 6]) -> [S::V; 6] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let c = |x| S::splat(x);
-            let none = S::zero();
-            match T::SIDE {
-                side if side.is_strided() => two_taps::input::<S, T>(d),
-                Side::Lone => [d[2], S::add(d[1], d[2]), none, none, none, d[1]],
-                Side::Dense2 => {
-                    let (sum, difference) = (S::add(d[1], d[2]), S::sub(d[1], d[2]));
-                    let zero = S::mul(c(4.0), S::sub(d[0], d[2]));
-                    [zero, S::mul(c(-3.0), sum), S::mul(c(3.0), difference), none, none, S::sub(d[3], d[1])]
-                }
-                Side::Dense3 => {
-                    // 2(2 d0 - d1 - 2 d2 + d3), 3(d3 - d2 - 2 d1), d3 - 3 d2 + 2 d1, 4(d3 - d1), d4 - 2 d3 - d2 + 2 d1
-                    let difference = S::sub(d[3], d[1]);
-                    let zero = S::fma(c(4.0), S::sub(d[0], d[2]), S::mul(c(2.0), difference));
-                    let one = S::mul(c(3.0), S::fma(c(-2.0), d[1], S::sub(d[3], d[2])));
-                    let minus_one = S::fma(c(2.0), d[1], S::fma(c(-3.0), d[2], d[3]));
-                    let infinity = S::fma(c(-2.0), difference, S::sub(d[4], d[2]));
-                    [zero, one, minus_one, S::mul(c(4.0), difference), none, infinity]
-                }
-                _ => {
-                    let a = S::fma(c(-4.0), d[2], d[4]); // d4 - 4 d2
-                    let b = S::fma(c(-4.0), d[1], d[3]); // d3 - 4 d1
-                    let e = S::sub(d[4], d[2]);
-                    let f = S::mul(c(2.0), S::sub(d[3], d[1]));
-                    [
-                        S::fma(c(4.0), d[0], S::fma(c(-5.0), d[2], d[4])),
-                        S::add(a, b),
-                        S::sub(a, b),
-                        S::add(e, f),
-                        S::sub(e, f),
-                        S::fma(c(4.0), d[1], S::fma(c(-5.0), d[3], d[5])),
-                    ]
-                }
+    fn apply<S: Simd, T: StaticSide>(simd: S, d: [S::V; 6]) -> [S::V; 6] {
+        let c = |x| simd.splat(x);
+        let none = simd.zero();
+        match T::SIDE {
+            side if side.is_strided() => two_taps::input::<S, T>(simd, d),
+            Side::Lone => [d[2], simd.add(d[1], d[2]), none, none, none, d[1]],
+            Side::Dense2 => {
+                let (sum, difference) = (simd.add(d[1], d[2]), simd.sub(d[1], d[2]));
+                let zero = simd.mul(c(4.0), simd.sub(d[0], d[2]));
+                [zero, simd.mul(c(-3.0), sum), simd.mul(c(3.0), difference), none, none, simd.sub(d[3], d[1])]
+            }
+            Side::Dense3 => {
+                // 2(2 d0 - d1 - 2 d2 + d3), 3(d3 - d2 - 2 d1), d3 - 3 d2 + 2 d1, 4(d3 - d1), d4 - 2 d3 - d2 + 2 d1
+                let difference = simd.sub(d[3], d[1]);
+                let zero = simd.fma(c(4.0), simd.sub(d[0], d[2]), simd.mul(c(2.0), difference));
+                let one = simd.mul(c(3.0), simd.fma(c(-2.0), d[1], simd.sub(d[3], d[2])));
+                let minus_one = simd.fma(c(2.0), d[1], simd.fma(c(-3.0), d[2], d[3]));
+                let infinity = simd.fma(c(-2.0), difference, simd.sub(d[4], d[2]));
+                [zero, one, minus_one, simd.mul(c(4.0), difference), none, infinity]
+            }
+            _ => {
+                let a = simd.fma(c(-4.0), d[2], d[4]); // d4 - 4 d2
+                let b = simd.fma(c(-4.0), d[1], d[3]); // d3 - 4 d1
+                let e = simd.sub(d[4], d[2]);
+                let f = simd.mul(c(2.0), simd.sub(d[3], d[1]));
+                [
+                    simd.fma(c(4.0), d[0], simd.fma(c(-5.0), d[2], d[4])),
+                    simd.add(a, b),
+                    simd.sub(a, b),
+                    simd.add(e, f),
+                    simd.sub(e, f),
+                    simd.fma(c(4.0), d[1], simd.fma(c(-5.0), d[3], d[5])),
+                ]
             }
         }
     }
@@ -121,32 +115,29 @@ impl SideMap for OutputMap {
         i < side.outputs()
     }
     #[inline(always)]
-    unsafe fn apply<S: Simd, T: StaticSide>(m: [S::V; 6]) -> [S::V; 6] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let c = |x| S::splat(x);
-            let none = S::zero();
-            let (sum, difference) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
-            match T::SIDE {
-                side if side.is_strided() => two_taps::output::<S, T>(m),
-                Side::Lone => [S::add(m[1], m[0]), S::add(m[1], m[5]), none, none, none, none],
-                Side::Dense2 => [S::add(m[0], sum), S::add(difference, m[5]), none, none, none, none],
-                Side::Dense3 => {
-                    let first = S::add(S::add(m[0], sum), m[3]);
-                    let third = S::add(S::fma(c(4.0), m[3], sum), m[5]);
-                    [first, S::fma(c(2.0), m[3], difference), third, none, none, none]
-                }
-                _ => {
-                    let (s2, d2) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
-                    [
-                        S::add(S::add(m[0], sum), s2),
-                        S::fma(c(2.0), d2, difference),
-                        S::fma(c(4.0), s2, sum),
-                        S::add(S::fma(c(8.0), d2, difference), m[5]),
-                        none,
-                        none,
-                    ]
-                }
+    fn apply<S: Simd, T: StaticSide>(simd: S, m: [S::V; 6]) -> [S::V; 6] {
+        let c = |x| simd.splat(x);
+        let none = simd.zero();
+        let (sum, difference) = (simd.add(m[1], m[2]), simd.sub(m[1], m[2]));
+        match T::SIDE {
+            side if side.is_strided() => two_taps::output::<S, T>(simd, m),
+            Side::Lone => [simd.add(m[1], m[0]), simd.add(m[1], m[5]), none, none, none, none],
+            Side::Dense2 => [simd.add(m[0], sum), simd.add(difference, m[5]), none, none, none, none],
+            Side::Dense3 => {
+                let first = simd.add(simd.add(m[0], sum), m[3]);
+                let third = simd.add(simd.fma(c(4.0), m[3], sum), m[5]);
+                [first, simd.fma(c(2.0), m[3], difference), third, none, none, none]
+            }
+            _ => {
+                let (s2, d2) = (simd.add(m[3], m[4]), simd.sub(m[3], m[4]));
+                [
+                    simd.add(simd.add(m[0], sum), s2),
+                    simd.fma(c(2.0), d2, difference),
+                    simd.fma(c(4.0), s2, sum),
+                    simd.add(simd.fma(c(8.0), d2, difference), m[5]),
+                    none,
+                    none,
+                ]
             }
         }
     }
@@ -165,33 +156,30 @@ impl SideMap for OutputAdjointMap {
         side.has_point(i)
     }
     #[inline(always)]
-    unsafe fn apply<S: Simd, T: StaticSide>(y: [S::V; 6]) -> [S::V; 6] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let c = |x| S::splat(x);
-            let none = S::zero();
-            match T::SIDE {
-                side if side.is_strided() => two_taps::output_adjoint::<S, T>(y),
-                Side::Lone => [y[0], S::add(y[0], y[1]), none, none, none, y[1]],
-                Side::Dense2 => [y[0], S::add(y[0], y[1]), S::sub(y[0], y[1]), none, none, y[1]],
-                Side::Dense3 => {
-                    let even = S::add(y[0], y[2]);
-                    let two = S::fma(c(4.0), y[2], S::fma(c(2.0), y[1], y[0]));
-                    [y[0], S::add(even, y[1]), S::sub(even, y[1]), two, none, y[2]]
-                }
-                _ => {
-                    let (even, odd) = (S::add(y[0], y[2]), S::add(y[1], y[3]));
-                    let even2 = S::fma(c(4.0), y[2], y[0]);
-                    let odd2 = S::fma(c(8.0), y[3], S::mul(c(2.0), y[1]));
-                    [
-                        y[0],
-                        S::add(even, odd),
-                        S::sub(even, odd),
-                        S::add(even2, odd2),
-                        S::sub(even2, odd2),
-                        y[3],
-                    ]
-                }
+    fn apply<S: Simd, T: StaticSide>(simd: S, y: [S::V; 6]) -> [S::V; 6] {
+        let c = |x| simd.splat(x);
+        let none = simd.zero();
+        match T::SIDE {
+            side if side.is_strided() => two_taps::output_adjoint::<S, T>(simd, y),
+            Side::Lone => [y[0], simd.add(y[0], y[1]), none, none, none, y[1]],
+            Side::Dense2 => [y[0], simd.add(y[0], y[1]), simd.sub(y[0], y[1]), none, none, y[1]],
+            Side::Dense3 => {
+                let even = simd.add(y[0], y[2]);
+                let two = simd.fma(c(4.0), y[2], simd.fma(c(2.0), y[1], y[0]));
+                [y[0], simd.add(even, y[1]), simd.sub(even, y[1]), two, none, y[2]]
+            }
+            _ => {
+                let (even, odd) = (simd.add(y[0], y[2]), simd.add(y[1], y[3]));
+                let even2 = simd.fma(c(4.0), y[2], y[0]);
+                let odd2 = simd.fma(c(8.0), y[3], simd.mul(c(2.0), y[1]));
+                [
+                    y[0],
+                    simd.add(even, odd),
+                    simd.sub(even, odd),
+                    simd.add(even2, odd2),
+                    simd.sub(even2, odd2),
+                    y[3],
+                ]
             }
         }
     }
@@ -204,12 +192,12 @@ pub(super) type Outputs = MaybeUninit<[[[f32; BLOCK]; 4]; 4]>;
 /// values go from `$get(row, column)` to `$put(row, column, value)`. A macro, since a closure that is passed on may end up
 /// as a function of its own, which cannot use the instruction set.
 macro_rules! two_sided {
-    ($S:ty, $X:ty, $R:ty, $C:ty, $get:expr, $put:expr) => {{
+    ($simd:expr, $X:ty, $R:ty, $C:ty, $get:expr, $put:expr) => {{
         use $crate::conv::winograd::maps::{SideMap, columns, row};
-        let half = columns::<$S, $X, $R, $C>($get);
+        let half = columns::<_, $X, $R, $C>($simd, $get);
         for r in 0..6 {
             if <$X as SideMap>::gives(<$R as $crate::conv::winograd::side::StaticSide>::SIDE, r) {
-                let row = row::<$S, $X, $C>(&half, r);
+                let row = row::<_, $X, $C>($simd, &half, r);
                 for q in 0..6 {
                     if <$X as SideMap>::gives(<$C as $crate::conv::winograd::side::StaticSide>::SIDE, q) {
                         $put(r, q, row[q]);
@@ -222,39 +210,30 @@ macro_rules! two_sided {
 pub(super) use two_sided;
 
 /// The map applied to the columns of a tile that computes `R` by `C` outputs.
-///
-/// # Safety
-/// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn columns<S: Simd, X: SideMap, R: StaticSide, C: StaticSide>(
+pub(super) fn columns<S: Simd, X: SideMap, R: StaticSide, C: StaticSide>(
+    simd: S,
     get: impl Fn(usize, usize) -> S::V,
 ) -> [[S::V; 6]; 6] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut half = [[S::zero(); 6]; 6];
-        for q in 0..6 {
-            if X::reads(C::SIDE, q) {
-                let mut column = [S::zero(); 6];
-                for r in 0..6 {
-                    if X::reads(R::SIDE, r) {
-                        column[r] = get(r, q);
-                    }
+    let mut half = [[simd.zero(); 6]; 6];
+    for q in 0..6 {
+        if X::reads(C::SIDE, q) {
+            let mut column = [simd.zero(); 6];
+            for r in 0..6 {
+                if X::reads(R::SIDE, r) {
+                    column[r] = get(r, q);
                 }
-                half[q] = X::apply::<S, R>(column);
             }
+            half[q] = X::apply::<S, R>(simd, column);
         }
-        half
     }
+    half
 }
 
 /// The map applied to row `r` of what [`columns`] gave.
-///
-/// # Safety
-/// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn row<S: Simd, X: SideMap, C: StaticSide>(half: &[[S::V; 6]; 6], r: usize) -> [S::V; 6] {
-    // SAFETY: the caller's promise.
-    unsafe { X::apply::<S, C>([half[0][r], half[1][r], half[2][r], half[3][r], half[4][r], half[5][r]]) }
+pub(super) fn row<S: Simd, X: SideMap, C: StaticSide>(simd: S, half: &[[S::V; 6]; 6], r: usize) -> [S::V; 6] {
+    X::apply::<S, C>(simd, [half[0][r], half[1][r], half[2][r], half[3][r], half[4][r], half[5][r]])
 }
 
 /// `G g`: three weights to points, all of them or those of [`Side::Lone`] tiles.
@@ -270,23 +249,20 @@ impl SideMap for FilterMap {
         side.has_point(i)
     }
     #[inline(always)]
-    unsafe fn apply<S: Simd, T: StaticSide>(g: [S::V; 6]) -> [S::V; 6] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let c = |x| S::splat(x);
-            if T::SIDE.is_strided() {
-                return two_taps::filter::<S, T>(g);
-            }
-            if T::SIDE == Side::Lone {
-                let none = S::zero();
-                return [S::sub(g[2], g[1]), g[1], none, none, none, S::sub(g[0], g[1])];
-            }
-            let s = S::mul(c(-1.0 / 6.0), S::add(g[0], g[2]));
-            let t = S::mul(c(-1.0 / 6.0), g[1]);
-            let u = S::mul(c(1.0 / 24.0), S::fma(c(4.0), g[2], g[0]));
-            let v = S::mul(c(1.0 / 12.0), g[1]);
-            [S::mul(c(0.25), g[0]), S::add(s, t), S::sub(s, t), S::add(u, v), S::sub(u, v), g[2]]
+    fn apply<S: Simd, T: StaticSide>(simd: S, g: [S::V; 6]) -> [S::V; 6] {
+        let c = |x| simd.splat(x);
+        if T::SIDE.is_strided() {
+            return two_taps::filter::<S, T>(simd, g);
         }
+        if T::SIDE == Side::Lone {
+            let none = simd.zero();
+            return [simd.sub(g[2], g[1]), g[1], none, none, none, simd.sub(g[0], g[1])];
+        }
+        let s = simd.mul(c(-1.0 / 6.0), simd.add(g[0], g[2]));
+        let t = simd.mul(c(-1.0 / 6.0), g[1]);
+        let u = simd.mul(c(1.0 / 24.0), simd.fma(c(4.0), g[2], g[0]));
+        let v = simd.mul(c(1.0 / 12.0), g[1]);
+        [simd.mul(c(0.25), g[0]), simd.add(s, t), simd.sub(s, t), simd.add(u, v), simd.sub(u, v), g[2]]
     }
 }
 
@@ -303,29 +279,26 @@ impl SideMap for FilterAdjointMap {
         side.has_tap(i)
     }
     #[inline(always)]
-    unsafe fn apply<S: Simd, T: StaticSide>(m: [S::V; 6]) -> [S::V; 6] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (c, none) = (|x| S::splat(x), S::zero());
-            if T::SIDE.is_strided() {
-                return two_taps::filter_adjoint::<S, T>(m);
-            }
-            if T::SIDE == Side::Lone {
-                return [m[5], S::sub(m[1], S::add(m[0], m[5])), m[0], none, none, none];
-            }
-            let (s1, d1) = (S::add(m[1], m[2]), S::sub(m[2], m[1]));
-            let (s2, d2) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
-            let sixth = c(1.0 / 6.0);
-            let first = S::fma(c(1.0 / 24.0), s2, S::mul(c(0.25), m[0]));
-            [
-                S::fma(c(-1.0 / 6.0), s1, first),
-                S::fma(c(1.0 / 12.0), d2, S::mul(sixth, d1)),
-                S::add(S::mul(sixth, S::sub(s2, s1)), m[5]),
-                none,
-                none,
-                none,
-            ]
+    fn apply<S: Simd, T: StaticSide>(simd: S, m: [S::V; 6]) -> [S::V; 6] {
+        let (c, none) = (|x| simd.splat(x), simd.zero());
+        if T::SIDE.is_strided() {
+            return two_taps::filter_adjoint::<S, T>(simd, m);
         }
+        if T::SIDE == Side::Lone {
+            return [m[5], simd.sub(m[1], simd.add(m[0], m[5])), m[0], none, none, none];
+        }
+        let (s1, d1) = (simd.add(m[1], m[2]), simd.sub(m[2], m[1]));
+        let (s2, d2) = (simd.add(m[3], m[4]), simd.sub(m[3], m[4]));
+        let sixth = c(1.0 / 6.0);
+        let first = simd.fma(c(1.0 / 24.0), s2, simd.mul(c(0.25), m[0]));
+        [
+            simd.fma(c(-1.0 / 6.0), s1, first),
+            simd.fma(c(1.0 / 12.0), d2, simd.mul(sixth, d1)),
+            simd.add(simd.mul(sixth, simd.sub(s2, s1)), m[5]),
+            none,
+            none,
+            none,
+        ]
     }
 }
 
@@ -336,6 +309,7 @@ mod tests {
     use crate::simd::Portable;
 
     type S = Portable;
+    const SIMD: S = Portable;
 
     fn lane<const N: usize>(v: [f32; N]) -> [[f32; 4]; N] {
         v.map(|x| [x; 4])
@@ -343,16 +317,16 @@ mod tests {
 
     /// A side with `T` outputs: the correlation, and the filter's gradient.
     fn side<T: StaticSide>(d: [f32; 6], g: [f32; 6], dy: [f32; 6]) -> ([f32; 6], [f32; 6]) {
-        // SAFETY: the portable set is always available.
-        unsafe {
-            let (v, u) = (InputMap::apply::<S, T>(lane(d)), FilterMap::apply::<S, T>(lane(g)));
-            let (mut m, mut w) = ([[f32::NAN; 4]; 6], [[0.0; 4]; 6]);
-            let e = OutputAdjointMap::apply::<S, T>(lane(dy));
-            for i in (0..6).filter(|&i| T::SIDE.has_point(i)) {
-                (m[i], w[i]) = (S::mul(v[i], u[i]), S::mul(v[i], e[i]));
-            }
-            (OutputMap::apply::<S, T>(m).map(|y| y[0]), FilterAdjointMap::apply::<S, T>(w).map(|dg| dg[0]))
+        let (v, u) = (InputMap::apply::<S, T>(SIMD, lane(d)), FilterMap::apply::<S, T>(SIMD, lane(g)));
+        let (mut m, mut w) = ([[f32::NAN; 4]; 6], [[0.0; 4]; 6]);
+        let e = OutputAdjointMap::apply::<S, T>(SIMD, lane(dy));
+        for i in (0..6).filter(|&i| T::SIDE.has_point(i)) {
+            (m[i], w[i]) = (SIMD.mul(v[i], u[i]), SIMD.mul(v[i], e[i]));
         }
+        (
+            OutputMap::apply::<S, T>(SIMD, m).map(|y| y[0]),
+            FilterAdjointMap::apply::<S, T>(SIMD, w).map(|dg| dg[0]),
+        )
     }
 
     #[test]

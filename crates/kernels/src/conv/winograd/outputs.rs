@@ -5,14 +5,14 @@ use std::marker::PhantomData;
 use super::edge_tile::EdgeTile;
 use super::maps::{OutputMap, Outputs, columns, row};
 use super::product::{PLACES, TilePart, WinogradProduct};
-use super::side::{SIDE, Side, sides};
+use super::side::{SIDE, Side, Sides, sides};
 use super::tiling::{Grid, Place};
 use crate::conv::finish::{Finish, FinishVisitor};
 use crate::conv::partials::ChannelSums;
 use crate::simd::{BLOCK, Job, Simd};
 
 pub(super) struct OutputVisitor<'a, S> {
-    pub pass: &'a WinogradProduct<'a>,
+    pub pass: &'a WinogradProduct<'a, S>,
     pub part: &'a TilePart,
     /// Which pixels the outputs are.
     pub grid: Grid,
@@ -20,14 +20,13 @@ pub(super) struct OutputVisitor<'a, S> {
     pub products: *const f32,
     pub width: usize,
     pub c0: usize,
-    pub simd: PhantomData<S>,
+    pub simd: S,
 }
 
 impl<S: Simd> FinishVisitor for OutputVisitor<'_, S> {
     fn visit<F: Finish>(self, finish: F) {
-        // SAFETY: the instruction set is available; the products are there, and this task alone writes these
-        // tiles' channels.
-        unsafe { S::run(OutputJob { finish, visitor: &self }) }
+        // SAFETY: whoever visits has computed the products, and this task alone writes these tiles' channels.
+        unsafe { self.simd.run(OutputJob { finish, visitor: &self }) }
     }
 }
 
@@ -39,10 +38,13 @@ struct OutputJob<'a, F, S> {
     visitor: &'a OutputVisitor<'a, S>,
 }
 
-impl<F: Finish, U> OutputJob<'_, F, U> {
+impl<F: Finish, U: Simd> OutputJob<'_, F, U> {
     /// Finishes all tiles, vector by vector: the vectors of a tile share cache lines.
+    ///
+    /// # Safety
+    /// The products must be there, and no other task have these tiles' channels.
     #[inline(always)]
-    unsafe fn tiles<S: Simd, const PART: bool>(&self) {
+    unsafe fn tiles<S: Simd, const PART: bool>(&self, simd: S) {
         let v = self.visitor;
         let (pass, t, tiles) = (v.pass, &v.pass.tiling, &v.part.tiles);
         let channels = pass.filters.channels();
@@ -51,14 +53,15 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
         let full = 2 * S::LANES;
         debug_assert_eq!(full, pass.panels.full());
         let counted = |lane: usize| (channels - v.c0 - lane).min(S::LANES);
-        // SAFETY: the caller's promise; outputs outside the map are not written.
+        // SAFETY: there is a part of the sums for this part of the tiles, there are `PLACES` products of each tile, and the
+        // pixels of a tile that are written lie in the map.
         unsafe {
-            let mut sums = [ChannelSums { shift: S::zero(), first: S::zero(), second: S::zero() }; 2];
+            let mut sums = [ChannelSums::new(simd); 2];
             for (lane, sums) in lanes().zip(&mut sums) {
-                *sums = pass.partials.load::<S>(v.part.index, v.c0 + lane, counted(lane));
+                *sums = pass.partials.load(simd, v.part.index, v.c0 + lane, counted(lane));
             }
-            let (grid, step) = (&v.grid, v.grid.step * channels);
-            let row_step = grid.w * step;
+            let grid = &v.grid;
+            let steps = (grid.w * grid.step * channels, grid.step * channels);
             // With stride 1 the pixel is known.
             let pixel = |place: Place| if grid.step == 1 { place.pixel } else { grid.pixel(place) as usize };
             let (mut place, mut ahead) = (t.locate(tiles.start), t.locate(tiles.start + AHEAD));
@@ -68,8 +71,8 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                     for line in (0..v.width).step_by(BLOCK) {
                         let mut at = pixel(ahead) * channels + v.c0 + line;
                         for _ in 0..SIDE {
-                            (0..SIDE).for_each(|q| self.finish.prefetch::<S>(at + q * step));
-                            at += row_step;
+                            (0..SIDE).for_each(|q| self.finish.prefetch(simd, at + q * steps.1));
+                            at += steps.0;
                         }
                     }
                 }
@@ -78,47 +81,20 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                 let first = pixel(place) * channels;
                 for (lane, of_vector) in lanes().zip(&mut sums) {
                     let (c, n) = (v.c0 + lane, counted(lane));
-                    let products = products.add(lane);
+                    let tile = TileVector {
+                        products: products.add(lane),
+                        at: first + c,
+                        steps,
+                        c,
+                        n,
+                        begins: i == 0,
+                    };
                     // A copy, which can stay in registers.
                     let mut sums = *of_vector;
-                    let mut at = first + c;
                     if sides == (Side::Dense4, Side::Dense4) {
-                        let get = |r: usize, q: usize| S::load(products.add((r * 6 + q) * full));
-                        let half = columns::<S, OutputMap, sides::Dense4, sides::Dense4>(get);
-                        for r in 0..SIDE {
-                            let row = row::<S, OutputMap, sides::Dense4>(&half, r);
-                            if i == 0 && r == 0 {
-                                sums.shift = row[0];
-                            }
-                            // Constant bounds, so that outputs stay in registers.
-                            for (q, &value) in row[..SIDE].iter().enumerate() {
-                                self.finish.vec::<S, PART>(value, at + q * step, c, n, &mut sums);
-                            }
-                            at += row_step;
-                        }
+                        self.whole_tile::<S, PART>(&tile, &mut sums);
                     } else {
-                        let mut done = Outputs::uninit();
-                        let done = done.as_mut_ptr().cast::<f32>();
-                        S::run(EdgeTile {
-                            sides,
-                            from: products,
-                            from_steps: (6 * full, full),
-                            to: done,
-                            to_steps: (SIDE * BLOCK, BLOCK),
-                            side: PhantomData::<OutputMap>,
-                        });
-                        let done = |r: usize, q: usize| S::load(done.add((r * SIDE + q) * BLOCK));
-                        if i == 0 {
-                            sums.shift = done(0, 0);
-                        }
-                        let (y, x) = grid.first(place);
-                        let inside = (grid.inside(y, grid.h), grid.inside(x, grid.w));
-                        for r in 0..sides.0.outputs().min(inside.0) {
-                            for q in 0..sides.1.outputs().min(inside.1) {
-                                self.finish.vec::<S, PART>(done(r, q), at + q * step, c, n, &mut sums);
-                            }
-                            at += row_step;
-                        }
+                        self.edge_tile::<S, PART>(&tile, sides, place, &mut sums);
                     }
                     *of_vector = sums;
                 }
@@ -126,23 +102,105 @@ impl<F: Finish, U> OutputJob<'_, F, U> {
                 ahead.advance(t);
             }
             for (lane, sums) in lanes().zip(&sums) {
-                pass.partials.store::<S>(v.part.index, v.c0 + lane, counted(lane), sums);
+                pass.partials.store(v.part.index, v.c0 + lane, counted(lane), sums);
+            }
+        }
+    }
+
+    /// Finishes a vector of a whole tile of a map without stride: all in registers.
+    ///
+    /// # Safety
+    /// The vector's products must be there, and its outputs in the map.
+    #[inline(always)]
+    unsafe fn whole_tile<S: Simd, const PART: bool>(&self, tile: &TileVector, sums: &mut ChannelSums<S>) {
+        let (simd, full) = (sums.simd, 2 * S::LANES);
+        let mut at = tile.at;
+        // SAFETY: a whole tile has all 36 points, and 4×4 outputs in the map.
+        unsafe {
+            let get = |r: usize, q: usize| simd.load(tile.products.add((r * 6 + q) * full));
+            let half = columns::<S, OutputMap, sides::Dense4, sides::Dense4>(simd, get);
+            for r in 0..SIDE {
+                let row = row::<S, OutputMap, sides::Dense4>(simd, &half, r);
+                if tile.begins && r == 0 {
+                    sums.shift = row[0];
+                }
+                // Constant bounds, so that outputs stay in registers.
+                for (q, &value) in row[..SIDE].iter().enumerate() {
+                    self.finish.vec::<S, PART>(value, at + q * tile.steps.1, tile.c, tile.n, sums);
+                }
+                at += tile.steps.0;
+            }
+        }
+    }
+
+    /// Finishes a vector of any tile.
+    ///
+    /// # Safety
+    /// The vector's products must be there.
+    #[inline(always)]
+    unsafe fn edge_tile<S: Simd, const PART: bool>(
+        &self,
+        tile: &TileVector,
+        sides: Sides,
+        place: Place,
+        sums: &mut ChannelSums<S>,
+    ) {
+        let (simd, full, grid) = (sums.simd, 2 * S::LANES, &self.visitor.grid);
+        let mut at = tile.at;
+        let mut done = Outputs::uninit();
+        let done = done.as_mut_ptr().cast::<f32>();
+        // SAFETY: the products of the points that such sides have are there, `done` has room for 4×4 outputs, and outputs
+        // outside the map are not written.
+        unsafe {
+            simd.run(EdgeTile {
+                sides,
+                from: tile.products,
+                from_steps: (6 * full, full),
+                to: done,
+                to_steps: (SIDE * BLOCK, BLOCK),
+                side: PhantomData::<OutputMap>,
+            });
+            let done = |r: usize, q: usize| simd.load(done.add((r * SIDE + q) * BLOCK));
+            if tile.begins {
+                sums.shift = done(0, 0);
+            }
+            let (y, x) = grid.first(place);
+            let inside = (grid.inside(y, grid.h), grid.inside(x, grid.w));
+            for r in 0..sides.0.outputs().min(inside.0) {
+                for q in 0..sides.1.outputs().min(inside.1) {
+                    self.finish.vec::<S, PART>(done(r, q), at + q * tile.steps.1, tile.c, tile.n, sums);
+                }
+                at += tile.steps.0;
             }
         }
     }
 }
 
-impl<F: Finish, U> Job for OutputJob<'_, F, U> {
+/// One vector of a tile: where its products are and where its outputs go.
+struct TileVector {
+    /// The first point's; others are at the distance of a full panel.
+    products: *const f32,
+    /// The first output's element, and elements from row to row and from column to column.
+    at: usize,
+    steps: (usize, usize),
+    /// The first channel, and the channels that count.
+    c: usize,
+    n: usize,
+    /// Whether the part's sums begin here.
+    begins: bool,
+}
+
+impl<F: Finish, U: Simd> Job for OutputJob<'_, F, U> {
     type Out = ();
     #[inline(always)]
-    unsafe fn call<S: Simd>(self) {
+    unsafe fn call<S: Simd>(self, simd: S) {
         let v = self.visitor;
-        // SAFETY: the maker of the job promises it.
+        // SAFETY: the products are there, and this task alone has these tiles' channels.
         unsafe {
             if v.pass.filters.channels() - v.c0 >= v.width {
-                self.tiles::<S, false>()
+                self.tiles::<S, false>(simd)
             } else {
-                self.tiles::<S, true>()
+                self.tiles::<S, true>(simd)
             }
         }
     }

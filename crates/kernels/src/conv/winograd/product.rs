@@ -18,7 +18,7 @@ use super::side::{Phase, SIDE};
 use super::tiling::{Grid, Place, TileOrder, Tiling, Transform, point_stride};
 use crate::Context;
 use crate::activations::Activations;
-use crate::conv::filters::{Direction, Filters, Panels};
+use crate::conv::filters::{Direction, FilterBlock, Filters, Panels};
 use crate::conv::finish::{Finisher, OutputPtr};
 use crate::conv::partials::{Partials, PartialsPtr};
 use crate::conv::plan::{Algorithm, WinogradOrder};
@@ -27,7 +27,8 @@ use crate::micro::ProductTile;
 use crate::simd::{BLOCK, Simd};
 use crate::work::{Shared, part, parts, sweep, tasks, with_scratch};
 
-pub(super) struct WinogradProduct<'a> {
+pub(super) struct WinogradProduct<'a, S> {
+    simd: S,
     source: Source<'a>,
     pub filters: Filters<'a>,
     pub tiling: Tiling,
@@ -58,10 +59,12 @@ const TASKS: usize = 12;
 
 /// Runs a pass; returns the sums of each part, and the values per channel behind each of them.
 pub(in crate::conv) fn run<S: Simd>(
+    simd: S,
     ctx: &Context,
     product: &Product<'_>,
     out: &mut Activations,
 ) -> (Partials, Vec<usize>) {
+    product.check(out);
     const ALL: &[Phase] = &[Phase::ANY];
     let (source, filters, finisher) = (product.source, product.filters(), product.finisher);
     let tiling = Tiling::new(product.spec.output_shape(product.input), product.spec.stride);
@@ -86,6 +89,7 @@ pub(in crate::conv) fn run<S: Simd>(
     let tile_parts = tiling.count.div_ceil(most.clamp(rows, 8 * rows).next_multiple_of(rows));
     let mut partials = Partials::new(tile_parts, filters.channels(), finisher.sums());
     let pass = WinogradProduct {
+        simd,
         source,
         filters,
         tiling,
@@ -100,9 +104,9 @@ pub(in crate::conv) fn run<S: Simd>(
         tile_parts,
     };
     if by_panels {
-        pass.run_by_panels::<S>(ctx);
+        pass.run_by_panels(ctx);
     } else {
-        pass.run_by_tiles::<S>(ctx);
+        pass.run_by_tiles(ctx);
     }
     let values = |place: Place| SIDE.min(tiling.h - place.y0) * SIDE.min(tiling.w - place.x0);
     let counts =
@@ -117,9 +121,9 @@ pub(super) struct TilePart {
     pub order: TileOrder,
 }
 
-impl WinogradProduct<'_> {
+impl<S: Simd> WinogradProduct<'_, S> {
     /// First all weights are transformed, and then each task transforms some tiles and computes their outputs.
-    fn run_by_tiles<S: Simd>(&self, ctx: &Context) {
+    fn run_by_tiles(&self, ctx: &Context) {
         let blocks = self.filters.blocks();
         let mut weights = ctx.pool().scratch(self.panels.count() * self.weights_len());
         let shared = Shared::new(&mut weights);
@@ -127,7 +131,7 @@ impl WinogradProduct<'_> {
         self.filters.direction().each_block(self.panels.count(), blocks, |j, block| {
             with_scratch([9 * BLOCK * self.panels.full(), 0, 0], |[taps, ..]| {
                 // SAFETY: scratch memory holds nine blocks, and each block is written once.
-                unsafe { self.transform_weights::<S>(j, block, taps, of_panel(j)) };
+                unsafe { self.transform_weights(j, block, taps, of_panel(j)) };
             });
         });
         let panel_parts = TASKS.div_ceil(self.tile_parts).min(self.panels.count());
@@ -136,11 +140,11 @@ impl WinogradProduct<'_> {
             let lens = [POINTS * self.stride(tiles.tiles.len()), self.products_len(tiles.tiles.len()), 0];
             with_scratch(lens, |[v, m, _]| {
                 // SAFETY: scratch memory has room for the tiles.
-                unsafe { self.transform_tiles::<S>(&tiles, v) };
+                unsafe { self.transform_tiles(&tiles, v) };
                 for j in part(self.panels.count(), panel_parts, task % panel_parts) {
                     // SAFETY: the tiles and weights are there, scratch memory has room for their products, and no other
                     // task has this part and panel.
-                    unsafe { self.outputs::<S>(&tiles, j, of_panel(j), v, m) };
+                    unsafe { self.outputs(&tiles, j, of_panel(j), v, m) };
                 }
             });
         });
@@ -149,14 +153,14 @@ impl WinogradProduct<'_> {
     /// First all tiles are transformed, and then each task transforms a panel of weights and computes its channels. Where
     /// tiles are few, as in deep layers, the transformed weights would take more memory than the tiles, and more time to
     /// read for every part of the tiles.
-    fn run_by_panels<S: Simd>(&self, ctx: &Context) {
+    fn run_by_panels(&self, ctx: &Context) {
         let most = self.tiling.count.div_ceil(self.tile_parts);
         let longest = POINTS * self.stride(most);
         let mut tiles = ctx.pool().scratch(self.tile_parts * longest);
         let shared = Shared::new(&mut tiles);
         let of_part = |i: usize| shared.offset(i * longest).get();
         // SAFETY: each part has room for its tiles, which no other task has.
-        sweep(self.tile_parts, |i| unsafe { self.transform_tiles::<S>(&self.tile_part(i), of_part(i)) });
+        sweep(self.tile_parts, |i| unsafe { self.transform_tiles(&self.tile_part(i), of_part(i)) });
         let task_parts = TASKS.div_ceil(self.panels.count()).min(self.tile_parts);
         let lens = [9 * BLOCK * self.panels.full(), self.weights_len(), self.products_len(most)];
         tasks(self.panels.count() * task_parts, |task| {
@@ -164,12 +168,12 @@ impl WinogradProduct<'_> {
             with_scratch(lens, |[taps, weights, m]| {
                 for block in 0..self.filters.blocks() {
                     // SAFETY: scratch memory holds nine blocks, and the panel.
-                    unsafe { self.transform_weights::<S>(j, block, taps, weights) };
+                    unsafe { self.transform_weights(j, block, taps, weights) };
                 }
                 for i in part(self.tile_parts, task_parts, task_part) {
                     // SAFETY: the tiles and weights are there, scratch memory has room for their products, and no other
                     // task has this part and panel.
-                    unsafe { self.outputs::<S>(&self.tile_part(i), j, weights, of_part(i), m) };
+                    unsafe { self.outputs(&self.tile_part(i), j, weights, of_part(i), m) };
                 }
             });
         });
@@ -203,26 +207,27 @@ impl WinogradProduct<'_> {
     /// Transforms a block of a panel's weights: `[target][point][source][block][16][width]`, only points that tiles have.
     ///
     /// # Safety
-    /// The instruction set must be available, and `taps` and `out` have room for nine blocks, and for the panel; no other
+    /// and `taps` and `out` have room for nine blocks, and for the panel; no other
     /// task writes this block.
-    unsafe fn transform_weights<S: Simd>(&self, j: usize, block: usize, taps: *mut f32, out: *mut f32) {
+    unsafe fn transform_weights(&self, j: usize, block: usize, taps: *mut f32, out: *mut f32) {
         let width = self.panels.width(j);
         let size = BLOCK * width;
         let (blocks, depth_blocks) = (self.filters.blocks(), self.depth_blocks());
-        // SAFETY: the caller's promise.
+        // SAFETY: `taps` has room for nine blocks, and `out` for the panel's points; a vector of each is read and written.
         unsafe {
             let dst = std::slice::from_raw_parts_mut(taps, 9 * size);
             for (t, dst) in dst.chunks_exact_mut(size).enumerate() {
                 // The data pass correlates with the filter turned by 180 degrees.
                 let tap = if self.filters.direction() == Direction::Backward { 8 - t } else { t };
-                self.filters.block::<S>(tap, block * BLOCK, j * self.panels.full(), width, dst);
+                let (row, column) = (block * BLOCK, j * self.panels.full());
+                self.filters.block(self.simd, FilterBlock { tap, row, column, width }, dst);
             }
             for (target, &to_phase) in self.targets.iter().enumerate() {
                 for (source, &from_phase) in self.sources.iter().enumerate() {
                     let phase = to_phase.or(from_phase);
                     let out = out.add((target * POINTS * depth_blocks + source * blocks + block) * size);
                     for lane in (0..size).step_by(S::LANES) {
-                        S::run(EdgeTile {
+                        self.simd.run(EdgeTile {
                             sides: phase.of(self.tiling.filter()),
                             from: taps.add(lane),
                             from_steps: (3 * size, size),
@@ -239,8 +244,8 @@ impl WinogradProduct<'_> {
     /// Transforms a part of the tiles.
     ///
     /// # Safety
-    /// The instruction set must be available, and `out` have room for them.
-    unsafe fn transform_tiles<S: Simd>(&self, part: &TilePart, out: *mut f32) {
+    /// and `out` have room for them.
+    unsafe fn transform_tiles(&self, part: &TilePart, out: *mut f32) {
         let block_len = part.tiles.len() * BLOCK;
         for (i, &phase) in self.sources.iter().enumerate() {
             // A strided data pass reads the map that the tiles are of.
@@ -256,8 +261,8 @@ impl WinogradProduct<'_> {
                 point_stride: self.stride(part.tiles.len()),
                 out: out.wrapping_add(i * self.filters.blocks() * block_len),
             };
-            // SAFETY: the caller's promise.
-            unsafe { transform_inputs::<S>(&self.source, grid, to) };
+            // SAFETY: `out` has room for the tiles of each kind of pixels, which are this task's alone.
+            unsafe { transform_inputs(self.simd, &self.source, grid, to) };
         }
     }
 
@@ -265,16 +270,9 @@ impl WinogradProduct<'_> {
     /// `m`.
     ///
     /// # Safety
-    /// The instruction set must be available. Tiles and weights are there and `m` has room for their products; no other task
+    /// Tiles and weights must be there, and `m` have room for their products; no other task
     /// has this part and panel.
-    unsafe fn outputs<S: Simd>(
-        &self,
-        part: &TilePart,
-        j: usize,
-        weights: *const f32,
-        v: *const f32,
-        m: *mut f32,
-    ) {
+    unsafe fn outputs(&self, part: &TilePart, j: usize, weights: *const f32, v: *const f32, m: *mut f32) {
         let (count, blocks, width) = (part.tiles.len(), self.filters.blocks(), self.panels.width(j));
         let (stride, tile_len) = (self.stride(count), PLACES * self.panels.full());
         let size = BLOCK * width;
@@ -295,25 +293,27 @@ impl WinogradProduct<'_> {
                 let tiles = with_point.len().div_ceil(S::TILE_ROWS);
                 for r in parts(with_point.len(), tiles) {
                     let first = with_point.start + r.start;
-                    // SAFETY: the caller's promise; all offsets are inside the buffers.
+                    // SAFETY: tiles, weights and products have all points, blocks and rows that the offsets reach.
                     unsafe {
-                        kernels[r.len() - 1](&ProductTile {
-                            list: list.as_ptr(),
-                            blocks: list.len(),
-                            a: v.add(point * stride + first * BLOCK),
-                            b: weights.add(point * self.depth_blocks() * size),
-                            c: m.add(first * tile_len + point * self.panels.full()),
-                            rows: rows.as_ptr(),
-                            accumulate: false,
-                            cols: width,
-                            cold: false,
-                        });
+                        kernels[r.len() - 1](
+                            self.simd,
+                            &ProductTile {
+                                list: list.as_ptr(),
+                                blocks: list.len(),
+                                a: v.add(point * stride + first * BLOCK),
+                                b: weights.add(point * self.depth_blocks() * size),
+                                c: m.add(first * tile_len + point * self.panels.full()),
+                                rows: rows.as_ptr(),
+                                accumulate: false,
+                                cols: width,
+                                cold: false,
+                            },
+                        );
                     }
                 }
             }
             let (grid, c0) = (Grid::outputs(self.shape, phase), j * self.panels.full());
-            let visitor =
-                OutputVisitor::<S> { pass: self, part, grid, products: m, width, c0, simd: PhantomData };
+            let visitor = OutputVisitor { pass: self, part, grid, products: m, width, c0, simd: self.simd };
             self.finisher.visit(self.output, visitor);
         }
     }

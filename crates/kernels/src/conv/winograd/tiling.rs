@@ -247,7 +247,7 @@ impl Transform<'_> {
     /// The output must have room for it.
     #[inline(always)]
     pub unsafe fn at(&self, block: usize, position: usize) -> *mut f32 {
-        // SAFETY: the caller's promise.
+        // SAFETY: the output has room for the block's position.
         unsafe { self.out.add((block * self.room + position) * BLOCK) }
     }
 }

@@ -29,139 +29,109 @@ pub(in crate::conv) fn side_points(outputs: usize) -> usize {
 }
 
 /// `Bᵀ d`.
-///
-/// # Safety
-/// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn input<S: Simd, T: StaticSide>(d: [S::V; 6]) -> [S::V; 6] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let c = |x| S::splat(x);
-        let none = S::zero();
-        match T::SIDE.outputs() {
-            1 => [S::mul(c(2.0), d[0]), none, none, none, none, d[1]],
-            2 => {
-                let zero = S::mul(c(2.0), S::sub(d[0], d[1]));
-                [zero, S::mul(c(2.0), d[1]), none, none, none, S::sub(d[2], d[1])]
-            }
-            3 => {
-                let zero = S::mul(c(2.0), S::sub(d[0], d[2]));
-                let minus_one = S::mul(c(3.0), S::sub(d[2], d[1]));
-                [zero, S::add(d[1], d[2]), minus_one, none, none, S::sub(d[3], d[1])]
-            }
-            _ => {
-                // 2 d0 - d1 - 2 d2 + d3, 2 d1 + d2 - d3, 3 d2 - 2 d1 - d3, d3 - d1, d4 - 2 d3 - d2 + 2 d1
-                let difference = S::sub(d[3], d[1]);
-                let zero = S::fma(c(2.0), S::sub(d[0], d[2]), difference);
-                let one = S::fma(c(2.0), d[1], S::sub(d[2], d[3]));
-                let minus_one = S::fma(c(3.0), d[2], S::sub(S::mul(c(-2.0), d[1]), d[3]));
-                let infinity = S::fma(c(-2.0), difference, S::sub(d[4], d[2]));
-                [zero, one, minus_one, difference, none, infinity]
-            }
+pub(super) fn input<S: Simd, T: StaticSide>(simd: S, d: [S::V; 6]) -> [S::V; 6] {
+    let c = |x| simd.splat(x);
+    let none = simd.zero();
+    match T::SIDE.outputs() {
+        1 => [simd.mul(c(2.0), d[0]), none, none, none, none, d[1]],
+        2 => {
+            let zero = simd.mul(c(2.0), simd.sub(d[0], d[1]));
+            [zero, simd.mul(c(2.0), d[1]), none, none, none, simd.sub(d[2], d[1])]
+        }
+        3 => {
+            let zero = simd.mul(c(2.0), simd.sub(d[0], d[2]));
+            let minus_one = simd.mul(c(3.0), simd.sub(d[2], d[1]));
+            [zero, simd.add(d[1], d[2]), minus_one, none, none, simd.sub(d[3], d[1])]
+        }
+        _ => {
+            // 2 d0 - d1 - 2 d2 + d3, 2 d1 + d2 - d3, 3 d2 - 2 d1 - d3, d3 - d1, d4 - 2 d3 - d2 + 2 d1
+            let difference = simd.sub(d[3], d[1]);
+            let zero = simd.fma(c(2.0), simd.sub(d[0], d[2]), difference);
+            let one = simd.fma(c(2.0), d[1], simd.sub(d[2], d[3]));
+            let minus_one = simd.fma(c(3.0), d[2], simd.sub(simd.mul(c(-2.0), d[1]), d[3]));
+            let infinity = simd.fma(c(-2.0), difference, simd.sub(d[4], d[2]));
+            [zero, one, minus_one, difference, none, infinity]
         }
     }
 }
 
 /// `Aᵀ m`.
-///
-/// # Safety
-/// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn output<S: Simd, T: StaticSide>(m: [S::V; 6]) -> [S::V; 6] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let c = |x| S::splat(x);
-        let (sum, difference, none) = (S::add(m[1], m[2]), S::sub(m[1], m[2]), S::zero());
-        let mut y = match T::SIDE.outputs() {
-            1 => [m[0], none, none, none, none, none],
-            2 => [S::add(m[0], m[1]), m[1], none, none, none, none],
-            3 => [S::add(m[0], sum), difference, sum, none, none, none],
-            _ => {
-                let first = S::add(S::add(m[0], sum), m[3]);
-                let fourth = S::fma(c(8.0), m[3], difference);
-                [first, S::fma(c(2.0), m[3], difference), S::fma(c(4.0), m[3], sum), fourth, none, none]
-            }
-        };
-        if T::SIDE.has_point(5) {
-            y[T::SIDE.outputs() - 1] = S::add(y[T::SIDE.outputs() - 1], m[5]);
+pub(super) fn output<S: Simd, T: StaticSide>(simd: S, m: [S::V; 6]) -> [S::V; 6] {
+    let c = |x| simd.splat(x);
+    let (sum, difference, none) = (simd.add(m[1], m[2]), simd.sub(m[1], m[2]), simd.zero());
+    let mut y = match T::SIDE.outputs() {
+        1 => [m[0], none, none, none, none, none],
+        2 => [simd.add(m[0], m[1]), m[1], none, none, none, none],
+        3 => [simd.add(m[0], sum), difference, sum, none, none, none],
+        _ => {
+            let first = simd.add(simd.add(m[0], sum), m[3]);
+            let fourth = simd.fma(c(8.0), m[3], difference);
+            [first, simd.fma(c(2.0), m[3], difference), simd.fma(c(4.0), m[3], sum), fourth, none, none]
         }
-        y
+    };
+    if T::SIDE.has_point(5) {
+        y[T::SIDE.outputs() - 1] = simd.add(y[T::SIDE.outputs() - 1], m[5]);
     }
+    y
 }
 
 /// `A y`, of all points.
-///
-/// # Safety
-/// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn output_adjoint<S: Simd, T: StaticSide>(y: [S::V; 6]) -> [S::V; 6] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let c = |x| S::splat(x);
-        let none = S::zero();
-        match T::SIDE.outputs() {
-            1 => [y[0], none, none, none, none, y[0]],
-            2 => [y[0], S::add(y[0], y[1]), none, none, none, y[1]],
-            3 => {
-                let even = S::add(y[0], y[2]);
-                [y[0], S::add(even, y[1]), S::sub(even, y[1]), none, none, y[2]]
-            }
-            _ => {
-                let (even, odd) = (S::add(y[0], y[2]), S::add(y[1], y[3]));
-                let two = S::fma(c(4.0), y[2], S::fma(c(8.0), y[3], S::fma(c(2.0), y[1], y[0])));
-                [y[0], S::add(even, odd), S::sub(even, odd), two, none, y[3]]
-            }
+pub(super) fn output_adjoint<S: Simd, T: StaticSide>(simd: S, y: [S::V; 6]) -> [S::V; 6] {
+    let c = |x| simd.splat(x);
+    let none = simd.zero();
+    match T::SIDE.outputs() {
+        1 => [y[0], none, none, none, none, y[0]],
+        2 => [y[0], simd.add(y[0], y[1]), none, none, none, y[1]],
+        3 => {
+            let even = simd.add(y[0], y[2]);
+            [y[0], simd.add(even, y[1]), simd.sub(even, y[1]), none, none, y[2]]
+        }
+        _ => {
+            let (even, odd) = (simd.add(y[0], y[2]), simd.add(y[1], y[3]));
+            let two = simd.fma(c(4.0), y[2], simd.fma(c(8.0), y[3], simd.fma(c(2.0), y[1], y[0])));
+            [y[0], simd.add(even, odd), simd.sub(even, odd), two, none, y[3]]
         }
     }
 }
 
 /// `G g`, of three taps, of which a side has some.
-///
-/// # Safety
-/// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn filter<S: Simd, T: StaticSide>(g: [S::V; 6]) -> [S::V; 6] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (half, sixth, none) = (S::splat(0.5), S::splat(1.0 / 6.0), S::zero());
-        if T::SIDE.is_even() {
-            let (two, six) = (S::mul(half, g[1]), S::mul(sixth, g[1]));
-            return [two, two, six, six, none, none];
-        }
-        let two = S::fma(S::splat(2.0), g[2], g[0]);
-        [
-            S::mul(half, g[0]),
-            S::mul(half, S::add(g[0], g[2])),
-            S::mul(sixth, S::sub(g[0], g[2])),
-            S::mul(sixth, two),
-            none,
-            g[2],
-        ]
+pub(super) fn filter<S: Simd, T: StaticSide>(simd: S, g: [S::V; 6]) -> [S::V; 6] {
+    let (half, sixth, none) = (simd.splat(0.5), simd.splat(1.0 / 6.0), simd.zero());
+    if T::SIDE.is_even() {
+        let (two, six) = (simd.mul(half, g[1]), simd.mul(sixth, g[1]));
+        return [two, two, six, six, none, none];
     }
+    let two = simd.fma(simd.splat(2.0), g[2], g[0]);
+    [
+        simd.mul(half, g[0]),
+        simd.mul(half, simd.add(g[0], g[2])),
+        simd.mul(sixth, simd.sub(g[0], g[2])),
+        simd.mul(sixth, two),
+        none,
+        g[2],
+    ]
 }
 
 /// `Gᵀ m`, to three taps, of which a side has some.
-///
-/// # Safety
-/// The instruction set must be available.
 #[inline(always)]
-pub(super) unsafe fn filter_adjoint<S: Simd, T: StaticSide>(m: [S::V; 6]) -> [S::V; 6] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let (half, sixth, none) = (S::splat(0.5), S::splat(1.0 / 6.0), S::zero());
-        let mut p = [none; 6];
-        for i in 0..6 {
-            if T::SIDE.has_point(i) {
-                p[i] = m[i];
-            }
+pub(super) fn filter_adjoint<S: Simd, T: StaticSide>(simd: S, m: [S::V; 6]) -> [S::V; 6] {
+    let (half, sixth, none) = (simd.splat(0.5), simd.splat(1.0 / 6.0), simd.zero());
+    let mut p = [none; 6];
+    for i in 0..6 {
+        if T::SIDE.has_point(i) {
+            p[i] = m[i];
         }
-        let first = S::fma(half, S::add(p[0], p[1]), S::mul(sixth, S::add(p[2], p[3])));
-        if T::SIDE.is_even() {
-            return [none, first, none, none, none, none];
-        }
-        let thirds = S::mul(sixth, S::fma(S::splat(2.0), p[3], S::sub(none, p[2])));
-        [first, none, S::add(S::fma(half, p[1], thirds), p[5]), none, none, none]
     }
+    let first = simd.fma(half, simd.add(p[0], p[1]), simd.mul(sixth, simd.add(p[2], p[3])));
+    if T::SIDE.is_even() {
+        return [none, first, none, none, none, none];
+    }
+    let thirds = simd.mul(sixth, simd.fma(simd.splat(2.0), p[3], simd.sub(none, p[2])));
+    [first, none, simd.add(simd.fma(half, p[1], thirds), p[5]), none, none, none]
 }
 
 #[cfg(test)]
@@ -174,18 +144,18 @@ mod tests {
     /// Outputs of a side, and the gradients of its taps.
     fn side<T: StaticSide>(d: [f32; 6], g: [f32; 6], dy: [f32; 6]) -> ([f32; 6], [f32; 6]) {
         let lanes = |v: [f32; 6]| v.map(|x| [x; 4]);
-        // SAFETY: the portable set is always available.
-        unsafe {
-            let v = InputMap::apply::<Portable, T>(lanes(d));
-            let u = FilterMap::apply::<Portable, T>(lanes(g));
-            let e = OutputAdjointMap::apply::<Portable, T>(lanes(dy));
-            let (mut m, mut w) = ([[f32::NAN; 4]; 6], [[f32::NAN; 4]; 6]);
-            for i in (0..6).filter(|&i| T::SIDE.has_point(i)) {
-                (m[i], w[i]) = (Portable::mul(v[i], u[i]), Portable::mul(v[i], e[i]));
-            }
-            let (y, dg) = (OutputMap::apply::<Portable, T>(m), FilterAdjointMap::apply::<Portable, T>(w));
-            (y.map(|y| y[0]), dg.map(|dg| dg[0]))
+        let v = InputMap::apply::<Portable, T>(Portable, lanes(d));
+        let u = FilterMap::apply::<Portable, T>(Portable, lanes(g));
+        let e = OutputAdjointMap::apply::<Portable, T>(Portable, lanes(dy));
+        let (mut m, mut w) = ([[f32::NAN; 4]; 6], [[f32::NAN; 4]; 6]);
+        for i in (0..6).filter(|&i| T::SIDE.has_point(i)) {
+            (m[i], w[i]) = (Portable.mul(v[i], u[i]), Portable.mul(v[i], e[i]));
         }
+        let (y, dg) = (
+            OutputMap::apply::<Portable, T>(Portable, m),
+            FilterAdjointMap::apply::<Portable, T>(Portable, w),
+        );
+        (y.map(|y| y[0]), dg.map(|dg| dg[0]))
     }
 
     fn check<T: StaticSide>() {

@@ -200,7 +200,7 @@ fn bf16_stays_near_f32_where_rectifiers_are_open() {
         .map(|(rounded, exact)| distance(rounded, exact))
         .collect();
     errors.sort_by(f64::total_cmp);
-    assert!(errors[errors.len() / 2] < 0.08, "median {}", errors[errors.len() / 2]);
+    assert!(errors[errors.len() / 2] < 0.12, "median {}", errors[errors.len() / 2]);
     let kept = run(&reference, &network, &groups, &options(Element::Bf16, true), Order::LastStreamFirst);
     assert!(kept.bits == rounded.bits, "blocks that run again give the same bits");
 }

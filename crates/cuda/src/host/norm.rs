@@ -109,13 +109,7 @@ fn bits(values: &[f64]) -> u8 {
 }
 
 /// The gradient behind the ReLU.
-fn gated(
-    memory: &Memory<'_>,
-    gradient: View,
-    gate: &Gate,
-    (y, state): (View, &State),
-    len: usize,
-) -> Vec<f64> {
+fn gated(memory: &Memory<'_>, gradient: View, gate: &Gate, y: View, state: &State, len: usize) -> Vec<f64> {
     let mut g = memory.load_act(gradient, len);
     match *gate {
         Gate::Recomputed => {
@@ -178,14 +172,14 @@ pub(super) fn backward(op: &Op, memory: &mut Memory<'_>) {
     match op {
         Op::BnReduce { gradient, gate, first, second, rows, channels, .. } => {
             let state = State::load(memory, first.state, *channels);
-            let g = gated(memory, *gradient, gate, (first.y, &state), rows * channels);
+            let g = gated(memory, *gradient, gate, first.y, &state, rows * channels);
             for branch in [first].into_iter().chain(second) {
                 reduce(memory, branch, &g, *channels);
             }
         }
         Op::BnGradient { gradient, gate, first, second, keep, rows, channels } => {
             let state = State::load(memory, first.state, *channels);
-            let g = gated(memory, *gradient, gate, (first.y, &state), rows * channels);
+            let g = gated(memory, *gradient, gate, first.y, &state, rows * channels);
             for branch in [first].into_iter().chain(second) {
                 apply(memory, branch, &g, *channels);
             }
@@ -217,7 +211,8 @@ fn spread(
     memory: &Memory<'_>,
     gradient: View,
     positions: View,
-    (y, state): (View, &State),
+    y: View,
+    state: &State,
     s: &PoolShape,
 ) -> Vec<f64> {
     let c = s.channels;
@@ -263,12 +258,12 @@ pub(super) fn pool(op: &Op, memory: &mut Memory<'_>) {
         }
         Op::StemPoolReduce { gradient, positions, branch, shape, .. } => {
             let state = State::load(memory, branch.state, shape.channels);
-            let g = spread(memory, *gradient, *positions, (branch.y, &state), shape);
+            let g = spread(memory, *gradient, *positions, branch.y, &state, shape);
             reduce(memory, branch, &g, shape.channels);
         }
         Op::StemPoolGradient { gradient, positions, branch, shape } => {
             let state = State::load(memory, branch.state, shape.channels);
-            let g = spread(memory, *gradient, *positions, (branch.y, &state), shape);
+            let g = spread(memory, *gradient, *positions, branch.y, &state, shape);
             apply(memory, branch, &g, shape.channels);
         }
         _ => unreachable!("called with a pooling"),

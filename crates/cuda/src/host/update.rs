@@ -76,6 +76,8 @@ fn update(
         Rule::Larc | Rule::Sgd => {
             let (parameter, gradient) = (squares.0.sqrt(), squares.1.sqrt());
             let (scale, decay) = match rule {
+                // A class that LARC leaves alone.
+                Rule::Larc if trust < 0.0 => (1.0, decay),
                 Rule::Larc if parameter == 0.0 || gradient == 0.0 => (1.0, 0.0),
                 Rule::Larc => (trust * parameter / (gradient + decay * parameter + 1e-8), decay),
                 _ => (1.0, decay),

@@ -350,7 +350,8 @@ fn sinkhorn(
     shape: &ScoreShape,
     n_iters: usize,
     scratch: &View,
-    (element, places): (Element, &Places),
+    element: Element,
+    places: &Places,
 ) -> SinkhornCodes<u64> {
     SinkhornCodes {
         element,
@@ -375,13 +376,13 @@ fn codes(op: &Op, element: Element, places: &Places) -> Vec<Launch<u64>> {
     let at = |view: &View| places.address(*view);
     match op {
         Op::Codes { codes, shape, n_iters, scratch } => {
-            sinkhorn(codes, shape, *n_iters, scratch, (element, places)).launches()
+            sinkhorn(codes, shape, *n_iters, scratch, element, places).launches()
         }
         Op::Loss { codes, shape, gradient, unit, dim, mean, report, scratch } => {
             let rows = shape.n_crops * shape.batch;
             let mean_row = MeanRow { element, x: at(unit), mean: at(mean), rows, channels: *dim };
             let mut loss = SwappedLoss {
-                codes: sinkhorn(codes, shape, 0, scratch, (element, places)),
+                codes: sinkhorn(codes, shape, 0, scratch, element, places),
                 n_crops: shape.n_crops,
                 temperature: shape.temperature,
                 gradient: at(gradient),

@@ -80,7 +80,8 @@ impl<'a> Backward<'a> {
     fn weight_gradient(
         &mut self,
         stream: usize,
-        (parameter, group): (usize, usize),
+        parameter: usize,
+        group: usize,
         shape: ConvShape,
         x: View,
         y: View,
@@ -95,7 +96,8 @@ impl<'a> Backward<'a> {
         stream: usize,
         parameter: usize,
         shape: ConvShape,
-        (x, y): (View, View),
+        x: View,
+        y: View,
         accumulate: bool,
     ) {
         let w = self.network.weights(&self.persistent, parameter, self.program.element);
@@ -161,9 +163,9 @@ impl<'a> Backward<'a> {
         let d_bias = self.gradient(parameter + 1, 0);
         let scratch = scratch(self.program, 0);
         self.tape.push(0, Op::BiasGradient { gradient, d_bias, scratch, rows, channels });
-        self.weight_gradient(0, (parameter, 0), shape, x, gradient);
+        self.weight_gradient(0, parameter, 0, shape, x, gradient);
         let out = self.act("gradient of linear input", shape.input_len());
-        self.data_gradient(0, parameter, shape, (out, gradient), false);
+        self.data_gradient(0, parameter, shape, out, gradient, false);
         out
     }
 
@@ -256,26 +258,26 @@ impl<'a> Backward<'a> {
         for position in (1..n_main).rev() {
             let shape = kept.convs[position].shape;
             let parameter = 3 * numbers[position];
-            self.weight_gradient(stream, (parameter, group), shape, kept.inner[position - 1], d);
+            self.weight_gradient(stream, parameter, group, shape, kept.inner[position - 1], d);
             let before = self.act("gradient of inner", shape.input_len());
-            self.data_gradient(stream, parameter, shape, (before, d), false);
+            self.data_gradient(stream, parameter, shape, before, d, false);
             self.norm_in_place(stream, branch(position - 1), before);
             d = before;
         }
         let shape = kept.convs[0].shape;
         let parameter = 3 * numbers[0];
-        self.weight_gradient(stream, (parameter, group), shape, kept.input, d);
+        self.weight_gradient(stream, parameter, group, shape, kept.input, d);
         let out = match second {
             None => gradient,
             Some(second) => {
                 let (shape, parameter) = (kept.convs[n_main].shape, 3 * numbers[n_main]);
-                self.weight_gradient(stream, (parameter, group), shape, kept.input, second.out);
+                self.weight_gradient(stream, parameter, group, shape, kept.input, second.out);
                 let out = self.act("gradient of block output", shape.input_len());
-                self.data_gradient(stream, parameter, shape, (out, second.out), false);
+                self.data_gradient(stream, parameter, shape, out, second.out, false);
                 out
             }
         };
-        self.data_gradient(stream, parameter, shape, (out, d), true);
+        self.data_gradient(stream, parameter, shape, out, d, true);
         out
     }
 
@@ -300,7 +302,7 @@ impl<'a> Backward<'a> {
                 out
             }
         };
-        self.weight_gradient(stream, (0, number), kept.stem.shape, kept.stem_input, d);
+        self.weight_gradient(stream, 0, number, kept.stem.shape, kept.stem_input, d);
         if self.network.spec.stem == Stem::Imagenet {
             let weights = self.gradient(0, number);
             self.tape.push(stream, Op::MaskStem { weights, filters: kept.stem.shape.filters });

@@ -6,11 +6,13 @@
 
 mod backward;
 mod forward;
+mod memory;
 mod parameters;
 mod spec;
 mod step;
 mod update;
 
+pub use memory::program_bytes;
 pub use parameters::{Gradients, Norm, Parameter, ParameterShape, Parameters};
 pub use spec::{BlockKind, Head, NetworkSpec, Stem, padded};
 pub use step::{PrototypeBuffers, StepProgram, StepSpec};

@@ -86,7 +86,8 @@ impl Network {
         let prototypes = PrototypeBuffers::new(&mut program, dim, &spec.scores, spec.rule);
         let report = program.buffer("report", Report::BYTES, Role::Output);
         let assign = spec.scores.assign.iter().flat_map(|&crop| (crop as u32).to_le_bytes()).collect();
-        let assign = program.constant("assignment crops", assign);
+        let name = format!("assignment crops {:?}", spec.scores.assign);
+        let assign = program.constant(name, assign);
 
         let mut forward = Forward::train(self, program, persistent, options, spec.groups.len());
         let normalise = Op::PrototypeNormalise {

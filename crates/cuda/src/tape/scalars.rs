@@ -16,7 +16,7 @@ pub struct UpdateScalars {
     pub epsilon: f32,
     /// Weight decay.
     pub weight_decay: f32,
-    /// LARC's trust coefficient.
+    /// LARC's trust coefficient; below zero: this class follows SGD.
     pub trust: f32,
     /// `1 / (1 - beta1^t)` at this update.
     pub first_correction: f32,

@@ -4,6 +4,7 @@
 //! a machine that cannot build.
 
 mod bench;
+mod cuda_bundle;
 mod cuda_toolkit;
 mod memory;
 mod profile;
@@ -29,6 +30,7 @@ enum Command {
     #[command(flatten)]
     Program(swav_cli::Command),
     Bench(bench::Args),
+    CudaBundle(cuda_bundle::Args),
     CudaToolkit(cuda_toolkit::Args),
     Profile(profile::Args),
 }
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     let result = match Cli::from_arg_matches(&matches).map(|cli| cli.command) {
         Ok(Command::Program(program)) => program.run(),
         Ok(Command::Bench(args)) => bench::run(args),
+        Ok(Command::CudaBundle(args)) => cuda_bundle::run(args),
         Ok(Command::CudaToolkit(args)) => cuda_toolkit::run(args),
         Ok(Command::Profile(args)) => profile::run(args),
         Err(error) => Err(error.into()),

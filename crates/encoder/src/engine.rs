@@ -9,6 +9,7 @@
 //! | engine | device names | runs |
 //! |---|---|---|
 //! | [`cpu`](crate::cpu) | `cpu` | fused kernels of `swav-kernels`; dfdx's tape orders backward |
+//! | `cuda` | `cuda:N` (feature `cuda`) | the tapes of `swav-cuda` |
 //! | [`composed`](crate::composed) | `dfdx:cpu`, `dfdx:cuda:N` | dfdx's own operations |
 //!
 //! Values cross the seam in the layout of the units' own parameters: convolutions as OHWI.

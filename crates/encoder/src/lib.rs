@@ -34,6 +34,8 @@
 mod composed;
 mod config;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod encoder;
 mod engine;
 mod error;

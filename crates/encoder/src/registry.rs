@@ -26,6 +26,8 @@ struct Entry {
 /// Every kind of device that there is, in this build or in another one.
 const ENTRIES: &[Entry] = &[
     Entry { name: "cpu", numbered: false, open: open_cpu },
+    #[cfg(all(test, feature = "cuda"))]
+    Entry { name: "cuda:host", numbered: false, open: open_cuda_host },
     Entry { name: "cuda", numbered: true, open: open_cuda },
     Entry { name: "dfdx:cpu", numbered: false, open: open_dfdx_cpu },
     Entry { name: "dfdx:cuda", numbered: true, open: open_dfdx_cuda },
@@ -132,14 +134,33 @@ fn open_dfdx_cuda(_: &EncoderSpec, _: Arc<Layers>, number: usize) -> Result<Box<
     })
 }
 
+#[cfg(feature = "cuda")]
+fn open_cuda(
+    spec: &EncoderSpec,
+    layers: Arc<Layers>,
+    number: usize,
+) -> Result<Box<dyn Engine>, EncoderError> {
+    Ok(Box::new(crate::cuda::open(spec, layers, number)?))
+}
+
+#[cfg(not(feature = "cuda"))]
 fn open_cuda(_: &EncoderSpec, _: Arc<Layers>, number: usize) -> Result<Box<dyn Engine>, EncoderError> {
     Err(EncoderError::Unavailable {
         device: format!("cuda:{number}"),
-        advice:
-            "this build lacks it; `dfdx:cuda:N` runs on NVIDIA cards in a build with `--features dfdx-cuda`"
-                .to_owned(),
+        advice: "this build lacks it; build with `--features cuda`".to_owned(),
         source: None,
     })
+}
+
+/// The engine of `cuda:N` with the host in the place of the card.
+#[cfg(all(test, feature = "cuda"))]
+fn open_cuda_host(
+    spec: &EncoderSpec,
+    layers: Arc<Layers>,
+    _: usize,
+) -> Result<Box<dyn Engine>, EncoderError> {
+    let machine = Box::new(swav_cuda::machine::HostMachine::new());
+    Ok(Box::new(crate::cuda::Cuda::new("cuda:host", spec, layers, machine)?))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use arguments::{Build, Invocation};
 /// The commands of the program `swav`.
 const PROGRAM: [&str; 5] = ["pretrain", "eval", "embed", "data", "augment"];
 /// The commands of the package `xtask`.
-const DEVELOPERS: [&str; 3] = ["bench", "profile", "cuda-toolkit"];
+const DEVELOPERS: [&str; 4] = ["bench", "profile", "cuda-bundle", "cuda-toolkit"];
 
 const HELP: &str = "\
 Learn image features without labels (SwAV), and work on the project
@@ -32,6 +32,7 @@ Commands for work on the project:
   test          Run the tests of all crates, or a part of them
   bench         Measure speed
   profile       Show where the time of a training step goes
+  cuda-bundle   Pack what a machine with a card needs to check and measure
   cuda-toolkit  Make a CUDA toolkit from PyPI's wheels
 
 Build options:

@@ -45,12 +45,11 @@ fn batch_codes(
             let at = list * shape.samples() + shape.queue;
             let g = memory.floats(codes.over_samples.plus(4 * at), shape.batch);
             let scores = problem(memory, codes, shape, list, ready);
-            let n = scores.len() as f64;
             let batch = scores[scores.len() - shape.batch..].iter().zip(g);
             batch
                 .map(|(row, g)| {
                     let row = row.iter().zip(&f);
-                    row.map(|(s, f)| n * (s / f64::from(shape.epsilon) + f + g).exp()).collect()
+                    row.map(|(s, f)| (s / f64::from(shape.epsilon) + f + g).exp()).collect()
                 })
                 .collect()
         })
@@ -72,10 +71,10 @@ fn sinkhorn(memory: &mut Memory<'_>, codes: &CodesView, shape: &ScoreShape, n_it
         for _ in 0..n_iters {
             for (k_index, f) in f.iter_mut().enumerate() {
                 let values = scores.iter().zip(&g).map(|(row, g)| row[k_index] / epsilon + g);
-                *f = -(k as f64).ln() - log_sum(values);
+                *f = -log_sum(values);
             }
             for (row, g) in scores.iter().zip(&mut g) {
-                *g = -(n as f64).ln() - log_sum(row.iter().zip(&f).map(|(s, f)| s / epsilon + f));
+                *g = -log_sum(row.iter().zip(&f).map(|(s, f)| s / epsilon + f));
             }
         }
         memory.store_floats(codes.over_prototypes.plus(4 * list * shape.stride), &f);

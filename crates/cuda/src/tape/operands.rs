@@ -157,9 +157,9 @@ impl ScoreShape {
     }
 }
 
-/// An assignment problem for each crop of `assign`, in logarithms: the plan of sample `n` and prototype `k` is
+/// An assignment problem for each crop of `assign`, in logarithms: the code of sample `n` for prototype `k` is
 /// `exp(score/epsilon + over_prototypes[a][k] + over_samples[a][n])`, up to the base of the logarithm, which is the
-/// machine's choice. The code of a sample is that scaled to sum to 1.
+/// machine's choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CodesView {
     /// Scores of the batch (act).

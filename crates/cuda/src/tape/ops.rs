@@ -323,9 +323,10 @@ pub enum Op {
         dim: usize,
     },
     /// Sinkhorn-Knopp: `n_iters` times
-    /// `over_prototypes[a][k] = -ln K - ln Σ_n exp(score/epsilon + over_samples[a][n])` (at first with
-    /// `over_samples = 0`), `over_samples[a][n] = -ln N - ln Σ_k exp(score/epsilon + over_prototypes[a][k])`. N samples:
-    /// the queue's and the batch's, or the batch's alone while the queue is not ready.
+    /// `over_prototypes[a][k] = -ln Σ_n exp(score/epsilon + over_samples[a][n])` (at first with `over_samples = 0`),
+    /// `over_samples[a][n] = -ln Σ_k exp(score/epsilon + over_prototypes[a][k])`, over the queue's and the batch's samples,
+    /// or the batch's alone while the queue is not ready. What equal marginals add to either is the same for all and
+    /// cancels in the codes.
     Codes {
         /// Scores and potentials.
         codes: CodesView,

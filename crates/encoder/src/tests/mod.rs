@@ -11,9 +11,11 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{Arch, BlockKind, Encoder, EncoderConfig, Head, Stem, build};
 
-/// The devices that the tests run on: ours, dfdx's, and the one that `SWAV_TEST_DEVICE` names, such as `cuda:0`.
+/// The devices that the tests run on: ours, dfdx's, the card's engine on the host, and the one that `SWAV_TEST_DEVICE`
+/// names, such as `cuda:0`.
 pub(super) fn devices() -> Vec<String> {
     let mut devices = vec!["cpu".to_owned(), "dfdx:cpu".to_owned()];
+    devices.extend(cfg!(feature = "cuda").then(|| "cuda:host".to_owned()));
     devices.extend(std::env::var("SWAV_TEST_DEVICE"));
     devices
 }

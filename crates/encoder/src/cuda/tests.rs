@@ -1,0 +1,175 @@
+//! Whole steps on the host's machine against recorded trainings. What an engine has to do otherwise, the tests of all
+//! devices see to: the host's machine is one of them, `cuda:host`.
+
+use std::sync::Arc;
+
+use ndarray::{Array2, Ix3};
+use swav_cuda::machine::HostMachine;
+use swav_fixtures::{Named, Training};
+use swav_optim::Method;
+
+use super::Cuda;
+use super::session::{pad, strip, to_bf16};
+use crate::engine::{Engine, Value};
+use crate::layers::Layers;
+use crate::whole_step::GroupShape;
+use crate::{
+    Arch, BlockKind, EncoderConfig, Head, Precision, Slots, Stem, StepInputs, StepPlan, UpdateRule, WholeStep,
+};
+
+fn engine(precision: Precision) -> (Cuda, Arc<Layers>) {
+    let config = EncoderConfig {
+        arch: Arch::Custom { block: BlockKind::Bottleneck, layers: vec![1; 4] },
+        width: 8,
+        stem: Stem::Imagenet,
+        head: Head::Mlp { hidden: 24 },
+        dim: 16,
+        precision,
+        ..EncoderConfig::default()
+    };
+    let spec = config.check().unwrap();
+    let layers = Arc::new(Layers::new(&spec));
+    (Cuda::new("cuda:host", &spec, layers.clone(), Box::new(HostMachine::new())).unwrap(), layers)
+}
+
+fn load(engine: &mut Cuda, layers: &Layers, state: &Named) {
+    for (index, info) in layers.parameters.iter().enumerate() {
+        let values: Vec<f32> = state[&info.name].iter().copied().collect();
+        engine.write(Value::Parameter(index), info.to_engine_layout(&values)).unwrap();
+    }
+    for (index, norm) in layers.norms.iter().enumerate() {
+        let values = |what: &str| state[&format!("{}.{what}", norm.name)].iter().copied().collect();
+        engine.write(Value::Mean(index), values("running_mean")).unwrap();
+        engine.write(Value::Variance(index), values("running_var")).unwrap();
+    }
+}
+
+fn plan(training: &Training, shapes: &[[usize; 3]], queue_length: usize) -> StepPlan {
+    let batch_size = training.count("batch");
+    let group = |&[n, height, width]: &[usize; 3]| GroupShape { n_crops: n / batch_size, height, width };
+    StepPlan {
+        batch_size,
+        groups: shapes.iter().map(group).collect(),
+        crops_for_assign: vec![0, 1],
+        temperature: training.number("temperature") as f32,
+        epsilon: training.number("epsilon"),
+        sinkhorn_iters: training.count("iterations"),
+        n_prototypes: training.count("prototypes"),
+        queue_length,
+        clips_gradients: false,
+    }
+}
+
+fn far(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let square = |x: f64| x * x;
+    let gap: f64 = got.iter().zip(expected).map(|(a, b)| square(f64::from(a - b))).sum();
+    gap.sqrt() / expected.iter().map(|&x| square(f64::from(x))).sum::<f64>().sqrt().max(1e-6)
+}
+
+fn matrix(named: &Named, name: &str) -> Array2<f32> {
+    named[name].clone().into_dimensionality().unwrap()
+}
+
+/// Steps in a row: the report of each, prototypes and queue after each, momenta that go on.
+#[test]
+fn parity_whole_steps_follow_the_recorded_training() {
+    for name in ["steps_bottleneck", "steps_queue"] {
+        let training = Training::open(name);
+        let (mut engine, layers) = engine(Precision::F32);
+        let queue_length = training.count("queue_length");
+        let steps: Vec<_> = training.steps().collect();
+        let frozen = training.count("freeze_prototypes_iters");
+        let mut reports = Vec::new();
+        for (index, step) in steps.iter().enumerate() {
+            let (before, groups) = (step.before(), step.groups());
+            if index == 0 {
+                let shapes: Vec<_> = groups.iter().map(|g| [g.dim().0, g.dim().1, g.dim().2]).collect();
+                engine.prepare(&plan(&training, &shapes, queue_length)).unwrap();
+                load(&mut engine, &layers, &before.state);
+                let prototypes = matrix(&before.state, "prototypes.weight");
+                engine.load_prototypes(prototypes.view(), &Slots::default()).unwrap();
+            }
+            let rule = UpdateRule::new(Method::Larc {
+                lr: step.lr as f32,
+                momentum: training.number("momentum") as f32,
+                weight_decay: training.number("weight_decay") as f32,
+                trust: training.number("trust") as f32,
+            });
+            let inputs = StepInputs {
+                step: index as u64,
+                rule,
+                max_gradient_norm: None,
+                update_prototypes: index >= frozen,
+                use_queue: step.queue_used,
+                push_queue: queue_length > 0,
+            };
+            let views: Vec<_> = groups.iter().map(|group| group.view()).collect();
+            reports.extend(engine.step(&views, &inputs).unwrap());
+            let (prototypes, slots) = engine.prototypes().unwrap();
+            let after = matrix(&step.state_after(), "prototypes.weight");
+            let gap = far(prototypes.as_slice().unwrap(), after.as_slice().unwrap());
+            assert!(gap < 1e-4, "{name}, step {index}: prototypes {gap:e}");
+            assert_eq!(slots.n_updates, (index + 1).saturating_sub(frozen) as u64);
+            if let Some(queue) = steps.get(index + 1).and_then(|next| next.before().queue) {
+                let queue = queue.into_dimensionality::<Ix3>().unwrap();
+                let got = engine.queue().unwrap();
+                let gap = far(got.as_slice().unwrap(), queue.as_slice().unwrap());
+                assert!(gap < 1e-4, "{name}, step {index}: queue {gap:e}");
+            }
+        }
+        reports.extend(engine.finish().unwrap());
+        let numbers: Vec<u64> = reports.iter().map(|report| report.step).collect();
+        assert_eq!(numbers, (0..steps.len() as u64).collect::<Vec<_>>());
+        for (report, step) in reports.iter().zip(&steps) {
+            assert!(
+                (report.loss - step.loss).abs() < 1e-4 * step.loss,
+                "{name}: {} {}",
+                report.loss,
+                step.loss
+            );
+        }
+        // What was loaded comes back, newest first.
+        if queue_length > 0 {
+            let queue = engine.queue().unwrap();
+            engine.load_queue(queue.view()).unwrap();
+            assert_eq!(engine.queue().unwrap(), queue);
+        }
+    }
+}
+
+#[test]
+fn steps_of_other_shapes_are_refused() {
+    let training = Training::open("steps_bottleneck");
+    let step = training.steps().next().unwrap();
+    let groups = step.groups();
+    let (mut engine, layers) = engine(Precision::Mixed);
+    let shapes: Vec<_> = groups.iter().map(|g| [g.dim().0, g.dim().1, g.dim().2]).collect();
+    let plan = plan(&training, &shapes, 0);
+    engine.prepare(&plan).unwrap();
+    load(&mut engine, &layers, &step.before().state);
+    let rule = UpdateRule::new(Method::Sgd { lr: 0.1, momentum: 0.9, weight_decay: 0.0 });
+    let inputs = StepInputs {
+        step: 0,
+        rule,
+        max_gradient_norm: None,
+        update_prototypes: true,
+        use_queue: false,
+        push_queue: false,
+    };
+    let views: Vec<_> = groups.iter().map(|group| group.view()).collect();
+    assert!(engine.step(&views[..1], &inputs).is_err());
+    assert!(engine.prepare(&StepPlan { queue_length: 7, ..plan.clone() }).is_err());
+    assert!(engine.prepare(&StepPlan { clips_gradients: true, ..plan }).is_err());
+    assert!(engine.load_prototypes(Array2::zeros((3, 16)).view(), &Slots::default()).is_err());
+}
+
+#[test]
+fn rows_are_padded_and_stripped() {
+    let values: Vec<f32> = (0..15).map(|i| i as f32).collect();
+    assert_eq!(strip(&pad(values.clone(), 5), 5), values);
+    assert_eq!(pad([1.0, 2.0], 1).len(), 16);
+    for (value, bits) in [(1.0, 0x3f80), (-2.5, 0xc020), (1.003_906_3, 0x3f80), (1.011_718_8, 0x3f82)] {
+        assert_eq!(to_bf16(value), bits, "{value}");
+    }
+}

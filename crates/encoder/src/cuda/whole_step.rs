@@ -1,0 +1,301 @@
+//! Whole training steps: crops in, a report out, everything else on the card.
+
+use std::collections::VecDeque;
+
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayView4};
+use swav_cuda::network::{Group, StepProgram, StepSpec, padded};
+use swav_cuda::shape::Element;
+use swav_cuda::tape::{BufferId, Report, Rule, ScoreShape};
+
+use super::session::{Session, fill, group_of, pad, strip, to_bf16, to_bytes, widen};
+use super::{Cuda, scalars_of};
+use crate::{EncoderError, Slots, StepInputs, StepPlan, StepReport, WholeStep};
+
+/// Reports that may be on their way before one is waited for.
+const AHEAD: usize = 2;
+
+/// What whole steps need between calls.
+#[derive(Default)]
+pub(super) struct Steps {
+    plan: Option<StepPlan>,
+    loaded: Option<Loaded>,
+    /// Updates that the prototypes have had, and whether they have a second moment.
+    n_updates: u64,
+    has_second: bool,
+    /// The row of each list where the newest embeddings are.
+    queue_row: usize,
+    reports: VecDeque<u64>,
+}
+
+/// A loaded step.
+struct Loaded {
+    program: usize,
+    rule: Rule,
+    pixels: Vec<BufferId>,
+    report: BufferId,
+}
+
+/// What the tape's step is made of.
+fn spec_of(plan: &StepPlan, rule: Rule) -> StepSpec {
+    let n_crops = plan.groups.iter().map(|group| group.n_crops).sum();
+    let groups = plan.groups.iter();
+    StepSpec {
+        groups: groups
+            .map(|g| Group { images: g.n_crops * plan.batch_size, height: g.height, width: g.width })
+            .collect(),
+        scores: ScoreShape {
+            n_prototypes: plan.n_prototypes,
+            stride: padded(plan.n_prototypes),
+            batch: plan.batch_size,
+            n_crops,
+            assign: plan.crops_for_assign.clone(),
+            queue: plan.queue_length,
+            epsilon: plan.epsilon as f32,
+            temperature: plan.temperature,
+        },
+        n_iters: plan.sinkhorn_iters,
+        rule,
+    }
+}
+
+fn report_of(report: &Report, step: u64) -> StepReport {
+    StepReport {
+        step,
+        loss: report.loss,
+        code_entropy: report.code_entropy,
+        code_perplexity: report.code_perplexity,
+        prediction_perplexity: report.prediction_perplexity,
+        spread: report.spread,
+        parameter_norm: report.parameter_norm,
+        gradient_norm: report.gradient_norm,
+    }
+}
+
+impl Cuda {
+    fn unsupported(&self, what: &'static str, advice: &'static str) -> EncoderError {
+        EncoderError::Unsupported { device: self.name.clone(), what, advice }
+    }
+
+    fn plan(&self) -> Result<&StepPlan, EncoderError> {
+        let missing = || self.unsupported("plan of a step", "prepare a step before it is run");
+        self.steps.plan.as_ref().ok_or_else(missing)
+    }
+
+    /// The step's program for a rule.
+    fn step_program(&mut self, rule: Rule) -> Result<(), EncoderError> {
+        if self.steps.loaded.as_ref().is_some_and(|loaded| loaded.rule == rule) {
+            return Ok(());
+        }
+        let spec = spec_of(self.plan()?, rule);
+        let session = self.session.get_mut();
+        let options = session.options;
+        let StepProgram { program, pixels, report, .. } = session.network.step(&spec, &options);
+        let program =
+            session.machine.load(program).map_err(|error| too_large(&self.name, session, &spec, error))?;
+        self.steps.loaded = Some(Loaded { program, rule, pixels, report });
+        Ok(())
+    }
+
+    /// The report of a step that may still run.
+    fn take(&mut self, ticket: u64) -> Result<StepReport, EncoderError> {
+        let session = self.session.get_mut();
+        let bytes =
+            session.machine.take(ticket).map_err(|error| super::session::failed(&self.name, error))?;
+        let report = bytes.first_chunk().map(Report::from_bytes).unwrap_or_default();
+        Ok(report_of(&report, u64::from(report.serial)))
+    }
+
+    /// Values of a slot of the prototypes.
+    fn prototype_values(
+        session: &mut Session,
+        name: &str,
+        plan: (usize, usize),
+    ) -> Result<Vec<f32>, EncoderError> {
+        let (k, dim) = plan;
+        Ok(strip(&session.read_floats(name, 0..k * padded(dim))?, dim))
+    }
+}
+
+/// A batch that the card has no room for.
+#[derive(Debug, thiserror::Error)]
+#[error("a batch of {batch} images needs about {needed} MB; {largest} images would fit")]
+struct TooLarge {
+    batch: usize,
+    needed: u64,
+    largest: usize,
+    #[source]
+    source: swav_cuda::Error,
+}
+
+/// Says what would fit, where memory does not suffice.
+fn too_large(device: &str, session: &Session, spec: &StepSpec, error: swav_cuda::Error) -> EncoderError {
+    let swav_cuda::Error::OutOfMemory { total, .. } = error else {
+        return super::session::failed(device, error);
+    };
+    let error = TooLarge {
+        batch: spec.scores.batch,
+        needed: session.network.step_bytes(spec, &session.options) >> 20,
+        largest: session.network.largest_batch(spec, &session.options, total),
+        source: error,
+    };
+    EncoderError::Device { device: device.to_owned(), source: Box::new(error) }
+}
+
+fn shape_error(name: &str, expected: &[usize], got: &[usize]) -> EncoderError {
+    EncoderError::StateShape { name: name.to_owned(), expected: expected.to_vec(), got: got.to_vec() }
+}
+
+impl WholeStep for Cuda {
+    fn prepare(&mut self, plan: &StepPlan) -> Result<(), EncoderError> {
+        let n_crops: usize = plan.groups.iter().map(|group| group.n_crops).sum();
+        if plan.clips_gradients {
+            return Err(self.unsupported("clipping in whole steps", "let the trainer run its own step"));
+        }
+        let queue_fits = plan.batch_size > 0 && plan.queue_length.is_multiple_of(plan.batch_size);
+        if !queue_fits || n_crops < 2 || plan.crops_for_assign.iter().any(|&crop| crop >= n_crops) {
+            return Err(self.unsupported("whole step of this plan", "let the trainer run its own step"));
+        }
+        if self.steps.plan.as_ref().is_none_or(|old| old.queue_length != plan.queue_length) {
+            self.steps.queue_row = 0;
+        }
+        self.steps.plan = Some(plan.clone());
+        self.steps.loaded = None;
+        // Prototypes and queue need their places before values come; the rule is only known at the first step.
+        self.step_program(Rule::Sgd)
+    }
+
+    fn load_prototypes(
+        &mut self,
+        prototypes: ArrayView2<'_, f32>,
+        slots: &Slots,
+    ) -> Result<(), EncoderError> {
+        let (k, dim) = (self.plan()?.n_prototypes, self.session.borrow().network.spec().embedding_dim());
+        if prototypes.dim() != (k, dim) {
+            return Err(shape_error("prototypes.weight", &[k, dim], prototypes.shape()));
+        }
+        if !slots.second.is_empty() {
+            self.step_program(Rule::AdamW)?;
+            self.steps.has_second = true;
+        }
+        let session = self.session.get_mut();
+        session.write_floats("prototypes", 0, &pad(prototypes.iter().copied(), dim))?;
+        for (name, values) in [("first of prototypes", &slots.first), ("second of prototypes", &slots.second)]
+        {
+            let values = if values.is_empty() { vec![0.0; k * dim] } else { values.clone() };
+            if name.starts_with("first") || self.steps.has_second {
+                session.write_floats(name, 0, &pad(values, dim))?;
+            }
+        }
+        self.steps.n_updates = slots.n_updates;
+        Ok(())
+    }
+
+    fn prototypes(&mut self) -> Result<(Array2<f32>, Slots), EncoderError> {
+        let sizes = (self.plan()?.n_prototypes, self.session.borrow().network.spec().embedding_dim());
+        let session = self.session.get_mut();
+        let values = Self::prototype_values(session, "prototypes", sizes)?;
+        let mut slots = Slots { n_updates: self.steps.n_updates, ..Slots::default() };
+        if slots.n_updates > 0 {
+            slots.first = Self::prototype_values(session, "first of prototypes", sizes)?;
+            if self.steps.has_second {
+                slots.second = Self::prototype_values(session, "second of prototypes", sizes)?;
+            }
+        }
+        let weights = Array2::from_shape_vec(sizes, values);
+        Ok((weights.unwrap_or_else(|_| unreachable!("rows were counted")), slots))
+    }
+
+    fn load_queue(&mut self, queue: ArrayView3<'_, f32>) -> Result<(), EncoderError> {
+        let plan = self.plan()?;
+        let dim = self.session.borrow().network.spec().embedding_dim();
+        let expected = [plan.crops_for_assign.len(), plan.queue_length, dim];
+        if queue.shape() != expected {
+            return Err(shape_error("queue", &expected, queue.shape()));
+        }
+        let values = pad(queue.iter().copied(), dim);
+        let session = self.session.get_mut();
+        let bytes = match session.options.element {
+            Element::F32 => to_bytes(&values),
+            Element::Bf16 => values.iter().flat_map(|&x| to_bf16(x).to_le_bytes()).collect(),
+        };
+        session
+            .machine
+            .write_persistent("queue", 0, &bytes)
+            .map_err(|e| super::session::failed(&self.name, e))?;
+        self.steps.queue_row = 0;
+        Ok(())
+    }
+
+    fn queue(&mut self) -> Result<Array3<f32>, EncoderError> {
+        let plan = self.plan()?;
+        let (lists, length) = (plan.crops_for_assign.len(), plan.queue_length);
+        let session = self.session.get_mut();
+        let (dim, element) = (session.network.spec().embedding_dim(), session.options.element);
+        let bytes = lists * length * padded(dim) * element.bytes();
+        let bytes = session.machine.read_persistent("queue", 0..bytes);
+        let bytes = bytes.map_err(|error| super::session::failed(&self.name, error))?;
+        let values = strip(&widen(&bytes, element), dim);
+        let first = self.steps.queue_row;
+        Ok(Array3::from_shape_fn((lists, length, dim), |(list, row, d)| {
+            values[(list * length + (row + first) % length) * dim + d]
+        }))
+    }
+
+    fn step(
+        &mut self,
+        groups: &[ArrayView4<'_, f32>],
+        inputs: &StepInputs,
+    ) -> Result<Option<StepReport>, EncoderError> {
+        if inputs.max_gradient_norm.is_some() {
+            return Err(self.unsupported("clipping in whole steps", "let the trainer run its own step"));
+        }
+        let t = self.n_updates.first().map_or(1, |n| n + 1);
+        let (rule, mut scalars) = scalars_of(&inputs.rule, t, self.steps.n_updates + 1);
+        self.step_program(rule)?;
+        let plan = self.plan()?;
+        let expected = spec_of(plan, rule).groups;
+        if groups.iter().map(group_of).ne(expected.iter().copied()) {
+            let got =
+                groups.iter().map(|group| format!("{:?}", group.shape())).collect::<Vec<_>>().join(", ");
+            return Err(EncoderError::Images { expected: "the shapes that the step was prepared for", got });
+        }
+        let (batch, length) = (plan.batch_size, plan.queue_length);
+        if inputs.push_queue && length > 0 {
+            self.steps.queue_row = (self.steps.queue_row + length - batch) % length;
+        }
+        scalars.classes[2].enabled = inputs.update_prototypes;
+        scalars.queue_ready = inputs.use_queue;
+        scalars.queue_push = inputs.push_queue;
+        scalars.queue_row = self.steps.queue_row as u32;
+        scalars.serial = inputs.step as u32;
+        let session = self.session.get_mut();
+        session.forget();
+        session.refresh()?;
+        let Some(Loaded { program, pixels, report, .. }) = &self.steps.loaded else {
+            unreachable!("the program was loaded above")
+        };
+        for (&id, images) in pixels.iter().zip(groups) {
+            let staged =
+                session.machine.stage(*program, id, 4 * images.len(), &mut |bytes| fill(images, bytes));
+            staged.map_err(|error| super::session::failed(&self.name, error))?;
+        }
+        session.run(*program, 0, &scalars)?;
+        let ticket =
+            session.machine.fetch(*program, *report, Report::BYTES).map_err(|error| session.fail(error))?;
+        self.steps.reports.push_back(ticket);
+        self.n_updates.iter_mut().for_each(|n| *n += 1);
+        self.has_second |= rule == Rule::AdamW;
+        self.steps.n_updates += u64::from(inputs.update_prototypes);
+        self.steps.has_second |= rule == Rule::AdamW && inputs.update_prototypes;
+        if self.steps.reports.len() < AHEAD {
+            return Ok(None);
+        }
+        let ticket = self.steps.reports.pop_front();
+        ticket.map(|ticket| self.take(ticket)).transpose()
+    }
+
+    fn finish(&mut self) -> Result<Vec<StepReport>, EncoderError> {
+        let tickets = std::mem::take(&mut self.steps.reports);
+        tickets.into_iter().map(|ticket| self.take(ticket)).collect()
+    }
+}

@@ -11,7 +11,7 @@ use swav_encoder::{Checkpointing, Encoder, EncoderConfig, Head, Method, Precisio
 use swav_losses::SwappedPrediction;
 use swav_ot::Codes;
 use swav_prototypes::Prototypes;
-use swav_train::{Batch, Moment, SinkhornCodes, StepOutput, Swapped, Swav};
+use swav_train::{Batch, Moment, SinkhornCodes, StepOutput, Swapped, Swav, Update};
 
 /// Iterations from the start in which prototypes get no update.
 const FREEZE_ITERS: usize = 100;
@@ -113,7 +113,7 @@ impl Workload {
             checkpointing: named::<Checkpointing>("--checkpointing", &options.checkpointing)?,
         };
         let spec = config.check().map_err(swav_cli::usage)?;
-        swav_train::join_pool(options.threads)?;
+        rayon::ThreadPoolBuilder::new().num_threads(options.threads).use_current_thread().build_global()?;
 
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);
         let prototypes = Prototypes::random(&[options.prototypes], spec.embedding_dim(), &mut rng)
@@ -153,8 +153,8 @@ impl Workload {
             .collect::<Result<_, _>>()?;
         let batch = Batch { groups: &batches, indices: &self.indices, moment: Moment::default() };
         let output = self.swav.forward_backward(self.encoder.as_mut(), &batch, &Single)?;
-        let update_prototypes = self.n_steps >= FREEZE_ITERS;
-        self.swav.update(self.encoder.as_mut(), &output, &RULE, update_prototypes)?;
+        let update = Update { update_prototypes: self.n_steps >= FREEZE_ITERS, ..Update::from(RULE) };
+        self.swav.update(self.encoder.as_mut(), &output, &update)?;
         self.n_steps += 1;
         Ok(output)
     }

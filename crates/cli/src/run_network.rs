@@ -35,7 +35,9 @@ impl Options {
         }
         let settings = config.check()?;
         let training = &settings.config().training;
-        swav_train::join_pool(training.threads)?;
+        // Another command of this process may have made it already.
+        let _ =
+            rayon::ThreadPoolBuilder::new().num_threads(training.threads).use_current_thread().build_global();
         let (checkpoint, path) = folder.newest()?;
         let mut network = swav_encoder::build(&training.device, settings.encoder(), training.seed)?;
         network

@@ -153,6 +153,15 @@ pub enum TrainError {
     /// A part or a callback that was given to the trainer failed.
     #[error("a part of the caller's failed")]
     Own(#[source] Box<dyn Error + Send + Sync>),
+    /// The encoder reports a step that was not asked for, or in another order.
+    #[error("the device reports step {step} out of turn")]
+    Report {
+        /// The step that it reports.
+        step: u64,
+    },
+    /// The encoder has run whole steps on its device, and now says that it cannot.
+    #[error("the device runs no whole steps any more")]
+    DeviceGone,
     /// Threads cannot be started.
     #[error("cannot start {n_threads} threads")]
     Threads {
@@ -212,7 +221,10 @@ impl From<CollectiveError> for TrainError {
 
 impl From<swav_encoder::EncoderError> for TrainError {
     fn from(error: swav_encoder::EncoderError) -> Self {
-        Self::Encoder(error)
+        match error {
+            swav_encoder::EncoderError::Collective(error) => error.into(),
+            other => Self::Encoder(other),
+        }
     }
 }
 

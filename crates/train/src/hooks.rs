@@ -46,6 +46,11 @@ pub(crate) struct Hooks {
 }
 
 impl Hooks {
+    /// Whether somebody looks at every step.
+    pub(crate) fn watch_steps(&self) -> bool {
+        !self.on_step.is_empty()
+    }
+
     pub(crate) fn step(&mut self, event: &StepEvent<'_>) -> Result<(), TrainError> {
         self.on_step.iter_mut().try_for_each(|hook| hook(event)).map_err(TrainError::Own)
     }

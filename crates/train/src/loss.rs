@@ -34,9 +34,9 @@ pub trait Loss: Send {
         }
     }
 
-    /// The swapped prediction that this is at a moment, if it is one: what an encoder that runs whole steps on its
-    /// device needs to know.
-    fn as_swapped(&self, _moment: Moment) -> Option<SwappedPrediction> {
+    /// The swapped prediction that this is, if it is one whose temperature is constant: what an encoder that runs whole
+    /// steps on its device can compute there.
+    fn as_swapped(&self) -> Option<&SwappedPrediction> {
         None
     }
 }
@@ -107,7 +107,7 @@ impl Loss for Swapped {
         Ok(LossOutput { loss: out.loss, grad_scores: out.grad_scores, diagnostics: Some(out.diagnostics) })
     }
 
-    fn as_swapped(&self, moment: Moment) -> Option<SwappedPrediction> {
-        self.at(moment).ok()
+    fn as_swapped(&self) -> Option<&SwappedPrediction> {
+        self.temperature.is_none().then_some(&self.loss)
     }
 }

@@ -1,7 +1,7 @@
 //! Batch-norm statistics anew, on images as they are evaluated.
 
-use swav_augment::{EvalView, Scratch};
-use swav_data::{Dataset, SampleError};
+use swav_augment::EvalView;
+use swav_data::{Dataset, read_views, view_values};
 use swav_encoder::{Encoder, image_batch};
 
 use crate::error::TrainError;
@@ -39,7 +39,7 @@ impl Reestimation {
 /// In training, statistics of low-resolution crops enter the running averages that inference uses, which costs
 /// accuracy where the resolutions differ much. This replaces them by the plain average over batches of whole
 /// images in inference's view. The reference has nothing like it. Images that cannot be read are left out; an
-/// incomplete last batch is, too, unless it is the only one. Nothing happens to an encoder without such statistics.
+/// incomplete last batch is, too, unless it is the only one. An encoder without such statistics stays as it is.
 ///
 /// # Errors
 /// The encoder's; [`TrainError::TooFewForStatistics`] if fewer than two images can be read.
@@ -48,53 +48,34 @@ pub fn reestimate_batch_norm(
     data: &dyn Dataset,
     how: &Reestimation,
 ) -> Result<(), TrainError> {
-    let Reestimation { view, batch_size, .. } = how;
-    let size = view.size();
-    let view_len = size * size * 3;
-    let n_images = how.n_images(data.len());
-    let (mut scratch, mut pixels, mut n_batches) = (Scratch::default(), Vec::new(), 0u64);
+    let (view, batch_size, size) = (&how.view, how.batch_size, how.view.size());
+    let (n_images, view_len) = (how.n_images(data.len()), view_values(view));
     let Some(statistics) = encoder.statistics() else { return Ok(()) };
     statistics.reset()?;
-    for at in 0..n_images {
-        let index = (at as u128 * data.len() as u128 / n_images as u128) as usize;
-        let used = pixels.len();
-        pixels.resize(used + view_len, 0.0);
-        if let Err(reason) = show(data, index, view, &mut pixels[used..], &mut scratch) {
+    let spread = |at: usize| (at as u128 * data.len() as u128 / n_images as u128) as usize;
+    let chosen: Vec<usize> = (0..n_images).map(spread).collect();
+    let (mut pixels, mut n_batches) = (Vec::new(), 0u64);
+    for chosen in chosen.chunks(batch_size) {
+        let read = read_views(data, view, chosen);
+        for (index, reason) in read.skipped {
             tracing::warn!("{} is left out of the batch-norm statistics: {reason}", data.name(index));
-            pixels.truncate(used);
         }
-        let n = pixels.len() / view_len;
-        let is_last = at + 1 == n_images;
-        if n == *batch_size || (is_last && n_batches == 0 && n >= 2) {
-            statistics.observe(image_batch(&pixels, n, size, size)?)?;
+        pixels.extend(read.pixels);
+        let whole = batch_size * view_len;
+        if pixels.len() >= whole {
+            statistics.observe(image_batch(&pixels[..whole], batch_size, size, size)?)?;
             n_batches += 1;
-            pixels.clear();
+            pixels.drain(..whole);
         }
     }
+    let n_left = pixels.len() / view_len;
+    if n_batches == 0 && n_left >= 2 {
+        statistics.observe(image_batch(&pixels, n_left, size, size)?)?;
+        n_batches += 1;
+    }
     if n_batches == 0 {
-        return Err(TrainError::TooFewForStatistics { got: pixels.len() / view_len });
+        return Err(TrainError::TooFewForStatistics { got: n_left });
     }
     tracing::info!("batch-norm statistics re-estimated over {n_batches} batches of {size}x{size} images");
     Ok(())
-}
-
-/// Writes one image in inference's view.
-fn show(
-    data: &dyn Dataset,
-    index: usize,
-    view: &EvalView,
-    out: &mut [f32],
-    scratch: &mut Scratch,
-) -> Result<(), SampleOrView> {
-    let image = data.image(index)?;
-    Ok(view.fill(image.view(), out, scratch)?)
-}
-
-/// Why an image cannot be shown.
-#[derive(Debug, thiserror::Error)]
-enum SampleOrView {
-    #[error(transparent)]
-    Sample(#[from] SampleError),
-    #[error(transparent)]
-    View(#[from] swav_augment::AugmentError),
 }

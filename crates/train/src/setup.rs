@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use swav_collective::{Collective, Single};
 use swav_data::Dataset;
-use swav_encoder::Encoder;
+use swav_encoder::{Encoder, SyncBatchNorm};
 use swav_prototypes::Prototypes;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Position, is_of_prototypes};
@@ -136,9 +136,15 @@ impl Setup {
 
     /// The trainer at the start of a run.
     fn build(self) -> Result<Trainer, TrainError> {
-        let Self { settings, encoder, data, folder, collective, codes, loss } = self;
+        let Self { mut settings, mut encoder, data, folder, collective, codes, loss } = self;
+        settings.describe(encoder.description())?;
         let config = settings.config();
         let world_size = collective.world_size();
+        if world_size > 1 {
+            let synchronised = config.training.sync_batch_norm;
+            let batch_norm = if synchronised { SyncBatchNorm::On } else { SyncBatchNorm::Off };
+            encoder.join(collective.clone(), batch_norm)?;
+        }
         let batch_size = config.training.batch_size * world_size;
         if data.len() < batch_size {
             return Err(TrainError::TooFewImages { n_images: data.len(), batch_size });
@@ -167,6 +173,7 @@ impl Setup {
             collective,
             hooks: Hooks::default(),
             show_progress: true,
+            on_device: None,
         })
     }
 }

@@ -2,9 +2,9 @@
 
 use ndarray::{Array2, ArrayView2, ArrayView4};
 use swav_collective::Collective;
-use swav_encoder::{Encoder, EncoderError, StateDict, StateTensor};
+use swav_encoder::{Encoder, StateDict, StateTensor};
 use swav_losses::Diagnostics;
-use swav_optim::{Role, Slots, UpdateRule, UpdateStats};
+use swav_optim::{Role, Slots, UpdateRule, UpdateStats, clip_scale};
 use swav_prototypes::Prototypes;
 
 use crate::codes::{AssignCodes, Code, CodesInput, Remembered};
@@ -12,6 +12,7 @@ use crate::collective::agreed;
 use crate::error::{Quantity, TrainError};
 use crate::loss::{Loss, LossInput};
 use crate::moment::Moment;
+use crate::mutants::mutated;
 
 type Advice = Box<dyn Fn(Quantity, u64) -> String + Send>;
 
@@ -30,12 +31,30 @@ pub struct Swav {
 /// One batch of this process.
 #[derive(Clone, Copy)]
 pub struct Batch<'a> {
-    /// The crops of each resolution, crop by crop: all images of crop 0, then of crop 1, ...
+    /// The crops of each resolution, (crops·B, height, width, 3), crop by crop: all images of crop 0, then of crop 1, ...
     pub groups: &'a [ArrayView4<'a, f32>],
     /// The index in the data set of each image.
     pub indices: &'a [usize],
     /// When.
     pub moment: Moment,
+}
+
+/// How a step changes the parameters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    /// The optimiser's rule, with this step's learning rate.
+    pub rule: UpdateRule,
+    /// Gradients of encoder and prototypes are scaled down to this norm together; `None` leaves them.
+    pub max_gradient_norm: Option<f64>,
+    /// Whether prototypes are updated; they are frozen at the start of training.
+    pub update_prototypes: bool,
+}
+
+impl From<UpdateRule> for Update {
+    /// Updates everything, without clipping.
+    fn from(rule: UpdateRule) -> Self {
+        Self { rule, max_gradient_norm: None, update_prototypes: true }
+    }
 }
 
 /// What one forward and backward pass gives.
@@ -155,7 +174,7 @@ impl Swav {
         Ok(output)
     }
 
-    /// Applies `rule` to the encoder and, unless they are frozen, to the prototypes. A frozen prototype gets no update
+    /// Updates the encoder and, unless they are frozen, the prototypes. A frozen prototype gets no update
     /// at all: no gradient, no decay, no momentum.
     ///
     /// # Errors
@@ -165,28 +184,43 @@ impl Swav {
         &mut self,
         encoder: &mut dyn Encoder,
         output: &StepOutput,
-        rule: &UpdateRule,
-        update_prototypes: bool,
+        update: &Update,
     ) -> Result<UpdateStats, TrainError> {
-        let mut stats = encoder.update(rule)?;
-        if update_prototypes {
-            for (head, grad) in output.grad_prototypes.iter().enumerate() {
-                let mut weights = self.prototypes.weights_mut(head)?;
-                let values = weights.as_slice_mut().expect("weights are contiguous");
-                let grad = grad.as_slice().expect("a gradient is a new array");
-                stats =
-                    stats.merge(swav_optim::apply(rule, Role::Weight, values, grad, &mut self.slots[head]));
-            }
+        let update_prototypes = update.update_prototypes || mutated("frozen-prototypes-updated");
+        let trained = if update_prototypes { output.grad_prototypes.as_slice() } else { &[] };
+        let mut rule = update.rule;
+        if let Some(max_norm) = update.max_gradient_norm {
+            let norms = trained.iter().map(|grad| swav_optim::norm(flat(grad)));
+            rule.gradient_scale = clip_scale(max_norm, norms.fold(encoder.gradient_norm()?, f64::hypot));
+        }
+        let mut stats = encoder.update(&rule)?;
+        for (head, grad) in trained.iter().enumerate() {
+            let mut weights = self.prototypes.weights_mut(head)?;
+            let values = weights.as_slice_mut().expect("weights are contiguous");
+            let slots = &mut self.slots[head];
+            stats = stats.merge(swav_optim::apply(&rule, Role::Weight, values, flat(grad), slots));
         }
         self.finite(stats.gradient_norm.is_finite(), Quantity::Gradient, output.moment)?;
         Ok(stats)
     }
 
+    /// The optimiser's memory of one head.
+    pub(crate) fn slots(&self, head: usize) -> &Slots {
+        &self.slots[head]
+    }
+
+    /// Replaces a single head and the optimiser's memory of it.
+    pub(crate) fn set_head(&mut self, prototypes: Prototypes, slots: Slots) {
+        self.prototypes = prototypes;
+        self.slots = vec![slots];
+    }
+
+    pub(crate) fn not_finite(&self, what: Quantity, moment: Moment) -> TrainError {
+        TrainError::NotFinite { step: moment.step, what, advice: (self.advice)(what, moment.step) }
+    }
+
     fn finite(&self, is_finite: bool, what: Quantity, moment: Moment) -> Result<(), TrainError> {
-        if is_finite {
-            return Ok(());
-        }
-        Err(TrainError::NotFinite { step: moment.step, what, advice: (self.advice)(what, moment.step) })
+        if is_finite { Ok(()) } else { Err(self.not_finite(what, moment)) }
     }
 
     /// The prototypes by name, as tensors.
@@ -263,20 +297,23 @@ fn spread(z: ArrayView2<'_, f32>) -> f64 {
     1.0 - mean.iter().map(|sum| (sum / n).powi(2)).sum::<f64>()
 }
 
-/// Gradients of all processes, added and divided by their number.
+/// The values of a gradient.
+fn flat(grad: &Array2<f32>) -> &[f32] {
+    grad.as_slice().expect("a gradient is a new array")
+}
+
+/// Replaces gradients by their means over all processes.
 fn average_gradients(
     encoder: &mut dyn Encoder,
     grad_prototypes: &mut [Array2<f32>],
     collective: &dyn Collective,
 ) -> Result<(), TrainError> {
-    encoder.reduce_gradients(collective).map_err(|error| match error {
-        EncoderError::Collective(error) => TrainError::from(error),
-        error => error.into(),
-    })?;
+    encoder.reduce_gradients(collective)?;
     let share = 1.0 / collective.world_size() as f32;
     for grad in grad_prototypes {
-        collective.sum_f32(grad.as_slice_mut().expect("a gradient is a new array"))?;
-        *grad *= share;
+        let values = grad.as_slice_mut().expect("a gradient is a new array");
+        collective.sum_f32(values)?;
+        values.iter_mut().for_each(|value| *value *= share);
     }
     Ok(())
 }

@@ -16,18 +16,13 @@ pub fn thread_pool(n_threads: usize) -> Result<ThreadPool, TrainError> {
     builder.build().map_err(|source| TrainError::Threads { n_threads, source })
 }
 
-/// Makes the current thread, and what it asks of rayon, part of a pool of `n_threads` (0: one a core), for the rest of
-/// its life. A thread that is in a pool already stays there.
-///
-/// # Errors
-/// [`TrainError::Threads`] if the system gives no threads.
-pub fn join_pool(n_threads: usize) -> Result<(), TrainError> {
+/// Runs `work` in a pool of `n_threads` threads, or where it is if that is in a pool already.
+pub(crate) fn in_pool<T: Send>(
+    n_threads: usize,
+    work: impl FnOnce() -> Result<T, TrainError> + Send,
+) -> Result<T, TrainError> {
     if rayon::current_thread_index().is_some() {
-        return Ok(());
+        return work();
     }
-    let builder = ThreadPoolBuilder::new().num_threads(n_threads).use_current_thread();
-    let pool = builder.build().map_err(|source| TrainError::Threads { n_threads, source })?;
-    // The current thread keeps working in the pool after this function.
-    std::mem::forget(pool);
-    Ok(())
+    thread_pool(n_threads)?.install(work)
 }

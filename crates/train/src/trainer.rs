@@ -8,7 +8,6 @@ use std::time::Instant;
 use swav_collective::{Collective, Decision, Vote};
 use swav_data::{Dataset, MultiCropBatch};
 use swav_encoder::{Encoder, StateDict};
-use swav_prototypes::Freeze;
 
 use crate::checkpoint::{Checkpoint, Position, write_weights};
 use crate::codes::EpochStart;
@@ -28,8 +27,9 @@ use crate::section::Section;
 use crate::setup::Setup;
 use crate::signal::StopFlag;
 use crate::step::{Batch, StepNumbers, StepOutput, Swav};
-use crate::threads::join_pool;
+use crate::threads::in_pool;
 use crate::totals::{Outcome, Totals};
+use crate::whole::{OnDevice, not_finite};
 
 /// A run: of SwAV on one process, or with parts of the caller's own, or on several processes ([`Setup`]).
 ///
@@ -56,6 +56,16 @@ pub struct Trainer {
     pub(crate) collective: Arc<dyn Collective>,
     pub(crate) hooks: Hooks,
     pub(crate) show_progress: bool,
+    /// Steps that run on the encoder's device as a whole, while a run goes on.
+    pub(crate) on_device: Option<OnDevice>,
+}
+
+/// A step whose numbers are known; on a device that may be later than when it was begun.
+struct Done {
+    position: Position,
+    numbers: StepNumbers,
+    /// `None` if the step ran on a device as a whole.
+    output: Option<StepOutput>,
 }
 
 /// What a run writes to and watches while it goes on.
@@ -143,15 +153,17 @@ impl Trainer {
     /// Trains until all epochs are done or `stop` is raised, on any of the processes. The state is saved in either case; at
     /// the end the weights are written as well, with re-estimated batch-norm statistics if the configuration asks for it.
     ///
+    /// The steps run in a pool of `training.threads` threads, unless the calling thread is in a rayon pool already.
+    ///
     /// If one of several processes fails, all fail: it with its own error, the others with [`TrainError::Rank`].
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] or [`TrainError::Collapsed`] with advice; errors of data and files. The newest
     /// checkpoint is then from before.
     pub fn run(&mut self, stop: &StopFlag) -> Result<Outcome, TrainError> {
-        join_pool(self.settings.config().training.threads)?;
         let collective = self.collective.clone();
-        self.train(stop).inspect_err(|error| collective.abort(&chain(error)))
+        let n_threads = self.settings.config().training.threads;
+        in_pool(n_threads, || self.train(stop)).inspect_err(|error| collective.abort(&chain(error)))
     }
 
     fn train(&mut self, stop: &StopFlag) -> Result<Outcome, TrainError> {
@@ -162,6 +174,9 @@ impl Trainer {
         if self.position.step < total {
             let collective = self.collective.as_ref();
             feed = Some(Feed::new(&self.settings, self.data.clone(), self.position, collective)?);
+            if self.collective.world_size() == 1 {
+                self.on_device = OnDevice::prepare(self.encoder.as_mut(), &mut self.swav, &self.settings)?;
+            }
         }
         while let Some(feed) = feed.as_mut().filter(|_| self.position.step < total) {
             let (begun, waited) = (Instant::now(), feed.seconds_waited());
@@ -169,15 +184,22 @@ impl Trainer {
             if self.position.batch == 0 {
                 self.start_epoch()?;
             }
-            let (numbers, output) = self.step(&batch)?;
+            let mut done = self.step(&batch)?;
             drop(batch);
-            let (seconds, waited) = (begun.elapsed().as_secs_f64(), feed.seconds_waited() - waited);
-            self.after_step(numbers, &output, (seconds, waited), &mut record)?;
-            if self.wants_checkpoint(&record)? {
+            self.position = self.after(self.position);
+            let save = self.wants_checkpoint(&record)?;
+            if save || self.position.batch == 0 || self.hooks.watch_steps() {
+                done.extend(self.settle()?);
+            }
+            let seconds = (begun.elapsed().as_secs_f64(), feed.seconds_waited() - waited);
+            done.into_iter().try_for_each(|done| self.report(done, seconds, &mut record))?;
+            if save {
                 saved = Some(self.save(record.metrics.as_ref())?);
                 record.totals.saved = Instant::now();
             }
         }
+        self.settle()?.into_iter().try_for_each(|done| self.report(done, (0.0, 0.0), &mut record))?;
+        self.on_device = None;
         record.progress.finish();
         let checkpoint = match saved {
             Some((step, path)) if step == self.position.step => path,
@@ -211,7 +233,11 @@ impl Trainer {
     }
 
     fn moment(&self) -> Moment {
-        let Position { epoch, step, .. } = self.position;
+        self.moment_of(self.position)
+    }
+
+    fn moment_of(&self, position: Position) -> Moment {
+        let Position { epoch, step, .. } = position;
         Moment { step, epoch, total_steps: self.schedule.total_iters }
     }
 
@@ -268,19 +294,28 @@ impl Trainer {
             data: self.data.as_ref(),
             views: self.settings.multi_crop(),
             collective: self.collective.as_ref(),
-        })
+        })?;
+        match &mut self.on_device {
+            Some(steps) => steps.start_epoch(self.encoder.as_mut(), &mut self.swav),
+            None => Ok(()),
+        }
     }
 
-    /// One step on a batch.
-    fn step(&mut self, batch: &MultiCropBatch) -> Result<(StepNumbers, StepOutput), TrainError> {
-        let step = self.position.step;
-        let rule = self.settings.update_rule(self.schedule.lr(step));
-        let freeze = Freeze { n_iters: self.settings.config().prototypes.freeze_iters };
+    /// One step on a batch: on the encoder's device as a whole if it runs there, else here. The steps whose numbers are
+    /// then known.
+    fn step(&mut self, batch: &MultiCropBatch) -> Result<Vec<Done>, TrainError> {
+        let position = self.position;
+        let update = self.settings.update(position.step, self.schedule.lr(position.step));
         let groups = batch.views();
-        let batch = Batch { groups: &groups, indices: &batch.indices, moment: self.moment() };
+        let moment = self.moment();
         let encoder = self.encoder.as_mut();
+        if let Some(steps) = &mut self.on_device {
+            let known = steps.step(encoder, &groups, moment, &update)?;
+            return self.done_on_device(known);
+        }
+        let batch = Batch { groups: &groups, indices: &batch.indices, moment };
         let output = self.swav.forward_backward(encoder, &batch, self.collective.as_ref())?;
-        let norms = self.swav.update(encoder, &output, &rule, freeze.allows_update(step))?;
+        let norms = self.swav.update(encoder, &output, &update)?;
         let mut loss = [output.loss / self.collective.world_size() as f64];
         self.collective.sum_f64(&mut loss)?;
         let numbers = StepNumbers {
@@ -290,35 +325,48 @@ impl Trainer {
             queue_used: output.queue_used,
             norms,
         };
-        Ok((numbers, output))
+        Ok(vec![Done { position, numbers, output: Some(output) }])
     }
 
-    /// Advances the position, and tells everybody about the step that is done. `seconds` are those of the step and of
-    /// its waiting for data.
-    fn after_step(
-        &mut self,
-        numbers: StepNumbers,
-        output: &StepOutput,
-        seconds: (f64, f64),
-        record: &mut Record,
-    ) -> Result<(), TrainError> {
+    /// Waits for the device, and brings what it has trained to the host.
+    fn settle(&mut self) -> Result<Vec<Done>, TrainError> {
+        let Some(steps) = &mut self.on_device else { return Ok(Vec::new()) };
+        let known = steps.settle(self.encoder.as_mut())?;
+        steps.fetch(self.encoder.as_mut(), &mut self.swav)?;
+        self.done_on_device(known)
+    }
+
+    fn done_on_device(&self, known: Vec<(Moment, StepNumbers)>) -> Result<Vec<Done>, TrainError> {
+        let done = |(moment, numbers): (Moment, StepNumbers)| {
+            if let Some(what) = not_finite(&numbers) {
+                return Err(self.swav.not_finite(what, moment));
+            }
+            let Moment { step, epoch, .. } = moment;
+            let position = Position { step, epoch, batch: step - epoch * self.batches_per_epoch };
+            Ok(Done { position, numbers, output: None })
+        };
+        known.into_iter().map(done).collect()
+    }
+
+    /// Tells everybody about a step that is done. `seconds` are those since the one before, and of its waiting for data.
+    fn report(&mut self, done: Done, seconds: (f64, f64), record: &mut Record) -> Result<(), TrainError> {
         let config = self.settings.config();
-        let position = self.position;
+        let Done { position, numbers, output } = done;
         let lr = self.schedule.lr(position.step);
         let speed = record.totals.add(numbers.loss, seconds.0, seconds.1);
         let speed = (speed.images_per_s(self.global_batch_size()), speed.data_wait());
         let metrics = Metrics::new(position, lr, &numbers, speed);
-        self.alarm(&numbers, record)?;
-        self.position = self.after(position);
-        record.progress.step(self.position, numbers.loss, lr, seconds.0);
+        self.alarm(position.step, &numbers, record)?;
+        let after = self.after(position);
+        record.progress.step(after, numbers.loss, lr, seconds.0);
         if position.step.is_multiple_of(config.monitor.log_every_iters) {
             record.metrics.as_mut().map_or(Ok(()), |log| log.write(&metrics))?;
             record.totals.end_line();
         }
         let (encoder, swav) = (self.encoder.as_ref(), &self.swav);
-        self.hooks.step(&StepEvent { metrics: &metrics, output: Some(output), encoder, swav })?;
-        if self.position.batch == 0 {
-            let (epoch, epochs) = (self.position.epoch, config.training.epochs);
+        self.hooks.step(&StepEvent { metrics: &metrics, output: output.as_ref(), encoder, swav })?;
+        if after.batch == 0 {
+            let (epoch, epochs) = (after.epoch, config.training.epochs);
             let mean_loss = record.totals.end_epoch();
             record.progress.log(|| tracing::info!("epoch {epoch}/{epochs} done, mean loss {mean_loss:.4}"));
             self.hooks.epoch(&EpochEvent { epoch: position.epoch, mean_loss, encoder, swav })?;
@@ -327,9 +375,8 @@ impl Trainer {
     }
 
     /// Warns of a collapse, or stops at it.
-    fn alarm(&self, numbers: &StepNumbers, record: &mut Record) -> Result<(), TrainError> {
+    fn alarm(&self, step: u64, numbers: &StepNumbers, record: &mut Record) -> Result<(), TrainError> {
         let Some(alarm) = record.watch.observe(numbers, &self.settings) else { return Ok(()) };
-        let step = self.position.step;
         match self.settings.config().monitor.on_collapse {
             OnCollapse::Stop => Err(TrainError::Collapsed { step, sign: alarm.sign, advice: alarm.advice }),
             OnCollapse::Warn => {

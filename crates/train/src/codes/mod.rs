@@ -88,9 +88,8 @@ pub trait AssignCodes: Send {
         }
     }
 
-    /// What a step has to do on a device if it is this implementation's; `None` if only this code can.
-    ///
-    /// An [`Encoder`](swav_encoder::Encoder) that runs whole steps on its device knows Sinkhorn codes alone.
+    /// This, if it is Sinkhorn codes whose regularisation is constant: those that an encoder which runs whole steps on its
+    /// device can compute there. `None` if only this code can.
     fn as_sinkhorn(&mut self) -> Option<&mut SinkhornCodes> {
         None
     }

@@ -74,6 +74,11 @@ impl SinkhornCodes {
         &self.solver
     }
 
+    /// The queue that there is, or will be.
+    pub fn queue_shape(&self) -> Option<QueueShape> {
+        self.shape
+    }
+
     /// The queue, once its epoch has come.
     pub fn queue(&self) -> Option<&FeatureQueue> {
         self.queue.as_ref()
@@ -160,7 +165,7 @@ impl AssignCodes for SinkhornCodes {
     }
 
     fn as_sinkhorn(&mut self) -> Option<&mut SinkhornCodes> {
-        Some(self)
+        self.epsilon.is_none().then_some(self)
     }
 }
 

@@ -4,16 +4,18 @@ use std::sync::Arc;
 
 use swav_augment::{AugmentError, CenterCrop, EvalView, MultiCrop};
 use swav_data::{DataError, LoaderConfig, LoaderError, LoaderSpec, OnBad};
-use swav_encoder::{EncoderError, EncoderSpec};
+use swav_encoder::{Description, EncoderError, EncoderSpec};
 use swav_losses::SwappedPrediction;
-use swav_optim::{Method, UpdateRule};
+use swav_optim::{Groups, Method, UpdateRule};
 use swav_ot::Codes;
-use swav_prototypes::FeatureQueue;
+use swav_prototypes::{FeatureQueue, Freeze};
 
 use super::{ConfigError, OptimizerKind, ReestimationConfig, TrainConfig};
+use crate::TrainError;
 use crate::codes::{QueueShape, SinkhornCodes};
 use crate::reestimation::Reestimation;
 use crate::schedule::Schedule;
+use crate::step::Update;
 
 /// A checked configuration, with what was built of it.
 #[derive(Debug, Clone)]
@@ -50,6 +52,28 @@ impl Settings {
         let reestimation = Reestimation { view, max_images: n_images, batch_size };
         let multi_crop = Arc::new(multi_crop);
         Ok(Self { config, encoder, multi_crop, loss, codes, loader, reestimation })
+    }
+
+    /// Takes down what the encoder is that the run has.
+    ///
+    /// # Errors
+    /// [`TrainError::OtherEncoder`] if it is another network than the configuration's.
+    pub(crate) fn describe(&mut self, description: Description) -> Result<(), TrainError> {
+        match description {
+            Description::Network(network) if network == self.config.encoder => Ok(()),
+            Description::Network(network) => Err(TrainError::OtherEncoder {
+                expected: format!("{:?}", self.config.encoder),
+                got: format!("{network:?}"),
+            }),
+            Description::Own(description) => {
+                self.config.own_encoder = description;
+                Ok(())
+            }
+            other => Err(TrainError::OtherEncoder {
+                expected: format!("{:?}", self.config.encoder),
+                got: format!("{other:?}"),
+            }),
+        }
     }
 
     /// The configuration that was checked, with every number of the augmentation written out.
@@ -108,13 +132,28 @@ impl Settings {
     pub fn update_rule(&self, lr: f64) -> UpdateRule {
         let o = &self.config.optimizer;
         let (lr, momentum, weight_decay) = (lr as f32, o.momentum, o.weight_decay);
-        UpdateRule::new(match o.kind {
+        let mut rule = UpdateRule::new(match o.kind {
             OptimizerKind::Larc => Method::Larc { lr, momentum, weight_decay, trust: o.trust },
             OptimizerKind::Sgd => Method::Sgd { lr, momentum, weight_decay },
             OptimizerKind::Adamw => {
                 Method::AdamW { lr, beta1: o.beta1, beta2: o.beta2, epsilon: o.adam_epsilon, weight_decay }
             }
-        })
+        });
+        if o.exclude_norms_and_biases {
+            rule.groups = Groups::ExemptNormsAndBiases;
+        }
+        rule
+    }
+
+    /// How step number `step` changes the parameters, at a learning rate.
+    pub(crate) fn update(&self, step: u64, lr: f64) -> Update {
+        let clip_norm = self.config.optimizer.clip_norm;
+        let freeze = Freeze { n_iters: self.config.prototypes.freeze_iters };
+        Update {
+            rule: self.update_rule(lr),
+            max_gradient_norm: (clip_norm > 0.0).then_some(clip_norm),
+            update_prototypes: freeze.allows_update(step),
+        }
     }
 
     /// Codes as the configuration has them, with their queue, for embeddings of dimension `dim` in one of `world_size`
@@ -192,6 +231,7 @@ fn check_numbers(config: &TrainConfig) -> Result<(), ConfigError> {
         return Err(value("optimizer.warmup_epochs", &expected, o.warmup_epochs));
     }
     within("optimizer.weight_decay", f64::from(o.weight_decay), 0.0, f64::from(f32::MAX))?;
+    within("optimizer.clip_norm", o.clip_norm, 0.0, f64::MAX)?;
     above_zero("optimizer.trust", f64::from(o.trust))?;
     above_zero("optimizer.adam_epsilon", f64::from(o.adam_epsilon))?;
     let shares =

@@ -17,11 +17,21 @@ pub struct TrainingConfig {
     pub threads: usize,
     /// `cpu`, or another name that [`swav_encoder::build`] takes. Default: `cpu`.
     pub device: String,
+    /// Whether batch norm takes its statistics over the images of all processes that train together. Nothing to a process
+    /// alone. Default: true, as in the reference.
+    pub sync_batch_norm: bool,
 }
 
 impl Default for TrainingConfig {
     fn default() -> Self {
-        Self { epochs: 100, batch_size: 64, seed: 31, threads: 0, device: "cpu".to_owned() }
+        Self {
+            epochs: 100,
+            batch_size: 64,
+            seed: 31,
+            threads: 0,
+            device: "cpu".to_owned(),
+            sync_batch_norm: true,
+        }
     }
 }
 
@@ -127,6 +137,11 @@ pub struct OptimizerConfig {
     pub beta2: f32,
     /// Denominator term of `adamw`, above 0. Default: 1e-8.
     pub adam_epsilon: f32,
+    /// Whether biases and the scales and shifts of batch norm get neither weight decay nor adaptive rates. Default: false,
+    /// as in the reference.
+    pub exclude_norms_and_biases: bool,
+    /// Norm that the gradients of encoder and prototypes together are scaled down to, at least 0; 0 leaves them. Default: 0.
+    pub clip_norm: f64,
 }
 
 impl Default for OptimizerConfig {
@@ -143,6 +158,8 @@ impl Default for OptimizerConfig {
             beta1: 0.9,
             beta2: 0.999,
             adam_epsilon: 1e-8,
+            exclude_norms_and_biases: false,
+            clip_norm: 0.0,
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ndarray::{Array2, ArrayView2, ArrayView4, s};
+use ndarray::{Array2, ArrayView2, ArrayView4};
 use swav_augment::{Channels, Image};
 use swav_collective::Collective;
 use swav_data::{Dataset, SampleError};
@@ -351,15 +351,4 @@ pub fn assert_same_bits(a: &StateDict, b: &StateDict) {
         let bits = |tensor: &StateTensor| tensor.data().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert!(bits(a) == bits(b), "{name} differs");
     }
-}
-
-/// NCHW to NHWC.
-pub fn to_nhwc(nchw: &ndarray::ArrayD<f32>) -> Vec<f32> {
-    let view = nchw.view().into_dimensionality::<ndarray::Ix4>().unwrap();
-    view.permuted_axes([0, 2, 3, 1]).iter().copied().collect()
-}
-
-/// Rows `from..to`.
-pub fn rows(array: &Array2<f32>, from: usize, to: usize) -> ArrayView2<'_, f32> {
-    array.slice(s![from..to, ..])
 }

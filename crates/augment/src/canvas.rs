@@ -3,7 +3,7 @@
 use crate::point;
 use crate::{Channels, ImageView, PointOp};
 
-/// A crop on its way through the steps: 8-bit values, one plane a channel, each (height, width).
+/// A crop on its way through the steps: 8-bit values, one plane per channel, each (height, width).
 ///
 /// Per-pixel operations are not run when they are [pushed](Canvas::push), but when a step looks at the
 /// pixels, all of them in one pass. All buffers keep their memory, so that a canvas that is used again

@@ -63,7 +63,8 @@ impl<T: Real> Solution<'_, '_, T> {
     /// # Errors
     /// [`OtError::Unsupported`] for problems that are not made of points, or whose cost is a user's function.
     pub fn gradient_points(&self, cloud: Cloud) -> Result<Array2<T>, OtError> {
-        let unsupported = |problem| OtError::Unsupported { operation: "the gradient by points", problem };
+        let unsupported =
+            |problem| OtError::Unsupported { operation: "the gradient with respect to points", problem };
         let points = match &self.problem.cost {
             CostSource::Matrix { .. } => return Err(unsupported("a problem with a matrix of costs")),
             CostSource::Points(points) => points,

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub use swav_augment as augment;
+pub use swav_collective as collective;
 pub use swav_data as data;
 pub use swav_encoder as encoder;
 pub use swav_eval as eval;

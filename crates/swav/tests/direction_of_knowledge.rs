@@ -164,6 +164,25 @@ fn only_the_encoder_knows_the_tensor_engine() {
     }
 }
 
+/// Faults in formulae are for tests: only development dependencies turn the feature on.
+#[test]
+fn no_program_has_the_faults_that_tests_switch_on() {
+    for (name, manifest) in manifests() {
+        for kind in NORMAL {
+            let text = manifest.get(*kind).map(|table| table.to_string()).unwrap_or_default();
+            assert!(!text.contains("mutants"), "{name}: {kind} turn faults on");
+        }
+        let features =
+            manifest.get("features").and_then(|table| table.as_table()).cloned().unwrap_or_default();
+        for (feature, turned_on) in features {
+            assert!(
+                !turned_on.to_string().contains("mutants"),
+                "{name}: the feature {feature} turns faults on"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_order_has_no_cycle() {
     // Each package may know only packages that come before it in the list.

@@ -84,10 +84,10 @@ impl Source {
 fn usage_of(changes: &Changes, error: ConfigError) -> anyhow::Error {
     let settings: Vec<String> = changes.settings.iter().map(|setting| format!("--set {setting}")).collect();
     let error = match error {
-        ConfigError::InOverride { source, .. } => *source,
-        other => other,
+        ConfigError::InOverride { source, .. } => anyhow::Error::from(*source),
+        other => other.into(),
     };
-    crate::usage(format!("{}: {error}", settings.join(" ")))
+    crate::usage(format!("{}: {error:#}", settings.join(" ")))
 }
 
 /// The configuration of an existing run.

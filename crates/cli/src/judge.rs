@@ -85,7 +85,7 @@ impl<'a> Judge<'a> {
             if data.label(0).is_none() {
                 anyhow::bail!(
                     "the images have no labels, so there is no accuracy (data: {}); expected labelled images, such as one \
-                     folder a class",
+                     folder per class",
                     data.describe()
                 );
             }

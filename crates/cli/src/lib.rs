@@ -34,19 +34,17 @@ pub use names::{PROGRAM_VARIABLE, named, program};
 pub use recipes::{RECIPES, Recipe};
 
 /// The commands of the program.
+#[expect(
+    missing_docs,
+    reason = "clap would show it instead of what the arguments' documentation says of the command"
+)]
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Learn features from images without labels, and tell how good they are.
     Pretrain(pretrain::Args),
-    /// Tell how good the features of a trained network are.
     Eval(eval::Args),
-    /// Write the features of images to a file that numpy reads.
     Embed(embed::Args),
-    /// Look at data sets.
     Data(data::Args),
-    /// Draw a labelled sheet of every augmentation step and of the whole recipe, on images of a data set.
     Augment(augment::Args),
-    /// Look for NVIDIA cards and the libraries that they need, and test them.
     Gpu(gpu::Args),
 }
 

@@ -75,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let start = if args.resume { Trainer::resume } else { Trainer::start };
     let mut trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
     let signals = Signals::listen()?;
-    let outcome = trainer.run(&signals.flag)?;
+    let outcome = trainer.run(&signals.flag).inspect_err(|_| hint_at_checkpoint(&folder))?;
     if !outcome.finished {
         let run = folder.root().display();
         let hint = format!("stopped and saved; go on with: {} pretrain --run {run} --resume", program());
@@ -88,6 +88,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         evaluate(&settings, images.as_ref(), trained.as_ref(), &folder)?;
     }
     Ok(())
+}
+
+/// Says that not all is lost where a training has failed.
+fn hint_at_checkpoint(folder: &RunFolder) {
+    if folder.newest().is_ok() {
+        let run = folder.root().display();
+        note!(
+            "the newest checkpoint is from before the failure; go on from it with: {} pretrain --run {run} --resume",
+            program()
+        );
+    }
 }
 
 fn summarise(outcome: &Outcome, folder: &RunFolder) -> anyhow::Result<()> {

@@ -139,7 +139,7 @@ fn images_without_labels_train_but_are_not_judged() {
         output.contains("no labels") && output.contains("spread") && output.contains("swav embed"),
         "{output}"
     );
-    place.fail(1, &["no labels", "one folder a class"], &["eval", "knn", "--run", "run"]);
+    place.fail(1, &["no labels", "one folder per class"], &["eval", "knn", "--run", "run"]);
     let output = place.succeed(&["embed", "--run", "run", "--out", "f.npy", "--embedding"]);
     assert!(output.contains("24 x 8 float32"), "{output}");
 }

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 use arguments::{Build, Invocation};
 
 /// The commands of the program `swav`.
-const PROGRAM: [&str; 5] = ["pretrain", "eval", "embed", "data", "augment"];
+const PROGRAM: [&str; 6] = ["pretrain", "eval", "embed", "data", "augment", "gpu"];
 /// The commands of the package `xtask`.
 const DEVELOPERS: [&str; 4] = ["bench", "profile", "cuda-bundle", "cuda-toolkit"];
 
@@ -120,4 +120,21 @@ fn wrong_usage(message: &str) -> ExitCode {
 fn print_quietly(text: &str) {
     use std::io::Write;
     let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Subcommand;
+
+    use super::*;
+
+    #[test]
+    fn every_command_is_known_and_has_a_line_in_the_help() {
+        let program = swav_cli::Command::augment_subcommands(clap::Command::new("swav"));
+        let names: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
+        assert_eq!(names, PROGRAM);
+        for name in names.iter().chain(&DEVELOPERS).chain(&["test"]) {
+            assert!(HELP.lines().any(|line| line.trim_start().starts_with(&format!("{name} "))), "{name}");
+        }
+    }
 }

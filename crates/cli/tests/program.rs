@@ -1,0 +1,136 @@
+//! The program itself: where it works, what it calls itself, and how it ends.
+
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+/// Options of a training that takes seconds.
+const SHORT: [&str; 10] = [
+    "--set",
+    "training.epochs=1",
+    "--set",
+    "data.builtin.n_train=128",
+    "--set",
+    "data.builtin.n_test=24",
+    "--set",
+    "optimizer.warmup_epochs=0",
+    "--set",
+    "encoder.width=8",
+];
+
+fn swav(folder: &TempDir) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swav"));
+    command.current_dir(folder.path()).env_remove("RUST_LOG").env_remove(swav_cli::PROGRAM_VARIABLE);
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn the_quickstart_needs_nothing_but_an_empty_folder() {
+    let folder = TempDir::new().unwrap();
+    let output = swav(&folder).arg("pretrain").args(SHORT).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let results = text(&output.stdout);
+    for expected in ["trained network", "raw pixels", "swav eval knn --run runs/quickstart-1"] {
+        assert!(results.contains(expected), "{results}");
+    }
+    assert!(folder.path().join("runs/quickstart-1/weights.safetensors").exists());
+}
+
+#[test]
+fn help_has_the_name_that_the_program_is_called_by() {
+    let folder = TempDir::new().unwrap();
+    let help = |name: Option<&str>, arguments: &[&str]| {
+        let mut command = swav(&folder);
+        command.args(arguments).arg("--help").envs(name.map(|name| (swav_cli::PROGRAM_VARIABLE, name)));
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        text(&output.stdout)
+    };
+    let own = help(None, &[]);
+    assert!(own.contains("`swav pretrain`") && own.contains("Usage: swav") && own.contains("143"), "{own}");
+    let lent = help(Some("cargo xtask"), &[]);
+    assert!(lent.contains("`cargo xtask pretrain`") && lent.contains("Usage: cargo xtask"), "{lent}");
+    for command in [&["pretrain"][..], &["eval", "knn"], &["embed"], &["data", "check"], &["augment"]] {
+        let own = help(None, command);
+        assert!(!own.contains("xtask") && own.contains("Usage: swav"), "{own}");
+        // More than one line of description comes with each command.
+        assert!(own.lines().take_while(|line| !line.starts_with("Usage")).count() >= 2, "{own}");
+    }
+    assert!(help(Some("cargo xtask"), &["embed"]).contains("`cargo xtask pretrain`"));
+}
+
+#[test]
+fn each_cause_is_printed_once_and_wrong_usage_is_told_apart() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("folder.toml"), "").unwrap();
+    let failing = |arguments: &[&str]| {
+        let output = swav(&folder).args(arguments).output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let (status, errors) = failing(&["data", "check", "no/such/place"]);
+    assert_eq!((status, errors.matches("no/such/place").count()), (Some(1), 1), "{errors}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
+    // The system's own words come once, too.
+    std::fs::create_dir(folder.path().join("photos.parquet")).unwrap();
+    let (status, errors) = failing(&["data", "check", "folder.toml/x"]);
+    assert_eq!((status, errors.matches("os error").count()), (Some(1), 1), "{errors}");
+    for arguments in [&["pretrian"][..], &["pretrain", "--set", "training.epoch=1"], &["data", "check"], &[]]
+    {
+        let (status, errors) = failing(arguments);
+        assert_eq!(status, Some(2), "{arguments:?}: {errors}");
+    }
+}
+
+#[test]
+fn a_reader_may_close_standard_output() {
+    let folder = TempDir::new().unwrap();
+    let mut child = swav(&folder)
+        .args(["data", "check", "builtin"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    assert!(!errors.contains("panicked") && !errors.contains("error"), "{errors}");
+}
+
+/// The first signal saves and ends the training with 128 + its number; what was saved can be resumed.
+#[cfg(unix)]
+#[test]
+fn signals_stop_a_training_in_good_order() {
+    use std::io::{BufRead, BufReader};
+
+    for (signal, status) in [("INT", 130), ("TERM", 143)] {
+        let folder = TempDir::new().unwrap();
+        let long = ["pretrain", "--run", "run", "--no-evaluation", "--set", "training.epochs=100000"];
+        let mut child = swav(&folder)
+            .args(long)
+            .args(&SHORT[2..])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        // An epoch is done: the training is under way.
+        lines.find(|line| line.contains("epoch 1/")).expect("the log names each epoch");
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        let rest: Vec<String> = lines.collect();
+        assert_eq!(child.wait().unwrap().code(), Some(status), "{rest:?}");
+        let hint = rest.last().expect("the program says how to go on");
+        assert!(hint.contains("swav pretrain --run run --resume"), "{hint}");
+        let resumed = swav(&folder)
+            .args(["pretrain", "--run", "run", "--resume", "--no-evaluation", "--set", "training.epochs=1"])
+            .output()
+            .unwrap();
+        // Another length is another run: that it is refused by name shows that the state is there.
+        assert!(text(&resumed.stderr).contains("training.epochs"), "{}", text(&resumed.stderr));
+    }
+}

@@ -1,9 +1,11 @@
 //! A second's work that shows whether a card computes what it should.
 //!
-//! Small networks are trained for some steps on the card and on the [host's machine](crate::host), which computes the
-//! same operations in f64 and rounds where the card does. What both have afterwards must agree.
+//! The card and the [host's machine](crate::host), which computes the same operations in f64 and rounds where the card
+//! does, run each operation of a step from the same memory, and train small networks for some steps. What both have
+//! afterwards must agree: closely for one operation, less so after some steps, through which roundings spread.
 
 mod operations;
+mod outputs;
 mod scenario;
 
 use std::fmt;
@@ -64,13 +66,13 @@ impl SelfTest {
 /// The largest relative error of values that are computed in an element's precision.
 pub fn limit(element: Element) -> f64 {
     match element {
-        Element::F32 => 1e-4,
+        Element::F32 => 3e-4,
         // Rounding differs in the last of 8 bits where f32 sums differ in theirs, and that spreads from layer to layer.
-        Element::Bf16 => 3e-2,
+        Element::Bf16 => 0.15,
     }
 }
 
-/// Trains small networks on a card and on the host, in both precisions.
+/// Runs each operation of a step on a card and on the host, and trains small networks on both, in both precisions.
 ///
 /// # Errors
 /// The executor's. That results differ is no error, but a check that does not pass.
@@ -79,9 +81,9 @@ pub fn self_test(card: &Arc<Card>, options: ExecutorOptions) -> Result<SelfTest>
     let executor = &mut Executor::new(card, options)?;
     let mut checks = Vec::new();
     for element in [Element::F32, Element::Bf16] {
-        for scenario in scenarios(element) {
-            checks.extend(compare(executor, &scenario)?);
-        }
+        let [small, large] = scenarios(element);
+        checks.extend(compare(executor, &small)?);
+        checks.extend(check_operations(executor, &large)?);
     }
     Ok(SelfTest { checks, seconds: start.elapsed().as_secs_f64() })
 }
@@ -98,7 +100,7 @@ fn scenarios(element: Element) -> [Scenario; 2] {
     };
     [
         Scenario::new(spec(Stem::Cifar, BlockKind::Basic, &[1, 1]), [12, 9], element),
-        Scenario::new(spec(Stem::Imagenet, BlockKind::Bottleneck, &[2]), [34, 19], element),
+        Scenario::new(spec(Stem::Imagenet, BlockKind::Bottleneck, &[2]), [34, 19], element).with_queue(8),
     ]
 }
 

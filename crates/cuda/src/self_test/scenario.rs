@@ -31,7 +31,7 @@ pub struct Outcome {
     pub losses: Vec<f32>,
     /// What a step reports beside the loss, of the last step.
     pub diagnostics: Vec<f32>,
-    /// Momenta: sums over steps of the gradients, each scaled by its norm.
+    /// Momenta: sums over steps of the gradients.
     pub momenta: Vec<f32>,
     /// Changes of the parameters.
     pub changes: Vec<f32>,
@@ -63,7 +63,9 @@ impl fmt::Display for Scenario {
 }
 
 impl Scenario {
-    /// Three steps of LARC on four images: two large crops and one small one, of these sides.
+    /// Three steps of SGD on four images: two large crops and one small one, of these sides.
+    ///
+    /// LARC and AdamW would scale up gradients that are nothing but rounding, such as that of a bias before a batch norm.
     pub fn new(network: NetworkSpec, sides: [usize; 2], element: Element) -> Scenario {
         let (batch, n_prototypes) = (4, 20);
         let group = |images, side| Group { images, height: side, width: side };
@@ -78,8 +80,20 @@ impl Scenario {
             temperature: 0.1,
         };
         let groups = vec![group(2 * batch, sides[0]), group(batch, sides[1])];
-        let step = StepSpec { groups, scores, n_iters: 3, rule: Rule::Larc };
+        let step = StepSpec { groups, scores, n_iters: 3, rule: Rule::Sgd };
         Scenario { network, step, element, n_steps: 3, open: 4.0 }
+    }
+
+    /// The same with a queue of so many rows for each crop that has codes.
+    pub fn with_queue(mut self, rows: usize) -> Scenario {
+        self.step.scores.queue = rows;
+        self
+    }
+
+    /// The same with another rule of updates.
+    pub fn with_rule(mut self, rule: Rule) -> Scenario {
+        self.step.rule = rule;
+        self
     }
 
     /// The program of a step.

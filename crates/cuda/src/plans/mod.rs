@@ -124,7 +124,7 @@ impl PlanBook {
         if book.format != FORMAT {
             return Err(Error::Plans { reason: format!("format {}, expected {FORMAT}", book.format) });
         }
-        book.plans.sort_by(|a, b| a.conv.cmp(&b.conv));
+        book.plans.sort_by_key(|entry| entry.conv);
         book.plans.dedup_by(|a, b| a.conv == b.conv);
         Ok(book)
     }

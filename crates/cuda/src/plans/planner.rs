@@ -24,6 +24,8 @@ pub enum Selection {
 const CANDIDATES: usize = 16;
 /// A proposal that is later in cuDNN's list must be faster by this factor, so that noise decides less.
 const MARGIN: f32 = 0.99;
+/// Milliseconds of the card after which no more proposals for a convolution are timed. Only f32 has some that slow.
+const BUDGET: f32 = 150.0;
 /// The most memory that a plan may use while it runs, in bytes.
 const WORKSPACE: u64 = 1 << 30;
 
@@ -160,8 +162,13 @@ impl Planner {
             none => none.insert(Stopwatch::new(card)?),
         };
         let mut best: Option<(f32, Arc<ConvPlan>)> = None;
+        let mut spent = 0.0;
         for plan in plans {
-            let Some(time) = stopwatch.time(&self.cudnn, &plan)? else { continue };
+            let least = best.as_ref().map_or(f32::INFINITY, |(time, _)| *time);
+            if spent > BUDGET && best.is_some() {
+                break;
+            }
+            let Some(time) = stopwatch.time(&self.cudnn, &plan, least, &mut spent)? else { continue };
             if best.as_ref().is_none_or(|(least, _)| time < least * MARGIN) {
                 best = Some((time, plan));
             }

@@ -35,11 +35,18 @@ impl Stopwatch {
         })
     }
 
-    /// Milliseconds of a plan: the median of some runs; nothing if it does not run.
+    /// Milliseconds of a plan: the median of some runs, of one if that is far slower than `best`; nothing if it does not
+    /// run. Adds the card's time to `spent`.
     ///
     /// # Errors
     /// Memory does not suffice, or the driver's.
-    pub(super) fn time(&mut self, cudnn: &Cudnn, plan: &Arc<ConvPlan>) -> Result<Option<f32>> {
+    pub(super) fn time(
+        &mut self,
+        cudnn: &Cudnn,
+        plan: &Arc<ConvPlan>,
+        best: f32,
+        spent: &mut f32,
+    ) -> Result<Option<f32>> {
         let conv = plan.conv();
         if conv.element != self.element {
             self.blocks = [None, None, None, None];
@@ -57,18 +64,27 @@ impl Stopwatch {
         // SAFETY: the blocks have these sizes, and the result does not outlive this call, which waits for the card.
         let bound = unsafe { plan.bind(x, w, y, workspace) }?;
         // Once for what a plan does the first time. Some plans turn out not to run.
+        let [start, end] = &self.events;
+        start.record(&self.stream)?;
         if cudnn.run(&bound, &self.stream).is_err() {
             return Ok(None);
         }
-        self.stream.synchronise()?;
+        end.record(&self.stream)?;
+        let first = start.milliseconds_to(end)?;
+        *spent += first;
+        // The first run is slower by what is loaded then, by some milliseconds.
+        if first > 4.0 * best + 20.0 {
+            return Ok(Some(first));
+        }
         let n_runs = if shape.flops() > 30_000_000_000 { 3 } else { 5 };
         let mut times = Vec::with_capacity(n_runs);
         for _ in 0..n_runs {
-            let [start, end] = &self.events;
             start.record(&self.stream)?;
             cudnn.run(&bound, &self.stream)?;
             end.record(&self.stream)?;
-            times.push(start.milliseconds_to(end)?);
+            let time = start.milliseconds_to(end)?;
+            *spent += time;
+            times.push(time);
         }
         times.sort_unstable_by(f32::total_cmp);
         Ok(Some(times[n_runs / 2]))

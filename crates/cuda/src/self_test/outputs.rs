@@ -76,6 +76,15 @@ impl Kind {
     }
 }
 
+/// Where an operation sums rows that may cancel out: `[rows][channels]` (act), rows, channels. The gradient of a bias
+/// before a batch norm is such a sum; its error is that of the addends.
+pub(super) fn addends(op: &Op) -> Option<(View, usize, usize)> {
+    match op {
+        Op::BiasGradient { gradient, rows, channels, .. } => Some((*gradient, *rows, *channels)),
+        _ => None,
+    }
+}
+
 /// The ranges that an operation writes, scratch left out.
 pub(super) fn outputs(op: &Op, act: Element) -> Vec<Output> {
     let acts = |view, len| Output::numbers(view, act, len);
@@ -164,11 +173,13 @@ fn step_outputs(op: &Op, act: Element) -> Vec<Output> {
     let acts = |view, len| Output::numbers(view, act, len);
     match op {
         Op::Codes { codes, shape, .. } => {
-            let lists = shape.assign.len();
-            vec![
-                Output::floats(codes.over_prototypes, lists * shape.stride),
-                Output::floats(codes.over_samples, lists * shape.samples()),
-            ]
+            // After the last iteration nobody needs the potentials of the queue's samples.
+            let lists = (0..shape.assign.len()).map(|list| {
+                let batch = codes.over_samples.plus(4 * (list * shape.samples() + shape.queue));
+                let prototypes = codes.over_prototypes.plus(4 * list * shape.stride);
+                [Output::floats(prototypes, shape.n_prototypes), Output::floats(batch, shape.batch)]
+            });
+            lists.flatten().collect()
         }
         Op::Loss { shape, gradient, report, .. } => {
             vec![acts(*gradient, shape.n_crops * shape.batch * shape.stride), Output::report(*report)]

@@ -144,10 +144,8 @@ fn rows(pixels: &[f64], [images, height, width]: [usize; 3]) -> Vec<f64> {
         }
         let (dy, dx, c) = (channel / 6, channel / 3 % 2, channel % 3);
         let (row, column) = ((2 * p + dy).checked_sub(4), (2 * (q + j) + dx).checked_sub(4));
-        if let (Some(row), Some(column)) = (row, column) {
-            if row < height && column < width {
-                *out = pixels[((image * height + row) * width + column) * 3 + c];
-            }
+        if let (Some(row), Some(column)) = (row.filter(|&row| row < height), column.filter(|&c| c < width)) {
+            *out = pixels[((image * height + row) * width + column) * 3 + c];
         }
     }
     out

@@ -50,7 +50,7 @@ impl<'a> Backward<'a> {
     }
 
     /// The whole pass from a gradient with respect to the head's output in f32.
-    pub(super) fn from_host(&mut self, gradient: BufferId, kept: &Kept) {
+    pub(super) fn start_at_host(&mut self, gradient: BufferId, kept: &Kept) {
         let len = kept.head.rows * padded(self.network.spec.embedding_dim());
         let from = gradient.view();
         let rounded = match self.program.element {
@@ -60,11 +60,11 @@ impl<'a> Backward<'a> {
         if rounded != from {
             self.tape.push(0, Op::Round { from, to: rounded, len });
         }
-        self.from_rounded(rounded, kept);
+        self.start_at_rounded(rounded, kept);
     }
 
     /// The whole pass from a gradient with respect to the head's output in act.
-    pub(super) fn from_rounded(&mut self, gradient: View, kept: &Kept) {
+    pub(super) fn start_at_rounded(&mut self, gradient: View, kept: &Kept) {
         let features = self.head(gradient, &kept.head);
         for group in &kept.groups[1..] {
             self.tape.wait(group.stream, 0);

@@ -161,7 +161,7 @@ impl Network {
         program.tapes.push(tape);
         let gradients_at = (gradients, &gradient_layout);
         let mut backward = Backward::new(self, &mut program, persistent, gradients_at, options.checkpointing);
-        backward.from_host(gradient, &kept);
+        backward.start_at_host(gradient, &kept);
         let tape = backward.tape;
         program.tapes.push(tape);
         TrainProgram { program, persistent, pixels, output, gradient, gradients, gradient_layout }

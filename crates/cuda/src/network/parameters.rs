@@ -69,9 +69,9 @@ impl ParameterShape {
                 for (index, (filter, tap)) in
                     (0..filters).flat_map(|f| (0..49 * 3).map(move |t| (f, t))).enumerate()
                 {
-                    let (r, s, c) = (tap / 21, tap / 3 % 7, tap % 3);
+                    let (r, s, c): (usize, usize, usize) = (tap / 21, tap / 3 % 7, tap % 3);
                     // An 8×8 kernel on 2×2 blocks of pixels, whose first row and column are zero.
-                    let (bi, dy, bj, dx) = ((r + 1) / 2, (r + 1) % 2, (s + 1) / 2, (s + 1) % 2);
+                    let (bi, dy, bj, dx) = (r.div_ceil(2), (r + 1) % 2, s.div_ceil(2), (s + 1) % 2);
                     place(index, filter * 256 + bi * 64 + bj * 16 + dy * 6 + dx * 3 + c);
                 }
             }

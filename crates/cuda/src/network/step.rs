@@ -106,7 +106,7 @@ impl Network {
         let mut backward =
             Backward::new(self, &mut program, persistent, (gradients, &layout), options.checkpointing);
         backward.tape = tape;
-        backward.from_rounded(gradient, &kept);
+        backward.start_at_rounded(gradient, &kept);
         let mut tape = backward.tape;
         let mut tensors = self.updated(&persistent, second, (gradients, &layout), element);
         tensors.push(prototypes.updated(spec.scores.stride * dim, element));

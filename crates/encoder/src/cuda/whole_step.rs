@@ -8,7 +8,7 @@ use swav_cuda::shape::Element;
 use swav_cuda::tape::{BufferId, Report, Rule, ScoreShape};
 
 use super::session::{Session, fill, group_of, pad, strip, to_bf16, to_bytes, widen};
-use super::{Cuda, scalars_of};
+use super::{Cuda, check_batch, scalars_of};
 use crate::{EncoderError, Slots, StepInputs, StepPlan, StepReport, WholeStep};
 
 /// Reports that may be on their way before one is waited for.
@@ -260,6 +260,7 @@ impl WholeStep for Cuda {
             return Err(EncoderError::Images { expected: "the shapes that the step was prepared for", got });
         }
         let (batch, length) = (plan.batch_size, plan.queue_length);
+        check_batch(&self.layers, groups)?;
         if inputs.push_queue && length > 0 {
             self.steps.queue_row = (self.steps.queue_row + length - batch) % length;
         }

@@ -9,6 +9,7 @@ typedef unsigned long long u64;
 
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define UNROLL_2 _Pragma("unroll 2")
 #define UNROLL_4 _Pragma("unroll 4")
 
 // Sixteen bytes, read past the first-level cache: for tensors that are read once.

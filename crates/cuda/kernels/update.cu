@@ -25,6 +25,7 @@ constexpr int CHUNK = 8192;
 DEVICE void sum_gradient(const Tensor& t, int i, float* g) {
 UNROLL
   for (int j = 0; j < 8; j++) g[j] = 0;
+UNROLL_2
   for (int k = 0; k < t.groups; k++) {
     const char* p = (const char*)t.gradient + (u64)k * t.group_stride;
     float h[8];

@@ -105,6 +105,7 @@ fn swapped(scores: &[f64], codes: &[Vec<Vec<f64>>], case: &Case) -> (f64, Vec<f6
     (loss, gradient, [code_entropy, entropy(&mean).exp(), entropy(&predictions).exp()])
 }
 
+/// One long function, since each operation reads what the one before wrote.
 #[test]
 fn codes_loss_gradient_and_diagnostics() {
     for (case, element) in CASES.iter().flat_map(|case| ELEMENTS.map(|element| (case, element))) {
@@ -174,7 +175,7 @@ fn codes_loss_gradient_and_diagnostics() {
             run(&op.launches());
             let scale = 1.0 / (f64::from(TEMPERATURE) * rows as f64 * case.prototypes as f64);
             close("gradient", &ds.read(element, gradient.len()), &gradient, tolerance(element) + 3e-4, scale);
-            let report = StepReport::from_bytes(report.as_bytes());
+            let report = StepReport::from_bytes(&report.to_bytes());
             let square: f64 = (0..16)
                 .map(|c| embeddings.iter().skip(c).step_by(16).sum::<f64>() / rows as f64)
                 .map(|m| m * m)
@@ -236,7 +237,7 @@ fn a_score_that_is_not_a_number_is_not_hidden() {
             usage_scratch: usage.at(),
         };
         run(&loss.launches());
-        assert!(StepReport::from_bytes(report.as_bytes()).loss.is_nan());
+        assert!(StepReport::from_bytes(&report.to_bytes()).loss.is_nan());
         vec![report]
     });
 }

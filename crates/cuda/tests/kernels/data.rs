@@ -3,26 +3,38 @@
 use std::alloc::{Layout, alloc, dealloc};
 
 use half::bf16;
+use swav_cuda::driver::DeviceMemory;
 use swav_cuda::kernels::Launch;
 use swav_cuda::shape::Element;
 
+use crate::card::machine;
 use crate::shim::{SANITIZED, shim};
 
-/// Memory as the card has it: 16-byte aligned, not a byte longer than asked for, filled with NaN.
+/// Memory of the machine that the tests run on, 16-byte aligned, filled with NaN. On the CPU it is not a byte longer
+/// than asked for.
 pub struct Buffer {
-    pointer: *mut u8,
-    layout: Layout,
+    memory: Memory,
+    len: usize,
+}
+
+enum Memory {
+    Host { pointer: *mut u8, layout: Layout },
+    Card(DeviceMemory),
 }
 
 impl Buffer {
     pub fn bytes(bytes: usize) -> Self {
-        let layout = Layout::from_size_align(bytes.max(16), 16).expect("a small size");
+        let len = bytes.max(16);
+        if let Some(machine) = machine() {
+            return Self { memory: Memory::Card(machine.memory(len)), len };
+        }
+        let layout = Layout::from_size_align(len, 16).expect("a small size");
         // SAFETY: the size is not zero.
         let pointer = unsafe { alloc(layout) };
         assert!(!pointer.is_null(), "no memory");
         // SAFETY: these bytes were just allocated.
-        unsafe { pointer.write_bytes(0xff, layout.size()) };
-        Self { pointer, layout }
+        unsafe { pointer.write_bytes(0xff, len) };
+        Self { memory: Memory::Host { pointer, layout }, len }
     }
 
     /// `len` values that nobody has written.
@@ -40,8 +52,13 @@ impl Buffer {
 
     pub fn raw(values: &[u8]) -> Self {
         let buffer = Self::bytes(values.len());
-        // SAFETY: the buffer has that many bytes.
-        unsafe { buffer.pointer.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        match &buffer.memory {
+            // SAFETY: the buffer has that many bytes.
+            Memory::Host { pointer, .. } => unsafe {
+                pointer.copy_from_nonoverlapping(values.as_ptr(), values.len());
+            },
+            Memory::Card(memory) => machine().expect("its memory").upload(memory, values),
+        }
         buffer
     }
 
@@ -57,17 +74,27 @@ impl Buffer {
 
     /// The address.
     pub fn at(&self) -> u64 {
-        self.pointer as u64
+        match &self.memory {
+            Memory::Host { pointer, .. } => *pointer as u64,
+            Memory::Card(memory) => memory.address(),
+        }
     }
 
-    pub fn as_bytes(&self) -> &[u8] {
-        // SAFETY: the buffer has that many bytes, all of them written.
-        unsafe { std::slice::from_raw_parts(self.pointer, self.layout.size()) }
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match &self.memory {
+            Memory::Host { pointer, .. } => {
+                // SAFETY: the buffer has that many bytes, all of them written.
+                let bytes = unsafe { std::slice::from_raw_parts(*pointer, self.len) };
+                bytes.to_vec()
+            }
+            Memory::Card(memory) => machine().expect("its memory").download(memory, self.len),
+        }
     }
 
     /// The first `len` values.
     pub fn read(&self, element: Element, len: usize) -> Vec<f64> {
-        let bytes = &self.as_bytes()[..len * element.bytes()];
+        let bytes = self.to_bytes();
+        let bytes = &bytes[..len * element.bytes()];
         match element {
             Element::F32 => {
                 bytes.as_chunks::<4>().0.iter().map(|&b| f64::from(f32::from_le_bytes(b))).collect()
@@ -85,8 +112,10 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.pointer, self.layout) }
+        if let Memory::Host { pointer, layout } = self.memory {
+            // SAFETY: allocated with this layout.
+            unsafe { dealloc(pointer, layout) }
+        }
     }
 }
 
@@ -142,22 +171,26 @@ pub fn close(what: &str, got: &[f64], expected: &[f64], tolerance: f64, scale: f
     }
 }
 
-/// Runs launches of `f` in four orders of threads and blocks; `f` gets the runner and returns what it wrote, which must
-/// be the same bits each time.
+/// Runs `f` in four orders of threads and blocks, on a card twice; `f` gets the runner of launches and returns what they
+/// wrote, which must be the same bits each time.
 pub fn in_any_order(f: impl Fn(&dyn Fn(&[Launch<u64>])) -> Vec<Buffer>) {
-    let mut first: Option<Vec<Buffer>> = None;
+    let mut first: Option<Vec<Vec<u8>>> = None;
     // Under the sanitiser fibers are slow, and one order suffices.
-    let orders = if std::env::var_os(SANITIZED).is_some() { 1 } else { 4 };
+    let sanitized = std::env::var_os(SANITIZED).is_some();
+    let orders = match machine() {
+        Some(_) => 2,
+        None if sanitized => 1,
+        None => 4,
+    };
     for order in 0..orders {
-        let written = f(&|launches| shim().run(launches, order));
+        let written = f(&|launches| match machine() {
+            Some(machine) => machine.run(launches),
+            None => shim().run(launches, order),
+        });
+        let written: Vec<Vec<u8>> = written.iter().map(Buffer::to_bytes).collect();
         match &first {
             None => first = Some(written),
-            Some(first) => {
-                assert!(
-                    first.iter().zip(&written).all(|(a, b)| a.as_bytes() == b.as_bytes()),
-                    "order {order}"
-                );
-            }
+            Some(first) => assert!(*first == written, "order {order}"),
         }
     }
 }

@@ -95,7 +95,7 @@ fn norm_and_max_pool_in_one_pass() {
             let again = Buffer::empty(element, len);
             (op.positions, op.out) = (None, again.at());
             run(&op.launches());
-            assert_eq!(out.as_bytes(), again.as_bytes());
+            assert_eq!(out.to_bytes(), again.to_bytes());
             vec![out, positions]
         });
     }

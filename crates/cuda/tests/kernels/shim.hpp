@@ -36,6 +36,7 @@ static inline int max(int a, int b) { return a > b ? a : b; }
 #define __shared__ static
 #define DEVICE inline
 #define UNROLL
+#define UNROLL_2
 #define UNROLL_4
 
 namespace shim {

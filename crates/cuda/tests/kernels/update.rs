@@ -165,7 +165,7 @@ fn all_rules_over_two_steps() {
                     norm(&counted.iter().map(|&i| f(&references[i])).collect::<Vec<_>>())
                 };
                 let expected = [total(&|r| norm(&r.w)), total(&|r| norm(&r.g))];
-                let got = StepReport::from_bytes(report.as_bytes());
+                let got = StepReport::from_bytes(&report.to_bytes());
                 close("norms", &[got.parameter_norm, got.gradient_norm], &expected, 1e-5, 0.0);
                 assert_eq!(got.serial, step as u64);
                 references.iter_mut().zip(TENSORS).for_each(|(r, t)| r.update(rule, &rules[t.3]));
@@ -235,7 +235,7 @@ fn a_gradient_that_is_not_a_number_shows_in_the_norm() {
             report: report.at(),
         };
         run(&op.launches());
-        let report = StepReport::from_bytes(report.as_bytes());
+        let report = StepReport::from_bytes(&report.to_bytes());
         assert!(report.gradient_norm.is_nan() && report.parameter_norm.is_finite());
         vec![partials]
     });

@@ -14,10 +14,10 @@ pub enum Error {
         /// What the caller passed.
         got: String,
     },
-    /// Training-mode batch norm needs more than one value a channel.
-    #[error("batch norm in training mode needs at least 2 values a channel, got {got}")]
+    /// Training-mode batch norm needs more than one value per channel.
+    #[error("batch norm in training mode needs at least 2 values per channel, got {got}")]
     TooFewForBatchNorm {
-        /// Values a channel in the batch (images × height × width).
+        /// Values per channel in the batch (images × height × width).
         got: usize,
     },
     /// The instruction set asked for is not available on this machine.

@@ -10,14 +10,14 @@ pub const BN_EPSILON: f32 = 1e-5;
 /// The weight of a new batch in the running statistics.
 pub const BN_MOMENTUM: f32 = 0.1;
 
-/// The mean and variance of a batch, by channel.
+/// The mean and variance of a batch, per channel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchStats {
     /// Mean of each channel.
     pub mean: Vec<f32>,
     /// Biased variance (divided by `count`) of each channel: the one that normalises.
     pub var: Vec<f32>,
-    /// Values a channel: images × height × width.
+    /// Values per channel: images × height × width.
     pub count: usize,
 }
 
@@ -26,7 +26,7 @@ impl BatchStats {
     /// with the unbiased variance (`count - 1` in the denominator), as PyTorch does.
     ///
     /// # Errors
-    /// [`Error::Shape`] if the slices do not have one value a channel.
+    /// [`Error::Shape`] if the slices do not have one value per channel.
     pub fn update_running(&self, mean: &mut [f32], var: &mut [f32], momentum: f32) -> Result<(), Error> {
         for (what, len) in [("running mean", mean.len()), ("running variance", var.len())] {
             if len != self.mean.len() {

@@ -45,7 +45,7 @@ trait Point: Copy + Send + Sync {
     );
 }
 
-/// Sums by channel that a pass may gather.
+/// Sums per channel that a pass may gather.
 const SUMS: usize = 3;
 
 /// Applies `point` to all pixels and returns the sums, one after the other, each of a value per channel.
@@ -384,7 +384,7 @@ impl<T: Elem> Point for Moments<T> {
     }
 }
 
-/// Mean and variance by channel.
+/// Mean and variance per channel.
 pub(crate) fn batch_stats(ctx: &Context, x: &Activations) -> BatchStats {
     fn first<T: Copy>(values: &[T], c: usize, widen: impl Fn(T) -> f32) -> Vec<f64> {
         values[..c].iter().map(|&v| f64::from(widen(v))).collect()

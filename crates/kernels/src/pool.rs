@@ -257,7 +257,7 @@ impl<T: Elem> Job for Mean<T> {
     unsafe fn call<S: Simd>(self, simd: S) {
         for c in (0..self.channels).step_by(S::LANES) {
             let n = (self.channels - c).min(S::LANES);
-            // SAFETY: `map` is one image and `vector` one value a channel.
+            // SAFETY: `map` is one image and `vector` one value per channel.
             unsafe {
                 let share = simd.splat(1.0 / self.pixels as f32);
                 let (map, vector) = (self.map.add(c), self.vector.add(c));

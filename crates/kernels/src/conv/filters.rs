@@ -54,7 +54,7 @@ impl Panels {
 /// Which matrix the weights are, seen from the pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Direction {
-    /// Reduction over input channels, one column an output channel.
+    /// Reduction over input channels, one column per output channel.
     Forward,
     /// Reduction over output channels, one column an input channel.
     Backward,

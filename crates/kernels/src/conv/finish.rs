@@ -150,7 +150,7 @@ impl<T: Elem> Finish for MaskAndSum<T> {
         sums: &mut ChannelSums<S>,
     ) {
         let simd = sums.simd;
-        // SAFETY: the element's lanes lie in the output; `raw` has the output's shape, the other arrays one value a channel.
+        // SAFETY: the element's lanes lie in the output; `raw` has the output's shape, the other arrays one value per channel.
         unsafe {
             let raw = get::<S, T, PART>(simd, self.raw.add(at), n);
             let scale = get::<S, f32, PART>(simd, self.scale.add(c), n);

@@ -42,6 +42,13 @@ pub struct Block {
     downsample: Option<ConvSpec>,
 }
 
+/// What a block's convolutions gave: their raw outputs and batch norms, and statistics where they are those of the batch.
+struct Inner {
+    raw: Vec<Activations>,
+    affines: Vec<Affine>,
+    stats: Vec<BatchStats>,
+}
+
 impl Block {
     /// A block from `c_in` channels whose 3×3 convolutions have `planes` channels.
     pub fn new(kind: BlockKind, c_in: usize, planes: usize, stride: usize) -> Self {
@@ -93,7 +100,7 @@ impl Block {
         input: &Activations,
         params: &[&[f32]],
         known: Option<&[Affine]>,
-    ) -> Result<(Vec<Activations>, Vec<Affine>, Vec<BatchStats>), Error> {
+    ) -> Result<Inner, Error> {
         let mut raw: Vec<Activations> = Vec::new();
         let mut affines: Vec<Affine> = known.map(<[Affine]>::to_vec).unwrap_or_default();
         let mut stats = Vec::new();
@@ -116,7 +123,7 @@ impl Block {
                 stats.push(batch);
             }
         }
-        Ok((raw, affines, stats))
+        Ok(Inner { raw, affines, stats })
     }
 
     fn join(
@@ -200,7 +207,7 @@ impl Unit for Block {
         check_precision(&input, ctx.precision())?;
         let output_shape = check_forward(self, &input, params)?;
         check_batch(ctx, output_shape)?;
-        let (mut raw, affines, stats) = self.run(ctx, &input, params, None)?;
+        let Inner { mut raw, affines, stats } = self.run(ctx, &input, params, None)?;
         let out = self.join(ctx, &input, &raw, &affines);
         if ctx.checkpointing() == Checkpointing::Blocks {
             raw.drain(..).for_each(|a| ctx.recycle(a));
@@ -218,7 +225,7 @@ impl Unit for Block {
             .map(|(i, s)| Affine::new(&s.mean, &s.var, params[3 * i + 1], params[3 * i + 2]))
             .collect();
         if raw.is_empty() {
-            raw = self.run(ctx, &input, params, Some(&affines))?.0;
+            raw = self.run(ctx, &input, params, Some(&affines))?.raw;
         }
         let last = self.convs.len() - 1;
         let mut grad = grad_output;
@@ -294,7 +301,7 @@ impl Unit for Block {
         let affines: Vec<Affine> = (running.iter().enumerate())
             .map(|(i, s)| Affine::new(s.mean, s.var, params[3 * i + 1], params[3 * i + 2]))
             .collect();
-        let (raw, affines, _) = self.run(ctx, input, params, Some(&affines))?;
+        let Inner { raw, affines, .. } = self.run(ctx, input, params, Some(&affines))?;
         let out = self.join(ctx, input, &raw, &affines);
         raw.into_iter().for_each(|a| ctx.recycle(a));
         Ok(out)

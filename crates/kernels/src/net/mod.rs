@@ -2,8 +2,8 @@
 //!
 //! A [`Unit`] is a small description (channels, stride, ...) without parameters. Parameters come as
 //! slices in the order of [`Unit::parameters`]; gradients are *added* to vectors in the same order, so
-//! that several batches (one a resolution) can share them. Batch statistics are returned in [`Saved`]
-//! and the caller moves its running statistics with [`BatchStats::update_running`], once a batch.
+//! that several batches (one per resolution) can share them. Batch statistics are returned in [`Saved`]
+//! and the caller moves its running statistics with [`BatchStats::update_running`], once per batch.
 //!
 //! | unit | computes |
 //! |---|---|
@@ -90,9 +90,9 @@ pub struct NormSpec {
 /// Running statistics of one batch norm, to infer with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RunningStats<'a> {
-    /// Mean by channel.
+    /// Mean per channel.
     pub mean: &'a [f32],
-    /// Variance by channel.
+    /// Variance per channel.
     pub var: &'a [f32],
 }
 

@@ -145,7 +145,7 @@ impl Geometry {
         runs
     }
 
-    /// Whether there is a single pixel an image.
+    /// Whether there is a single pixel per image.
     pub fn is_flat(&self) -> bool {
         self.src[0] * self.src[1] == 1 && self.dst[0] * self.dst[1] == 1
     }
@@ -182,7 +182,7 @@ impl Partition {
             return Self { image_parts: g.n.div_ceil(most), row_parts: 1 };
         }
         if map <= SCRATCH / 2 {
-            // The weight pass adds to all weights once a task and tap: the more images a task has, the fewer times.
+            // The weight pass adds to all weights once per task and tap: the more images a task has, the fewer times.
             let images = (SCRATCH / map).min(if extra > 0 { 48 } else { 16 });
             return Self { image_parts: g.n.div_ceil(images), row_parts: 1 };
         }

@@ -24,7 +24,7 @@ struct DirectGradient<'a, S> {
     dy: Source<'a>,
     /// Of the forward pass.
     geometry: Geometry,
-    /// One pixel an image, as many channels as outputs, for reading `dy`.
+    /// One pixel per image, as many channels as outputs, for reading `dy`.
     dy_geometry: Geometry,
     runs: Vec<ColumnRun>,
     /// What is copied to scratch memory at once.

@@ -180,7 +180,7 @@ fn missing_and_empty_folders_are_named() {
     );
     place.fail(1, &["empty", "no images"], &["pretrain", "--config", "tiny.toml", "--data", "empty"]);
     let few = ["pretrain", "--config", "tiny.toml", "--data", "photos", "--set", "training.batch_size=100"];
-    place.fail(1, &["24", "100", "batch_size"], &few);
+    place.fail(1, &["24 images", "100 of a batch"], &few);
     place.fail(1, &["nowhere", "no such folder"], &["eval", "knn", "--run", "nowhere"]);
     place.fail(1, &["photos", "not the folder of a run"], &["eval", "knn", "--run", "photos"]);
     assert!(!place.path("runs").exists(), "a run that could not start leaves nothing behind");
@@ -223,7 +223,7 @@ fn a_wrong_checkpoint_is_refused_and_a_damaged_one_passed_over() {
     std::fs::write(&newest, &bytes[..bytes.len() / 2]).unwrap();
     let output = place.swav(&["eval", "knn", "--run", "run"]);
     let errors = text(&output.stderr);
-    assert!(output.status.success() && errors.contains("trying the one before it"), "{errors}");
+    assert!(output.status.success() && errors.contains("the one before it is tried"), "{errors}");
 
     for entry in std::fs::read_dir(place.path("run/checkpoints")).unwrap() {
         std::fs::write(entry.unwrap().path(), b"not a checkpoint").unwrap();

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use serde::de::DeserializeOwned;
 use swav_collective::Single;
-use swav_encoder::{Checkpointing, Encoder, EncoderConfig, Head, Method, Precision, UpdateRule};
+use swav_encoder::{Checkpointing, Encoder, EncoderConfig, Head, Method, Precision, ResNet, UpdateRule};
 use swav_losses::SwappedPrediction;
 use swav_ot::Codes;
 use swav_prototypes::Prototypes;
@@ -103,9 +103,12 @@ impl Workload {
             return Err(swav_cli::usage("--batch and --steps: expected numbers above 0"));
         }
         let config = EncoderConfig {
-            arch: named("--arch", &options.arch)?,
-            width: options.width,
-            stem: named("--stem", &options.stem)?,
+            arch: ResNet {
+                variant: named("--arch", &options.arch)?,
+                width: options.width,
+                stem: named("--stem", &options.stem)?,
+            }
+            .into(),
             head: Head::Mlp { hidden: options.hidden },
             dim: options.dim,
             precision: named::<Precision>("--precision", &options.precision)?,

@@ -1,37 +1,37 @@
 //! The configuration of an encoder: raw values from a file, checked once into an [`EncoderSpec`].
 
 use serde::{Deserialize, Serialize};
+pub use swav_kernels::net::BlockKind;
+pub use swav_kernels::{Checkpointing, Precision};
 
 use crate::EncoderError;
 
 /// The encoder as a configuration file has it. [`EncoderConfig::check`] makes it usable.
 ///
+/// In a file an architecture's fields lie beside the others: `arch = "resnet18"`, `width = 64`, `stem = "cifar"`.
+///
 /// ```
-/// use swav_encoder::{Arch, EncoderConfig};
-/// let config = EncoderConfig { arch: Arch::Resnet18, dim: 64, ..EncoderConfig::default() };
+/// use swav_encoder::{EncoderConfig, ResNet, Variant};
+/// let config = EncoderConfig { arch: ResNet::new(Variant::Resnet18).into(), dim: 64, ..EncoderConfig::default() };
 /// assert_eq!(config.check()?.feature_dim(), 512);
 /// # Ok::<(), swav_encoder::EncoderError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(from = "Flat", into = "Flat")]
 pub struct EncoderConfig {
-    /// The residual network.
+    /// The backbone, with all that is its own.
     pub arch: Arch,
-    /// Channels of the stem before an architecture's own widening: 64 in the literature, any positive number.
-    /// Stage i works with `width·2^i` planes.
-    pub width: usize,
-    /// What comes before the residual blocks.
-    pub stem: Stem,
     /// The projection head.
     pub head: Head,
     /// Embedding dimension; ignored where there is no head, since features are embeddings then.
     pub dim: usize,
-    /// The numbers that activations are stored in on the CPU.
+    /// The numbers that activations are stored in; see each device for what it can do.
     pub precision: Precision,
     /// Only kernels whose rounding is that of the direct formula; without it faster algorithms may be chosen
     /// whose error is up to 50 times larger, still about 5e-5 of the output's scale.
     pub exact: bool,
-    /// What is kept between forward and backward.
+    /// What is kept between forward and backward: everything, or only the input of each residual block, which runs
+    /// again in backward, with the same results and a third more work.
     pub checkpointing: Checkpointing,
 }
 
@@ -39,9 +39,7 @@ impl Default for EncoderConfig {
     /// The SwAV reference's ResNet-50: `2048-2048-128` head, f32.
     fn default() -> Self {
         Self {
-            arch: Arch::Resnet50,
-            width: 64,
-            stem: Stem::Imagenet,
+            arch: ResNet::new(Variant::Resnet50).into(),
             head: Head::Mlp { hidden: 2048 },
             dim: 128,
             precision: Precision::F32,
@@ -51,11 +49,61 @@ impl Default for EncoderConfig {
     }
 }
 
-/// A residual network (He et al. 2016). `50w2`, `50w4` and `50w5` multiply every width, the stem's included.
+/// A family of backbones, each with the fields that only it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Arch {
+    /// A residual network.
+    ResNet(ResNet),
+}
+
+/// A residual network (He et al. 2016).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResNet {
+    /// Its blocks.
+    pub variant: Variant,
+    /// Channels of the stem before a variant's own widening: 64 in the literature, any positive number. Stage i works
+    /// with `width·2^i` planes.
+    pub width: usize,
+    /// What comes before the residual blocks.
+    pub stem: Stem,
+}
+
+impl ResNet {
+    /// A variant as in the literature: 64 channels, the stem for ImageNet.
+    pub fn new(variant: Variant) -> Self {
+        Self { variant, width: 64, stem: Stem::Imagenet }
+    }
+
+    /// Any blocks: `layers` of this kind in each stage, 1 to 6 stages; every stage but the first halves the resolution.
+    pub fn custom(block: BlockKind, layers: impl Into<Vec<usize>>) -> Self {
+        Self::new(Variant::Custom { block, layers: layers.into() })
+    }
+
+    /// The same with this many channels in the stem.
+    #[must_use]
+    pub fn with_width(self, width: usize) -> Self {
+        Self { width, ..self }
+    }
+
+    /// The same with this stem.
+    #[must_use]
+    pub fn with_stem(self, stem: Stem) -> Self {
+        Self { stem, ..self }
+    }
+}
+
+impl From<ResNet> for Arch {
+    fn from(resnet: ResNet) -> Self {
+        Self::ResNet(resnet)
+    }
+}
+
+/// The blocks of a residual network. `50w2`, `50w4` and `50w5` multiply every width, the stem's included.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
-pub enum Arch {
+pub enum Variant {
     /// Basic blocks 2, 2, 2, 2.
     Resnet18,
     /// Basic blocks 3, 4, 6, 3.
@@ -75,26 +123,6 @@ pub enum Arch {
         /// Blocks of each stage, 1 to 6 stages; every stage but the first halves the resolution.
         layers: Vec<usize>,
     },
-}
-
-/// A residual block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BlockKind {
-    /// Two 3x3 convolutions; as many output channels as planes.
-    Basic,
-    /// 1x1, 3x3 (with the stride), 1x1 convolutions; four times as many output channels as planes.
-    Bottleneck,
-}
-
-impl BlockKind {
-    /// Output channels per plane.
-    pub fn expansion(self) -> usize {
-        match self {
-            Self::Basic => 1,
-            Self::Bottleneck => 4,
-        }
-    }
 }
 
 /// What comes before the residual blocks.
@@ -122,37 +150,80 @@ pub enum Head {
     },
 }
 
-/// Numbers that activations are stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// 32 bits everywhere.
-    F32,
-    /// Activations in bfloat16, sums and parameters in f32. Only the CPU's kernels know it; elsewhere f32.
-    Mixed,
+/// An [`EncoderConfig`] as files have it: an architecture's fields lie beside the others. Those of other families
+/// will be optional here.
+#[derive(Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename = "EncoderConfig")]
+struct Flat {
+    arch: Variant,
+    width: usize,
+    stem: Stem,
+    head: Head,
+    dim: usize,
+    precision: Precision,
+    exact: bool,
+    checkpointing: Checkpointing,
 }
 
-/// What is kept between forward and backward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Checkpointing {
-    /// Everything that backward needs.
-    Off,
-    /// Only the input of each residual block; the block runs again in backward. Same results, a third more work.
-    Blocks,
+impl Default for Flat {
+    fn default() -> Self {
+        EncoderConfig::default().into()
+    }
+}
+
+impl From<EncoderConfig> for Flat {
+    fn from(config: EncoderConfig) -> Self {
+        let EncoderConfig { arch, head, dim, precision, exact, checkpointing } = config;
+        let Arch::ResNet(ResNet { variant, width, stem }) = arch;
+        Self { arch: variant, width, stem, head, dim, precision, exact, checkpointing }
+    }
+}
+
+impl From<Flat> for EncoderConfig {
+    fn from(flat: Flat) -> Self {
+        let Flat { arch, width, stem, head, dim, precision, exact, checkpointing } = flat;
+        let arch = ResNet { variant: arch, width, stem }.into();
+        Self { arch, head, dim, precision, exact, checkpointing }
+    }
 }
 
 /// A checked [`EncoderConfig`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderSpec {
     config: EncoderConfig,
-    block: BlockKind,
-    layers: Vec<usize>,
-    stem_channels: usize,
+    backbone: Backbone,
+}
+
+/// A checked [`Arch`].
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Backbone {
+    /// A residual network.
+    ResNet(ResNetSpec),
+}
+
+/// A checked [`ResNet`].
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ResNetSpec {
+    /// The kind of all blocks.
+    pub(crate) block: BlockKind,
+    /// Blocks of each stage.
+    pub(crate) layers: Vec<usize>,
+    /// What comes before them.
+    pub(crate) stem: Stem,
+    /// Output channels of the stem, widening included.
+    pub(crate) stem_channels: usize,
 }
 
 /// No dimension of a network may exceed this; it keeps all sizes far from overflow.
 const MAX_CHANNELS: usize = 1 << 20;
+
+fn positive(key: &'static str, value: usize, limit: usize) -> Result<(), EncoderError> {
+    if (1..=limit).contains(&value) {
+        return Ok(());
+    }
+    let expected = "a positive number of at most 2^20 channels in the widest layer";
+    Err(EncoderError::Config { key, expected, got: value.to_string() })
+}
 
 impl EncoderConfig {
     /// Checks every value.
@@ -160,14 +231,27 @@ impl EncoderConfig {
     /// # Errors
     /// [`EncoderError::Config`] with the offending key.
     pub fn check(&self) -> Result<EncoderSpec, EncoderError> {
-        let (block, layers, widening) = match &self.arch {
-            Arch::Resnet18 => (BlockKind::Basic, vec![2, 2, 2, 2], 1),
-            Arch::Resnet34 => (BlockKind::Basic, vec![3, 4, 6, 3], 1),
-            Arch::Resnet50 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 1),
-            Arch::Resnet50w2 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 2),
-            Arch::Resnet50w4 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 4),
-            Arch::Resnet50w5 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 5),
-            Arch::Custom { block, layers } => (*block, layers.clone(), 1),
+        let backbone = match &self.arch {
+            Arch::ResNet(resnet) => Backbone::ResNet(resnet.check()?),
+        };
+        positive("dim", self.dim, MAX_CHANNELS)?;
+        if let Head::Mlp { hidden } = self.head {
+            positive("head.mlp.hidden", hidden, MAX_CHANNELS)?;
+        }
+        Ok(EncoderSpec { config: self.clone(), backbone })
+    }
+}
+
+impl ResNet {
+    fn check(&self) -> Result<ResNetSpec, EncoderError> {
+        let (block, layers, widening) = match &self.variant {
+            Variant::Resnet18 => (BlockKind::Basic, vec![2, 2, 2, 2], 1),
+            Variant::Resnet34 => (BlockKind::Basic, vec![3, 4, 6, 3], 1),
+            Variant::Resnet50 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 1),
+            Variant::Resnet50w2 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 2),
+            Variant::Resnet50w4 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 4),
+            Variant::Resnet50w5 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 5),
+            Variant::Custom { block, layers } => (*block, layers.clone(), 1),
         };
         if layers.is_empty() || layers.len() > 6 || layers.iter().any(|&n| n == 0 || n > 1000) {
             return Err(EncoderError::Config {
@@ -176,21 +260,9 @@ impl EncoderConfig {
                 got: format!("{layers:?}"),
             });
         }
-        let positive = |key, value: usize, limit: usize| {
-            if (1..=limit).contains(&value) {
-                Ok(())
-            } else {
-                let expected = "a positive number of at most 2^20 channels in the widest layer";
-                Err(EncoderError::Config { key, expected, got: value.to_string() })
-            }
-        };
         let widest = (widening * block.expansion()) << (layers.len() - 1);
         positive("width", self.width, MAX_CHANNELS / widest)?;
-        positive("dim", self.dim, MAX_CHANNELS)?;
-        if let Head::Mlp { hidden } = self.head {
-            positive("head.mlp.hidden", hidden, MAX_CHANNELS)?;
-        }
-        Ok(EncoderSpec { config: self.clone(), block, layers, stem_channels: self.width * widening })
+        Ok(ResNetSpec { block, layers, stem: self.stem, stem_channels: self.width * widening })
     }
 }
 
@@ -200,24 +272,18 @@ impl EncoderSpec {
         &self.config
     }
 
-    /// The kind of all residual blocks.
-    pub fn block(&self) -> BlockKind {
-        self.block
-    }
-
-    /// Blocks of each stage.
-    pub fn layers(&self) -> &[usize] {
-        &self.layers
-    }
-
-    /// Output channels of the stem, widening included.
-    pub fn stem_channels(&self) -> usize {
-        self.stem_channels
+    /// The backbone that was checked.
+    pub(crate) fn backbone(&self) -> &Backbone {
+        &self.backbone
     }
 
     /// Channels of the features, the backbone's output.
     pub fn feature_dim(&self) -> usize {
-        (self.stem_channels << (self.layers.len() - 1)) * self.block.expansion()
+        match &self.backbone {
+            Backbone::ResNet(ResNetSpec { block, layers, stem_channels, .. }) => {
+                (stem_channels << (layers.len() - 1)) * block.expansion()
+            }
+        }
     }
 
     /// Length of an embedding.
@@ -238,11 +304,12 @@ mod tests {
 
     #[test]
     fn dimensions_follow_the_architecture() {
-        let spec = with(|c| c.arch = Arch::Resnet50w5).unwrap();
-        assert_eq!((spec.stem_channels(), spec.feature_dim(), spec.embedding_dim()), (320, 10240, 128));
+        let spec = with(|c| c.arch = ResNet::new(Variant::Resnet50w5).into()).unwrap();
+        assert_eq!((spec.feature_dim(), spec.embedding_dim()), (10240, 128));
+        let Backbone::ResNet(resnet) = spec.backbone();
+        assert_eq!(resnet.stem_channels, 320);
         let spec = with(|c| {
-            c.arch = Arch::Custom { block: BlockKind::Basic, layers: vec![1, 2] };
-            c.width = 8;
+            c.arch = ResNet::custom(BlockKind::Basic, [1, 2]).with_width(8).into();
             c.head = Head::None;
         })
         .unwrap();
@@ -255,26 +322,43 @@ mod tests {
             Err(EncoderError::Config { key, .. }) => key,
             other => panic!("expected a configuration error, got {other:?}"),
         };
-        assert_eq!(key(with(|c| c.width = 0)), "width");
-        assert_eq!(key(with(|c| c.width = usize::MAX)), "width");
+        let wide = |width| ResNet::new(Variant::Resnet50).with_width(width).into();
+        assert_eq!(key(with(|c| c.arch = wide(0))), "width");
+        assert_eq!(key(with(|c| c.arch = wide(usize::MAX))), "width");
         assert_eq!(key(with(|c| c.dim = 0)), "dim");
         assert_eq!(key(with(|c| c.head = Head::Mlp { hidden: 0 })), "head.mlp.hidden");
-        let custom = |layers| Arch::Custom { block: BlockKind::Basic, layers };
-        assert_eq!(key(with(|c| c.arch = custom(vec![]))), "arch.custom.layers");
-        assert_eq!(key(with(|c| c.arch = custom(vec![2, 0]))), "arch.custom.layers");
+        let custom = |layers: &[usize]| ResNet::custom(BlockKind::Basic, layers).into();
+        assert_eq!(key(with(|c| c.arch = custom(&[]))), "arch.custom.layers");
+        assert_eq!(key(with(|c| c.arch = custom(&[2, 0]))), "arch.custom.layers");
     }
 
     #[test]
     fn a_file_may_name_any_architecture_but_no_unknown_key() {
         let parse = |text: &str| serde_json::from_str::<EncoderConfig>(text);
         let config =
-            parse(r#"{"arch": "resnet50w2", "stem": "cifar", "head": {"mlp": {"hidden": 7}}}"#).unwrap();
-        assert_eq!((config.arch, config.head), (Arch::Resnet50w2, Head::Mlp { hidden: 7 }));
-        let config =
-            parse(r#"{"arch": {"custom": {"block": "bottleneck", "layers": [1, 1]}}, "head": "none"}"#);
-        assert_eq!(config.unwrap().head, Head::None);
+            parse(r#"{"arch": "resnet50w2", "stem": "cifar", "width": 8, "head": {"mlp": {"hidden": 7}}}"#)
+                .unwrap();
+        let expected = ResNet::new(Variant::Resnet50w2).with_width(8).with_stem(Stem::Cifar);
+        assert_eq!((config.arch, config.head), (expected.into(), Head::Mlp { hidden: 7 }));
+        let config = parse(
+            r#"{"arch": {"custom": {"block": "bottleneck", "layers": [1, 1]}}, "precision": "mixed", "head": "none"}"#,
+        )
+        .unwrap();
+        assert_eq!((config.head, config.precision), (Head::None, Precision::Mixed));
+        assert_eq!(config.arch, ResNet::custom(BlockKind::Bottleneck, [1, 1]).into());
         assert!(parse(r#"{"widht": 3}"#).is_err());
         assert!(parse(r#"{"arch": {"custom": {"block": "basic", "layers": [1], "depth": 2}}}"#).is_err());
         assert!(parse(r#"{"head": {"mlp": {"hiden": 2}}}"#).is_err());
+    }
+
+    #[test]
+    fn a_file_that_was_written_is_read_again() {
+        let config = EncoderConfig {
+            arch: ResNet::custom(BlockKind::Basic, [1, 2]).with_stem(Stem::Cifar).into(),
+            ..EncoderConfig::default()
+        };
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.contains(r#""stem":"cifar""#), "{text}");
+        assert_eq!(serde_json::from_str::<EncoderConfig>(&text).unwrap(), config);
     }
 }

@@ -9,6 +9,7 @@ use swav_kernels::ConvSpec;
 use swav_kernels::net::{self, ParamKind, ParamSpec, Unit as KernelUnit};
 use swav_optim::Role;
 
+use crate::config::{Backbone, ResNetSpec};
 use crate::init::Initial;
 use crate::{BlockKind, EncoderSpec, Head, Stem};
 
@@ -181,26 +182,8 @@ impl Layers {
     /// The network of a specification.
     pub(crate) fn new(spec: &EncoderSpec) -> Self {
         let mut layers = Self::default();
-        let width = spec.stem_channels();
-        let (unit, pool) = match spec.config().stem {
-            Stem::Imagenet => (net::Stem::imagenet(width), true),
-            Stem::Cifar => (net::Stem::cifar(width), false),
-        };
-        let mut backbone = vec![layers.layer("", Unit::Stem { unit, pool })];
-        let (kind, n_convs) = match spec.block() {
-            BlockKind::Basic => (net::BlockKind::Basic, 2),
-            BlockKind::Bottleneck => (net::BlockKind::Bottleneck, 3),
-        };
-        let mut channels = width;
-        for (stage, &n_blocks) in spec.layers().iter().enumerate() {
-            for index in 0..n_blocks {
-                let stride = if stage > 0 && index == 0 { 2 } else { 1 };
-                let unit = net::Block::new(kind, channels, width << stage, stride);
-                channels = unit.c_out();
-                let name = format!("layer{}.{index}", stage + 1);
-                backbone.push(layers.layer(&name, Unit::Block { unit, n_convs }));
-            }
-        }
+        let Backbone::ResNet(resnet) = spec.backbone();
+        let (mut backbone, channels) = layers.resnet(resnet);
         backbone.push(layers.layer("avgpool", Unit::Pool(net::GlobalAvgPool)));
         let dim = spec.config().dim;
         let head = match spec.config().head {
@@ -213,6 +196,31 @@ impl Layers {
             ],
         };
         Self { backbone, head, ..layers }
+    }
+
+    /// Stem and blocks of a residual network, and the channels that come out.
+    fn resnet(&mut self, resnet: &ResNetSpec) -> (Vec<Layer>, usize) {
+        let &ResNetSpec { block, ref layers, stem, stem_channels: width } = resnet;
+        let (unit, pool) = match stem {
+            Stem::Imagenet => (net::Stem::imagenet(width), true),
+            Stem::Cifar => (net::Stem::cifar(width), false),
+        };
+        let mut backbone = vec![self.layer("", Unit::Stem { unit, pool })];
+        let n_convs = match block {
+            BlockKind::Basic => 2,
+            BlockKind::Bottleneck => 3,
+        };
+        let mut channels = width;
+        for (stage, &n_blocks) in layers.iter().enumerate() {
+            for index in 0..n_blocks {
+                let stride = if stage > 0 && index == 0 { 2 } else { 1 };
+                let unit = net::Block::new(block, channels, width << stage, stride);
+                channels = unit.c_out();
+                let name = format!("layer{}.{index}", stage + 1);
+                backbone.push(self.layer(&name, Unit::Block { unit, n_convs }));
+            }
+        }
+        (backbone, channels)
     }
 
     /// Enters a unit's parameters and norms into the lists.
@@ -238,34 +246,38 @@ impl Layers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Arch, EncoderConfig};
+    use crate::{EncoderConfig, ResNet, Variant};
 
-    fn layers(arch: Arch, head: Head) -> Layers {
-        Layers::new(&EncoderConfig { arch, head, ..EncoderConfig::default() }.check().unwrap())
+    fn layers(variant: Variant, head: Head) -> Layers {
+        Layers::new(
+            &EncoderConfig { arch: ResNet::new(variant).into(), head, ..EncoderConfig::default() }
+                .check()
+                .unwrap(),
+        )
     }
 
-    fn count(arch: Arch, head: Head) -> usize {
-        let layers = layers(arch, head);
+    fn count(variant: Variant, head: Head) -> usize {
+        let layers = layers(variant, head);
         layers.parameters.iter().map(|p| p.len()).sum()
     }
 
     /// Counts of torchvision's models (0.29) without their `fc`, and of widened ones of the SwAV reference.
     #[test]
     fn parameter_counts_are_those_of_the_reference() {
-        assert_eq!(count(Arch::Resnet18, Head::None), 11_176_512);
-        assert_eq!(count(Arch::Resnet34, Head::None), 21_284_672);
-        assert_eq!(count(Arch::Resnet50, Head::None), 23_508_032);
-        assert_eq!(count(Arch::Resnet50w2, Head::None), 93_907_072);
-        assert_eq!(count(Arch::Resnet50w4, Head::None), 375_378_176);
-        assert_eq!(count(Arch::Resnet50w5, Head::None), 586_450_240);
+        assert_eq!(count(Variant::Resnet18, Head::None), 11_176_512);
+        assert_eq!(count(Variant::Resnet34, Head::None), 21_284_672);
+        assert_eq!(count(Variant::Resnet50, Head::None), 23_508_032);
+        assert_eq!(count(Variant::Resnet50w2, Head::None), 93_907_072);
+        assert_eq!(count(Variant::Resnet50w4, Head::None), 375_378_176);
+        assert_eq!(count(Variant::Resnet50w5, Head::None), 586_450_240);
         // 2048 -> 2048 -> 128 with a batch norm between.
         let head = 2048 * 2048 + 2048 + 2 * 2048 + 2048 * 128 + 128;
-        assert_eq!(count(Arch::Resnet50, Head::Mlp { hidden: 2048 }), 23_508_032 + head);
+        assert_eq!(count(Variant::Resnet50, Head::Mlp { hidden: 2048 }), 23_508_032 + head);
     }
 
     #[test]
     fn names_and_layouts_are_those_of_the_reference() {
-        let layers = layers(Arch::Resnet50, Head::Mlp { hidden: 2048 });
+        let layers = layers(Variant::Resnet50, Head::Mlp { hidden: 2048 });
         let shape = |name: &str| layers.parameters.iter().find(|p| p.name == name).unwrap().shape.clone();
         assert_eq!(shape("conv1.weight"), [64, 3, 7, 7]);
         assert_eq!(shape("bn1.bias"), [64]);
@@ -282,7 +294,7 @@ mod tests {
     /// What a parameter starts as does not depend on what comes before it: each bias goes by its own layer's inputs.
     #[test]
     fn linear_layers_start_by_their_own_inputs() {
-        let layers = layers(Arch::Resnet18, Head::Mlp { hidden: 100 });
+        let layers = layers(Variant::Resnet18, Head::Mlp { hidden: 100 });
         let bound = |name: &str| match layers.parameters.iter().find(|p| p.name == name).unwrap().initial {
             Initial::Uniform { bound } => bound,
             other => panic!("{name}: {other:?}"),
@@ -296,7 +308,7 @@ mod tests {
 
     #[test]
     fn layouts_convert_both_ways() {
-        let layers = layers(Arch::Resnet18, Head::None);
+        let layers = layers(Variant::Resnet18, Head::None);
         let stem = &layers.parameters[0];
         let values: Vec<f32> = (0..stem.len()).map(|i| i as f32).collect();
         let device = stem.to_engine_layout(&values);

@@ -6,12 +6,10 @@
 //!
 //! ```
 //! use ndarray::Array4;
-//! use swav_encoder::{Arch, BlockKind, EncoderConfig, Head, Method, Output, Stem, build_cpu};
+//! use swav_encoder::{BlockKind, EncoderConfig, Head, Method, Output, ResNet, Stem, build_cpu};
 //!
 //! let config = EncoderConfig {
-//!     arch: Arch::Custom { block: BlockKind::Basic, layers: vec![1, 1] },
-//!     width: 8,
-//!     stem: Stem::Cifar,
+//!     arch: ResNet::custom(BlockKind::Basic, [1, 1]).with_width(8).with_stem(Stem::Cifar).into(),
 //!     head: Head::Mlp { hidden: 16 },
 //!     dim: 4,
 //!     ..EncoderConfig::default()
@@ -50,7 +48,9 @@ mod tests;
 mod unit_length;
 mod whole_step;
 
-pub use config::{Arch, BlockKind, Checkpointing, EncoderConfig, EncoderSpec, Head, Precision, Stem};
+pub use config::{
+    Arch, BlockKind, Checkpointing, EncoderConfig, EncoderSpec, Head, Precision, ResNet, Stem, Variant,
+};
 pub use encoder::{
     Description, Encoder, IMAGE_CHANNELS, Output, RunningStatistics, SyncBatchNorm, image_batch,
 };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ndarray::s;
 use swav_augment::{CenterCrop, Channels, EvalView, Image, Normalize, Scratch};
 use swav_data::{Dataset, SampleError};
-use swav_encoder::{Arch, BlockKind, EncoderConfig, Output, Stem, build_cpu, image_batch};
+use swav_encoder::{BlockKind, EncoderConfig, Output, ResNet, Stem, build_cpu, image_batch};
 use swav_eval::encode;
 
 /// Stripes of various widths; the third image cannot be read.
@@ -27,10 +27,8 @@ impl Dataset for Stripes {
 #[test]
 fn features_of_a_data_set_are_those_of_its_images() {
     let config = EncoderConfig {
-        arch: Arch::Custom { block: BlockKind::Basic, layers: vec![1, 1] },
-        width: 8,
+        arch: ResNet::custom(BlockKind::Basic, [1, 1]).with_width(8).with_stem(Stem::Cifar).into(),
         dim: 6,
-        stem: Stem::Cifar,
         ..EncoderConfig::default()
     };
     let encoder = build_cpu(&config.check().unwrap(), 5).unwrap();

@@ -77,7 +77,7 @@ mod tests {
         other.data.path = "elsewhere".into();
         assert_eq!(differences(&base, &other).unwrap(), Vec::<String>::new());
         other.optimizer.base_lr = 0.5;
-        other.encoder.arch = swav_encoder::Arch::Resnet18;
+        other.encoder.arch = swav_encoder::ResNet::new(swav_encoder::Variant::Resnet18).into();
         let found = differences(&base, &other).unwrap();
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].starts_with("encoder.arch: \"resnet50\" in the checkpoint, \"resnet18\" now"));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use swav_encoder::Arch;
+use swav_encoder::{ResNet, Variant};
 use swav_train::{ConfigError, OptimizerKind, Settings, TrainConfig};
 
 fn shipped(name: &str) -> PathBuf {
@@ -67,7 +67,7 @@ fn defaults_are_the_references() {
         (config.loss.temperature, config.prototypes.freeze_iters, config.training.seed),
         (0.1, 313, 31)
     );
-    assert_eq!(config.encoder.arch, Arch::Resnet50);
+    assert_eq!(config.encoder.arch, ResNet::new(Variant::Resnet50).into());
 }
 
 #[test]
@@ -132,7 +132,10 @@ fn overrides_reach_every_kind_of_value() {
     let text = "[encoder]\nhead = \"none\"";
     let config = TrainConfig::parse(text, &overrides.map(str::to_owned)).unwrap();
     assert_eq!((config.training.epochs, config.data.path.to_str()), (7, Some("some/folder")));
-    assert_eq!((config.prototypes.n_prototypes, config.encoder.arch), (vec![30, 50], Arch::Resnet18));
+    assert_eq!(
+        (config.prototypes.n_prototypes, config.encoder.arch),
+        (vec![30, 50], ResNet::new(Variant::Resnet18).into())
+    );
     assert_eq!(config.encoder.head, swav_encoder::Head::Mlp { hidden: 99 });
     assert_eq!((config.loss.temperature, config.augment.blur.probability), (0.2, Some(0.0)));
     for bad in ["training.epochs", "=3", "training..epochs=3"] {

@@ -6,8 +6,8 @@
 use ndarray::{Array3, ArrayD, Ix2, Ix3};
 use swav_collective::Single;
 use swav_encoder::{
-    Arch, BlockKind, Checkpointing, Encoder, EncoderConfig, Head, Method, Output, Slots, StateDict,
-    StateTensor, Stem, UpdateRule, build,
+    BlockKind, Checkpointing, Encoder, EncoderConfig, Head, Method, Output, ResNet, Slots, StateDict,
+    StateTensor, UpdateRule, build,
 };
 use swav_fixtures::{Before, Named, Step, Training, assert_tensors_close, max_abs_difference};
 use swav_losses::SwappedPrediction;
@@ -55,9 +55,7 @@ impl Case {
     fn encoder(&self, state: &Named) -> Box<dyn Encoder> {
         let rows = |name: &str| state[name].shape()[0];
         let config = EncoderConfig {
-            arch: Arch::Custom { block: BlockKind::Bottleneck, layers: vec![1; 4] },
-            width: rows("conv1.weight"),
-            stem: Stem::Imagenet,
+            arch: ResNet::custom(BlockKind::Bottleneck, [1; 4]).with_width(rows("conv1.weight")).into(),
             head: Head::Mlp { hidden: rows("projection_head.0.weight") },
             dim: rows("projection_head.3.weight"),
             exact: self.exact,

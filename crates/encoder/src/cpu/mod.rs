@@ -16,9 +16,7 @@ use swav_optim::{Role, apply, norm};
 
 use crate::engine::{Engine, Part, Value, Walk};
 use crate::layers::{Layer, Layers};
-use crate::{
-    BoxedError, Checkpointing, EncoderError, EncoderSpec, Precision, Slots, UpdateRule, UpdateStats,
-};
+use crate::{BoxedError, EncoderError, EncoderSpec, Slots, UpdateRule, UpdateStats};
 use tape::{Key, Record, Shared};
 
 const NAME: &str = "cpu";
@@ -49,15 +47,9 @@ impl Kernels {
     pub(crate) fn new(spec: &EncoderSpec, layers: Arc<Layers>) -> Result<Self, EncoderError> {
         let config = spec.config();
         let options = kernels::Options {
-            precision: match config.precision {
-                Precision::F32 => kernels::Precision::F32,
-                Precision::Mixed => kernels::Precision::Mixed,
-            },
+            precision: config.precision,
             exact: config.exact,
-            checkpointing: match config.checkpointing {
-                Checkpointing::Off => kernels::Checkpointing::Off,
-                Checkpointing::Blocks => kernels::Checkpointing::Blocks,
-            },
+            checkpointing: config.checkpointing,
             isa: None,
         };
         let tensors = Cpu::default();

@@ -23,6 +23,7 @@ use swav_cuda::shape::Element;
 use swav_cuda::tape::{PixelFormat, Rule, Scalars, UpdateScalars};
 use swav_optim::{Method, Role, adam_corrections};
 
+use crate::config::Backbone;
 use crate::engine::{Engine, Part, Value};
 use crate::layers::{Layer, Layers, Unit};
 use crate::{
@@ -53,17 +54,18 @@ fn network_of(spec: &EncoderSpec, layers: &Layers) -> Network {
         (_, crate::Head::Linear) => network::Head::Linear { dim: config.dim },
         (_, crate::Head::Mlp { hidden }) => network::Head::Mlp { hidden, dim: config.dim },
     };
+    let Backbone::ResNet(resnet) = spec.backbone();
     Network::new(network::NetworkSpec {
-        stem: match config.stem {
+        stem: match resnet.stem {
             Stem::Imagenet => network::Stem::Imagenet,
             Stem::Cifar => network::Stem::Cifar,
         },
-        stem_channels: spec.stem_channels(),
-        block: match spec.block() {
+        stem_channels: resnet.stem_channels,
+        block: match resnet.block {
             BlockKind::Basic => network::BlockKind::Basic,
             BlockKind::Bottleneck => network::BlockKind::Bottleneck,
         },
-        layers: spec.layers().to_vec(),
+        layers: resnet.layers.clone(),
         head,
     })
 }

@@ -14,14 +14,12 @@ use crate::engine::{Engine, Value};
 use crate::layers::Layers;
 use crate::whole_step::GroupShape;
 use crate::{
-    Arch, BlockKind, EncoderConfig, Head, Precision, Slots, Stem, StepInputs, StepPlan, UpdateRule, WholeStep,
+    BlockKind, EncoderConfig, Head, Precision, ResNet, Slots, StepInputs, StepPlan, UpdateRule, WholeStep,
 };
 
 fn engine(precision: Precision) -> (Cuda, Arc<Layers>) {
     let config = EncoderConfig {
-        arch: Arch::Custom { block: BlockKind::Bottleneck, layers: vec![1; 4] },
-        width: 8,
-        stem: Stem::Imagenet,
+        arch: ResNet::custom(BlockKind::Bottleneck, [1; 4]).with_width(8).into(),
         head: Head::Mlp { hidden: 24 },
         dim: 16,
         precision,

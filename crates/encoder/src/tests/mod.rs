@@ -9,7 +9,7 @@ use ndarray::{Array2, Array4};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Arch, BlockKind, Encoder, EncoderConfig, Head, Stem, build};
+use crate::{BlockKind, Encoder, EncoderConfig, Head, ResNet, Stem, build};
 
 /// The devices that the tests run on: ours, dfdx's, the card's engine on the host, and the one that `SWAV_TEST_DEVICE`
 /// names, such as `cuda:0`.
@@ -22,8 +22,8 @@ pub(super) fn devices() -> Vec<String> {
 
 /// A small network.
 pub(super) fn small(block: BlockKind, stem: Stem, head: Head) -> EncoderConfig {
-    let arch = Arch::Custom { block, layers: vec![1, 2] };
-    EncoderConfig { arch, width: 6, stem, head, dim: 5, exact: true, ..EncoderConfig::default() }
+    let arch = ResNet::custom(block, [1, 2]).with_width(6).with_stem(stem).into();
+    EncoderConfig { arch, head, dim: 5, exact: true, ..EncoderConfig::default() }
 }
 
 pub(super) fn encoder(device: &str, config: &EncoderConfig) -> Box<dyn Encoder> {

@@ -10,8 +10,8 @@ use swav_optim::{Role, apply};
 use super::devices;
 use crate::registry::build_without_head;
 use crate::{
-    Arch, BlockKind, Checkpointing, Encoder, EncoderConfig, Head, Method, Output, Slots, StateDict,
-    StateTensor, Stem, UpdateRule, build,
+    BlockKind, Checkpointing, Encoder, EncoderConfig, Head, Method, Output, ResNet, Slots, StateDict,
+    StateTensor, Stem, UpdateRule, Variant, build,
 };
 
 /// A device with the options of a configuration, and what its embeddings and its gradients may differ by.
@@ -56,6 +56,11 @@ fn of_encoder(mut named: Named) -> Named {
     named
 }
 
+/// Channels of the stem.
+fn width(state: &Named) -> usize {
+    state["conv1.weight"].shape()[0]
+}
+
 fn state(named: &Named) -> StateDict {
     let tensor = |(name, values): (&String, &ndarray::ArrayD<f32>)| {
         let data = values.iter().copied().collect();
@@ -74,9 +79,7 @@ fn parity_resnet18_tiny_cifar() {
     let tensors = Tensors::open("resnet18_tiny_cifar");
     let (initial, images) = (tensors.under("init"), tensors.images("x"));
     let config = EncoderConfig {
-        arch: Arch::Resnet18,
-        width: initial["conv1.weight"].shape()[0],
-        stem: Stem::Cifar,
+        arch: ResNet::new(Variant::Resnet18).with_width(width(&initial)).with_stem(Stem::Cifar).into(),
         head: Head::None,
         ..EncoderConfig::default()
     };
@@ -114,9 +117,7 @@ fn steps(fixture: &str) {
     let training = Training::open(fixture);
     let initial = training.tensors_under("init");
     let config = EncoderConfig {
-        arch: Arch::Custom { block: BlockKind::Bottleneck, layers: vec![1; 4] },
-        width: initial["conv1.weight"].shape()[0],
-        stem: Stem::Imagenet,
+        arch: ResNet::custom(BlockKind::Bottleneck, [1; 4]).with_width(width(&initial)).into(),
         head: Head::Mlp { hidden: initial["projection_head.0.weight"].shape()[0] },
         dim: initial["projection_head.3.weight"].shape()[0],
         ..EncoderConfig::default()

@@ -2,8 +2,8 @@
 
 use super::{devices, encoder, gradient, images, noise, relative, small};
 use crate::{
-    Arch, BlockKind, EncoderConfig, EncoderError, Head, Method, Output, StateDict, StateTensor, Stem,
-    UpdateRule, build,
+    BlockKind, EncoderConfig, EncoderError, Head, Method, Output, ResNet, StateDict, StateTensor, Stem,
+    UpdateRule, Variant, build,
 };
 
 const SGD: UpdateRule = UpdateRule::new(Method::Sgd { lr: 0.1, momentum: 0.9, weight_decay: 0.0 });
@@ -31,15 +31,20 @@ fn rows_have_unit_length_and_dimensions_fit() {
 
 #[test]
 fn every_architecture_embeds() {
-    for (arch, feature_dim) in [
-        (Arch::Resnet18, 8 * 4),
-        (Arch::Resnet34, 8 * 4),
-        (Arch::Resnet50, 8 * 4 * 4),
-        (Arch::Resnet50w2, 2 * 8 * 4 * 4),
-        (Arch::Resnet50w4, 4 * 8 * 4 * 4),
-        (Arch::Resnet50w5, 5 * 8 * 4 * 4),
+    for (variant, feature_dim) in [
+        (Variant::Resnet18, 8 * 4),
+        (Variant::Resnet34, 8 * 4),
+        (Variant::Resnet50, 8 * 4 * 4),
+        (Variant::Resnet50w2, 2 * 8 * 4 * 4),
+        (Variant::Resnet50w4, 4 * 8 * 4 * 4),
+        (Variant::Resnet50w5, 5 * 8 * 4 * 4),
     ] {
-        let config = EncoderConfig { arch, width: 4, dim: 6, head: Head::Linear, ..EncoderConfig::default() };
+        let config = EncoderConfig {
+            arch: ResNet::new(variant).with_width(4).into(),
+            dim: 6,
+            head: Head::Linear,
+            ..EncoderConfig::default()
+        };
         let encoder = encoder("cpu", &config);
         let features = encoder.embed(images(1, 32, 32, 2).view(), Output::Features).unwrap();
         assert_eq!(features.dim(), (1, feature_dim));

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use swav_encoder::{
-    Arch, BlockKind, Encoder, EncoderConfig, Head, Method, Output, Precision, Stem, UpdateRule, build,
+    BlockKind, Encoder, EncoderConfig, Head, Method, Output, Precision, ResNet, Stem, UpdateRule, build,
     image_batch,
 };
 
@@ -57,9 +57,7 @@ fn same(errors: &[f64; KINDS.len()]) -> bool {
 /// One network for each kind of unit.
 fn networks() -> Vec<(&'static str, EncoderConfig)> {
     let network = |block, stem, head| EncoderConfig {
-        arch: Arch::Custom { block, layers: vec![1, 1, 1] },
-        width: 16,
-        stem,
+        arch: ResNet::custom(block, [1, 1, 1]).with_width(16).with_stem(stem).into(),
         head,
         dim: 16,
         exact: true,

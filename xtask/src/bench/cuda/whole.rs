@@ -7,8 +7,8 @@ use ndarray::{Array2, Array4};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use swav_encoder::{
-    Arch, EncoderConfig, GroupShape, Head, Method, Precision, Slots, Stem, StepInputs, StepPlan, UpdateRule,
-    build,
+    EncoderConfig, GroupShape, Head, Method, Precision, ResNet, Slots, Stem, StepInputs, StepPlan,
+    UpdateRule, Variant, build,
 };
 use swav_prototypes::Prototypes;
 
@@ -73,8 +73,9 @@ impl Workload {
 
     fn config(&self, precision: &str) -> EncoderConfig {
         EncoderConfig {
-            arch: if self.arch == "resnet18" { Arch::Resnet18 } else { Arch::Resnet50 },
-            stem: if self.stem == "cifar" { Stem::Cifar } else { Stem::Imagenet },
+            arch: ResNet::new(if self.arch == "resnet18" { Variant::Resnet18 } else { Variant::Resnet50 })
+                .with_stem(if self.stem == "cifar" { Stem::Cifar } else { Stem::Imagenet })
+                .into(),
             head: Head::Mlp { hidden: self.hidden },
             precision: if precision == "mixed" { Precision::Mixed } else { Precision::F32 },
             ..EncoderConfig::default()

@@ -22,7 +22,7 @@ pub struct Changes {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub settings: Vec<String>,
 
-    /// cpu, or dfdx:cuda:0 and so on in a build with CUDA (docs/cuda.md).
+    /// auto (a card if one can be used, else the CPU), cpu, cuda:0 and so on (docs/cuda.md).
     #[arg(long)]
     pub device: Option<String>,
 }

@@ -69,7 +69,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let n_parameters: usize =
         network.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     note!("data     {}", images.describe());
-    note!("network  {n_parameters} parameters, {} features, on {device}", network.feature_dim());
+    let (n_features, device) = (network.feature_dim(), network.device().to_owned());
+    note!("network  {n_parameters} parameters, {n_features} features, on {device}");
     note!("run      {}", folder.root().display());
 
     let start = if args.resume { Trainer::resume } else { Trainer::start };

@@ -15,7 +15,7 @@ pub struct TrainingConfig {
     pub seed: u64,
     /// Threads of the computation; 0 takes rayon's default, one for each core. Results do not depend on it. Default: 0.
     pub threads: usize,
-    /// `cpu`, or another name that [`swav_encoder::build`] takes. Default: `cpu`.
+    /// `auto`, or another name that [`swav_encoder::build`] takes. Default: `auto`, the best that build and machine have.
     pub device: String,
     /// Whether batch norm takes its statistics over the images of all processes that train together. Nothing to a process
     /// alone. Default: true, as in the reference.
@@ -29,7 +29,7 @@ impl Default for TrainingConfig {
             batch_size: 64,
             seed: 31,
             threads: 0,
-            device: "cpu".to_owned(),
+            device: "auto".to_owned(),
             sync_batch_norm: true,
         }
     }

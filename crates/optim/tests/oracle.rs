@@ -54,9 +54,9 @@ fn expected(method: impl Fn(f32) -> Method, start: &[f32], gradients: &[Vec<f32>
                     let sum: f64 = terms.map(|(s, g)| beta.powi((t - s) as i32) * g[i].powi(power)).sum();
                     sum * (1.0 - beta) / (1.0 - beta.powi(t as i32 + 1))
                 };
-                for i in 0..p.len() {
+                for (i, p) in p.iter_mut().enumerate() {
                     let (m, s) = (mean(f(beta1), 1, i), mean(f(beta2), 2, i));
-                    p[i] = p[i] * (1.0 - f(lr) * f(weight_decay)) - f(lr) * m / (s.sqrt() + f(epsilon));
+                    *p = *p * (1.0 - f(lr) * f(weight_decay)) - f(lr) * m / (s.sqrt() + f(epsilon));
                 }
             }
         }

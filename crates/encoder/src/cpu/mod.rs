@@ -289,7 +289,7 @@ impl Engine for Kernels {
         }
         // A parameter a task: each is summed in order, and the norms are merged in order.
         let roles: Vec<Role> = self.layers.parameters.iter().map(|info| info.role).collect();
-        let values = self.parameters.iter_mut().map(|values| Arc::make_mut(values));
+        let values = self.parameters.iter_mut().map(Arc::make_mut);
         let tasks: Vec<_> = values.zip(&mut self.slots).zip(taken.iter().zip(roles)).collect();
         let stats: Vec<UpdateStats> = tasks
             .into_par_iter()

@@ -66,6 +66,7 @@ impl Key {
 }
 
 /// What a backward operation needs, as the forward pass left it.
+#[expect(clippy::large_enum_variant, reason = "one record per unit, and one concatenation per pass")]
 pub(super) enum Record {
     /// A unit of the network.
     Unit {

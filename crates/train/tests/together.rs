@@ -7,9 +7,10 @@ use std::thread;
 
 use support::{Fault, Gradients, Linear, Phase, data, settings, start};
 use swav_collective::{Collective, InMemory, Single};
+use swav_encoder::Encoder;
 use swav_train::{
     AssignCodes, Assigned, Code, CodesInput, EpochStart, Loss, LossInput, LossOutput, Metrics, Outcome,
-    Remembered, RunFolder, Section, Setup, StopFlag, Swapped, TrainError, Trainer,
+    Remembered, RunFolder, Section, Settings, Setup, StopFlag, Swapped, TrainError, Trainer,
 };
 
 /// What a rank's thread gives back.
@@ -50,18 +51,43 @@ fn shared(world_size: usize) -> [String; 2] {
 }
 
 fn setup(folder: &RunFolder, world_size: usize, collective: Arc<dyn Collective>) -> Setup {
+    setup_of(folder, world_size, collective, |_| Box::new(Linear::new(6)))
+}
+
+fn setup_of(
+    folder: &RunFolder,
+    world_size: usize,
+    collective: Arc<dyn Collective>,
+    encoder: impl Fn(&Settings) -> Box<dyn Encoder>,
+) -> Setup {
     let overrides = shared(world_size);
-    let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
-    let encoder = Box::new(Linear::new(6));
-    Setup::new(settings(&overrides), encoder, data(), folder.clone()).collective(collective)
+    let mut overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
+    overrides.push("encoder.exact=true");
+    let settings = settings(&overrides);
+    let encoder = encoder(&settings);
+    Setup::new(settings, encoder, data(), folder.clone()).collective(collective)
+}
+
+fn network(settings: &Settings) -> Box<dyn Encoder> {
+    swav_encoder::build_cpu(settings.encoder(), settings.config().training.seed).unwrap()
 }
 
 #[test]
 fn two_processes_train_as_one_with_the_whole_batch() {
+    train_as_one(|_| Box::new(Linear::new(6)));
+}
+
+#[test]
+fn two_processes_with_synchronised_batch_norm_train_as_one() {
+    train_as_one(network);
+}
+
+fn train_as_one(encoder: impl Fn(&Settings) -> Box<dyn Encoder> + Sync) {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (RunFolder::at(folder.path().join("one")), RunFolder::at(folder.path().join("two")));
     let run = |folder: &RunFolder, world_size, collective: Arc<dyn Collective>| {
-        let mut trainer = setup(folder, world_size, collective).start().unwrap().show_progress(false);
+        let setup = setup_of(folder, world_size, collective, &encoder);
+        let mut trainer = setup.start().unwrap().show_progress(false);
         let seen = watched(&mut trainer);
         let outcome = trainer.run(&StopFlag::new()).unwrap();
         assert!(outcome.finished);

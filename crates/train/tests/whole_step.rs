@@ -1,0 +1,249 @@
+//! Steps that run on an encoder's device as a whole give the numbers of the host's path, reported late as they may be.
+
+mod support;
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayView4};
+use support::{Linear, assert_same_bits, data, settings, start};
+use swav_collective::{Collective, Single};
+use swav_encoder::{
+    Description, Encoder, EncoderError, Output, Slots, StateDict, StepInputs, StepPlan, StepReport,
+    SyncBatchNorm, UpdateRule, UpdateStats, WholeStep,
+};
+use swav_losses::SwappedPrediction;
+use swav_ot::Codes;
+use swav_prototypes::{FeatureQueue, Prototypes};
+use swav_train::{
+    Batch, Metrics, Moment, RunFolder, Setup, SinkhornCodes, StopFlag, Swapped, Swav, Trainer, Update,
+};
+
+/// A device on paper: the linear encoder, which keeps prototypes and queue to itself and reports a step late.
+struct Device {
+    encoder: Linear,
+    swav: Option<Swav>,
+    plan: Option<StepPlan>,
+    reports: VecDeque<StepReport>,
+}
+
+impl Device {
+    fn new() -> Self {
+        Self { encoder: Linear::new(6), swav: None, plan: None, reports: VecDeque::new() }
+    }
+
+    fn swav(&mut self) -> &mut Swav {
+        self.swav.as_mut().expect("prototypes were loaded")
+    }
+}
+
+impl WholeStep for Device {
+    fn prepare(&mut self, plan: &StepPlan) -> Result<(), EncoderError> {
+        self.plan = Some(plan.clone());
+        Ok(())
+    }
+
+    fn load_prototypes(&mut self, weights: ArrayView2<'_, f32>, slots: &Slots) -> Result<(), EncoderError> {
+        let plan = self.plan.as_ref().expect("prepared");
+        let n_crops = plan.groups.iter().map(|group| group.n_crops).sum();
+        let loss = SwappedPrediction::new(n_crops, &plan.crops_for_assign, plan.temperature).unwrap();
+        let codes = Codes::new(plan.epsilon, plan.sinkhorn_iters).unwrap();
+        let codes = SinkhornCodes::new(codes, &plan.crops_for_assign);
+        let prototypes = Prototypes::from_weights(vec![weights.to_owned()]).unwrap();
+        let mut swav = Swav::new(prototypes, Box::new(Swapped::new(loss)), Box::new(codes));
+        let mut memory = StateDict::new();
+        memory.insert_slots("prototypes.weight", weights.shape(), slots);
+        let state = swav.state().unwrap();
+        swav.load(&state, &memory).unwrap();
+        self.swav = Some(swav);
+        Ok(())
+    }
+
+    fn prototypes(&mut self) -> Result<(Array2<f32>, Slots), EncoderError> {
+        let swav = self.swav();
+        let weights = swav.prototypes.weights(0).unwrap().to_owned();
+        let slots = swav.optimizer_state().slots("prototypes.weight", weights.shape())?;
+        Ok((weights, slots))
+    }
+
+    fn load_queue(&mut self, queue: ArrayView3<'_, f32>) -> Result<(), EncoderError> {
+        let batch_size = self.plan.as_ref().expect("prepared").batch_size;
+        let is_filled = |row: &ArrayView2<'_, f32>| row.iter().any(|&x| x != 0.0);
+        let filled = queue.axis_iter(ndarray::Axis(1)).take_while(is_filled).count();
+        let lists = vec![filled; queue.dim().0];
+        let queue = FeatureQueue::from_rows(queue.to_owned(), batch_size, lists).unwrap();
+        self.swav().codes.as_sinkhorn().unwrap().set_queue(Some(queue));
+        Ok(())
+    }
+
+    fn queue(&mut self) -> Result<Array3<f32>, EncoderError> {
+        Ok(self.swav().codes.as_sinkhorn().unwrap().queue().expect("a queue was loaded").rows().to_owned())
+    }
+
+    fn step(
+        &mut self,
+        groups: &[ArrayView4<'_, f32>],
+        inputs: &StepInputs,
+    ) -> Result<Option<StepReport>, EncoderError> {
+        let indices: Vec<usize> = (0..self.plan.as_ref().expect("prepared").batch_size).collect();
+        let swav = self.swav.as_mut().expect("prototypes were loaded");
+        let batch =
+            Batch { groups, indices: &indices, moment: Moment { step: inputs.step, ..Moment::default() } };
+        let output = swav.forward_backward(&mut self.encoder, &batch, &Single).unwrap();
+        assert_eq!(output.queue_used, inputs.use_queue, "step {}", inputs.step);
+        let update = Update {
+            rule: inputs.rule,
+            max_gradient_norm: inputs.max_gradient_norm,
+            update_prototypes: inputs.update_prototypes,
+        };
+        let norms = swav.update(&mut self.encoder, &output, &update).unwrap();
+        let diagnostics = output.diagnostics.unwrap();
+        self.reports.push_back(StepReport {
+            step: inputs.step,
+            loss: output.loss,
+            code_entropy: diagnostics.code_entropy,
+            code_perplexity: diagnostics.code_perplexity,
+            prediction_perplexity: diagnostics.prediction_perplexity,
+            spread: output.spread,
+            parameter_norm: norms.parameter_norm,
+            gradient_norm: norms.gradient_norm,
+        });
+        Ok(if self.reports.len() > 1 { self.reports.pop_front() } else { None })
+    }
+
+    fn finish(&mut self) -> Result<Vec<StepReport>, EncoderError> {
+        Ok(self.reports.drain(..).collect())
+    }
+}
+
+impl Encoder for Device {
+    fn whole_step(&mut self) -> Option<&mut dyn WholeStep> {
+        Some(self)
+    }
+
+    fn embedding_dim(&self) -> usize {
+        self.encoder.embedding_dim()
+    }
+
+    fn feature_dim(&self) -> usize {
+        self.encoder.feature_dim()
+    }
+
+    fn device(&self) -> &str {
+        "paper"
+    }
+
+    fn description(&self) -> Description {
+        self.encoder.description()
+    }
+
+    fn join(
+        &mut self,
+        collective: Arc<dyn Collective>,
+        batch_norm: SyncBatchNorm,
+    ) -> Result<(), EncoderError> {
+        self.encoder.join(collective, batch_norm)
+    }
+
+    fn forward_train(&mut self, _: &[ArrayView4<'_, f32>]) -> Result<Array2<f32>, EncoderError> {
+        panic!("the step runs on the device")
+    }
+
+    fn backward(&mut self, _: ArrayView2<'_, f32>) -> Result<(), EncoderError> {
+        panic!("the step runs on the device")
+    }
+
+    fn reduce_gradients(&mut self, collective: &dyn Collective) -> Result<(), EncoderError> {
+        self.encoder.reduce_gradients(collective)
+    }
+
+    fn update(&mut self, rule: &UpdateRule) -> Result<UpdateStats, EncoderError> {
+        self.encoder.update(rule)
+    }
+
+    fn embed(&self, images: ArrayView4<'_, f32>, output: Output) -> Result<Array2<f32>, EncoderError> {
+        self.encoder.embed(images, output)
+    }
+
+    fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        self.encoder.parameters()
+    }
+
+    fn gradient(&self, name: &str) -> Option<Vec<f32>> {
+        self.encoder.gradient(name)
+    }
+
+    fn state(&self) -> Result<StateDict, EncoderError> {
+        self.encoder.state()
+    }
+
+    fn load_state(&mut self, state: &StateDict) -> Result<(), EncoderError> {
+        self.encoder.load_state(state)
+    }
+
+    fn optimizer_state(&self) -> Result<StateDict, EncoderError> {
+        self.encoder.optimizer_state()
+    }
+
+    fn load_optimizer_state(&mut self, state: &StateDict) -> Result<(), EncoderError> {
+        self.encoder.load_optimizer_state(state)
+    }
+}
+
+fn on_device(folder: &Path, overrides: &[&str]) -> Setup {
+    Setup::new(settings(overrides), Box::new(Device::new()), data(), RunFolder::at(folder))
+}
+
+fn lines(folder: &Path) -> Vec<Metrics> {
+    let text = std::fs::read_to_string(RunFolder::at(folder).metrics()).unwrap();
+    let read = |line: &str| serde_json::from_str::<Metrics>(line).unwrap();
+    text.lines().map(|line| Metrics { images_per_s: 0.0, data_wait: 0.0, ..read(line) }).collect()
+}
+
+fn run(trainer: Trainer) -> StateDict {
+    let mut trainer = trainer.show_progress(false);
+    assert!(trainer.run(&StopFlag::new()).unwrap().finished);
+    trainer.state().unwrap()
+}
+
+const OVERRIDES: &[&str] = &["checkpoint.every_iters=3", "checkpoint.keep=100", "optimizer.clip_norm=0.5"];
+
+#[test]
+fn whole_steps_have_the_bits_of_the_hosts_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let (host, device) = (folder.path().join("host"), folder.path().join("device"));
+    let expected = run(start(&host, OVERRIDES).unwrap());
+    assert_same_bits(&run(on_device(&device, OVERRIDES).start().unwrap()), &expected);
+    assert_eq!(lines(&device), lines(&host));
+    let (host, device) = (RunFolder::at(&host), RunFolder::at(&device));
+    for (a, b) in host.resumable().iter().zip(device.resumable()) {
+        assert_eq!(swav_train::Checkpoint::read(a).unwrap(), swav_train::Checkpoint::read(&b).unwrap());
+    }
+
+    // Half a queue and a full one, from the middle of a run.
+    for step in [6, 12] {
+        let part = RunFolder::at(folder.path().join(format!("from-{step}")));
+        std::fs::create_dir_all(part.checkpoints()).unwrap();
+        std::fs::copy(device.config(), part.config()).unwrap();
+        let from = device.checkpoint_of(step);
+        std::fs::copy(&from, part.checkpoint_of(step)).unwrap();
+        assert_same_bits(&run(on_device(part.root(), OVERRIDES).resume().unwrap()), &expected);
+    }
+}
+
+#[test]
+fn callbacks_see_every_step_in_its_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = on_device(folder.path(), &[]).start().unwrap();
+    let mut next = 0;
+    trainer.on_step(move |event| {
+        assert_eq!(event.metrics.step, next);
+        assert!(event.output.is_none(), "arrays stay on the device");
+        // What a callback sees of the prototypes is of this step: of unit length only before an update.
+        assert_eq!(event.swav.prototypes.n_prototypes(0)?, 12);
+        next += 1;
+        Ok(())
+    });
+    run(trainer);
+}

@@ -94,7 +94,7 @@ fn close(what: &str, got: &[f32], expected: &[f32], limit: f64) {
     assert!(far <= limit * norm + rounding, "{what}: {far:e} away from {norm:e}");
 }
 
-/// One recorded step from the state before it.
+/// One recorded step from the state before it. One long function: what goes in, and what has to come out.
 fn replay(training: &Training, step: &Step<'_>) {
     let network = network();
     let (batch, k, dim) = (training.count("batch"), training.count("prototypes"), 16);

@@ -20,6 +20,13 @@ pub(super) struct Backward<'a> {
     pub(super) tape: Tape,
 }
 
+/// The weights of a convolution: which parameter they are, and the shapes that they work on.
+#[derive(Clone, Copy)]
+struct Weights {
+    parameter: usize,
+    shape: ConvShape,
+}
+
 /// A norm in the backward pass: the convolution before it, its number, and the group whose gradient it is.
 #[derive(Clone, Copy)]
 struct Branch<'k> {
@@ -77,31 +84,16 @@ impl<'a> Backward<'a> {
         }
     }
 
-    fn weight_gradient(
-        &mut self,
-        stream: usize,
-        parameter: usize,
-        group: usize,
-        shape: ConvShape,
-        x: View,
-        y: View,
-    ) {
-        let w = self.gradient(parameter, group);
-        let op = Op::Conv { pass: ConvPass::WeightGradient, shape, x, w, y, accumulate: false };
-        self.tape.push(stream, op);
+    fn weight_gradient(&mut self, stream: usize, group: usize, weights: Weights, x: View, y: View) {
+        let w = self.gradient(weights.parameter, group);
+        let (pass, shape) = (ConvPass::WeightGradient, weights.shape);
+        self.tape.push(stream, Op::Conv { pass, shape, x, w, y, accumulate: false });
     }
 
-    fn data_gradient(
-        &mut self,
-        stream: usize,
-        parameter: usize,
-        shape: ConvShape,
-        x: View,
-        y: View,
-        accumulate: bool,
-    ) {
-        let w = self.network.weights(&self.persistent, parameter, self.program.element);
-        self.tape.push(stream, Op::Conv { pass: ConvPass::DataGradient, shape, x, w, y, accumulate });
+    fn data_gradient(&mut self, stream: usize, weights: Weights, x: View, y: View, accumulate: bool) {
+        let w = self.network.weights(&self.persistent, weights.parameter, self.program.element);
+        let (pass, shape) = (ConvPass::DataGradient, weights.shape);
+        self.tape.push(stream, Op::Conv { pass, shape, x, w, y, accumulate });
     }
 
     fn reduce_branch(&mut self, branch: Branch<'_>, coefficients: View) -> BnReduceBranch {
@@ -163,9 +155,10 @@ impl<'a> Backward<'a> {
         let d_bias = self.gradient(parameter + 1, 0);
         let scratch = scratch(self.program, 0);
         self.tape.push(0, Op::BiasGradient { gradient, d_bias, scratch, rows, channels });
-        self.weight_gradient(0, parameter, 0, shape, x, gradient);
+        let weights = Weights { parameter, shape };
+        self.weight_gradient(0, 0, weights, x, gradient);
         let out = self.act("gradient of linear input", shape.input_len());
-        self.data_gradient(0, parameter, shape, out, gradient, false);
+        self.data_gradient(0, weights, out, gradient, false);
         out
     }
 
@@ -258,26 +251,26 @@ impl<'a> Backward<'a> {
         for position in (1..n_main).rev() {
             let shape = kept.convs[position].shape;
             let parameter = 3 * numbers[position];
-            self.weight_gradient(stream, parameter, group, shape, kept.inner[position - 1], d);
+            let weights = Weights { parameter, shape };
+            self.weight_gradient(stream, group, weights, kept.inner[position - 1], d);
             let before = self.act("gradient of inner", shape.input_len());
-            self.data_gradient(stream, parameter, shape, before, d, false);
+            self.data_gradient(stream, weights, before, d, false);
             self.norm_in_place(stream, branch(position - 1), before);
             d = before;
         }
-        let shape = kept.convs[0].shape;
-        let parameter = 3 * numbers[0];
-        self.weight_gradient(stream, parameter, group, shape, kept.input, d);
+        let first = Weights { parameter: 3 * numbers[0], shape: kept.convs[0].shape };
+        self.weight_gradient(stream, group, first, kept.input, d);
         let out = match second {
             None => gradient,
             Some(second) => {
-                let (shape, parameter) = (kept.convs[n_main].shape, 3 * numbers[n_main]);
-                self.weight_gradient(stream, parameter, group, shape, kept.input, second.out);
-                let out = self.act("gradient of block output", shape.input_len());
-                self.data_gradient(stream, parameter, shape, out, second.out, false);
+                let weights = Weights { parameter: 3 * numbers[n_main], shape: kept.convs[n_main].shape };
+                self.weight_gradient(stream, group, weights, kept.input, second.out);
+                let out = self.act("gradient of block output", weights.shape.input_len());
+                self.data_gradient(stream, weights, out, second.out, false);
                 out
             }
         };
-        self.data_gradient(stream, parameter, shape, out, d, true);
+        self.data_gradient(stream, first, out, d, true);
         out
     }
 
@@ -302,7 +295,8 @@ impl<'a> Backward<'a> {
                 out
             }
         };
-        self.weight_gradient(stream, 0, number, kept.stem.shape, kept.stem_input, d);
+        let weights = Weights { parameter: 0, shape: kept.stem.shape };
+        self.weight_gradient(stream, number, weights, kept.stem_input, d);
         if self.network.spec.stem == Stem::Imagenet {
             let weights = self.gradient(0, number);
             self.tape.push(stream, Op::MaskStem { weights, filters: kept.stem.shape.filters });

@@ -26,21 +26,27 @@ struct Case {
     tolerance: Tolerance,
 }
 
-/// Largest differences: absolute for loss, embeddings, scores and codes, relative to each tensor for gradients and state.
+/// Largest differences: absolute for embeddings, scores and codes, relative for the loss, gradients and state.
 #[derive(Clone, Copy)]
 struct Tolerance {
     loss: f64,
     embeddings: f64,
+    /// Embeddings in inference after the whole training, which carry the rounding of all its steps.
+    inference: f64,
     codes: f64,
     gradients: f64,
     state: f64,
 }
 
 const EXACT: Tolerance =
-    Tolerance { loss: 1e-5, embeddings: 1e-4, codes: 1e-4, gradients: 1e-3, state: 1e-3 };
+    Tolerance { loss: 1e-5, embeddings: 1e-4, inference: 1e-4, codes: 1e-4, gradients: 1e-3, state: 1e-3 };
 
 /// Winograd's and Strassen's algorithms round some 15 to 45 times as much as a direct sum.
-const FAST: Tolerance = Tolerance { loss: 1e-4, embeddings: 1e-3, codes: 1e-3, gradients: 1e-2, state: 1e-3 };
+const FAST: Tolerance =
+    Tolerance { loss: 1e-4, embeddings: 1e-3, inference: 1e-3, codes: 1e-3, gradients: 1e-2, state: 1e-3 };
+
+/// Other engines add up batch norm's statistics in f32, which the running ones collect.
+const OTHER: Tolerance = Tolerance { inference: 5e-4, ..EXACT };
 
 /// The step lengths of tensors whose gradient is rounding alone (a bias before batch norm), which LARC makes as long as any:
 /// over a whole training their direction is anybody's, and changes nothing.
@@ -80,7 +86,7 @@ impl Case {
         let crop = first.crop(0);
         let z = run.encoder.embed(crop.view(), Output::Embedding).unwrap();
         let difference = max_abs_difference(&*z, &*training.z_in_inference());
-        let allowed = self.tolerance.embeddings;
+        let allowed = self.tolerance.inference;
         assert!(
             difference <= allowed,
             "embeddings in inference differ by {difference:e}, allowed {allowed:e}"
@@ -154,8 +160,8 @@ impl<'a> Run<'a> {
 
     fn compare_output(&self, what: &str, step: &Step<'_>, output: &StepOutput) {
         let Tolerance { loss, embeddings, codes, .. } = self.tolerance;
-        let difference = (output.loss - step.loss).abs();
-        assert!(difference <= loss, "{what}: the loss {} differs by {difference:e}", output.loss);
+        let difference = (output.loss / step.loss - 1.0).abs();
+        assert!(difference <= loss, "{what}: the loss {} differs by {difference:e} of it", output.loss);
         assert_eq!(output.queue_used, step.queue_used, "{what}: whether the queue takes part");
         let close = |part: &str, difference: f64, allowed: f64| {
             assert!(difference <= allowed, "{what}: {part} differ by {difference:e}, allowed {allowed:e}");
@@ -243,7 +249,7 @@ fn parity_steps_on_other_engines() {
     let other = std::env::var("SWAV_TEST_DEVICE").ok();
     for device in std::iter::once("dfdx:cpu").chain(other.as_deref()) {
         for name in ["steps_bottleneck", "steps_queue"] {
-            Case::new(device).follow(name);
+            Case { tolerance: OTHER, ..Case::new(device) }.follow(name);
         }
     }
 }

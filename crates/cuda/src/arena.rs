@@ -175,10 +175,13 @@ mod tests {
         program
     }
 
+    /// A node's stream, and the buffer that it touches.
+    type Touch = (usize, Option<usize>);
+
     /// All orders between nodes that are certain, by the definition: a node follows its stream's one before, what is
     /// waited for, and all nodes of earlier tapes.
-    fn follows(program: &Program) -> (Vec<(usize, Option<usize>)>, Vec<Vec<bool>>) {
-        let mut nodes: Vec<(usize, Option<usize>)> = Vec::new();
+    fn follows(program: &Program) -> (Vec<Touch>, Vec<Vec<bool>>) {
+        let mut nodes: Vec<Touch> = Vec::new();
         let mut follows: Vec<Vec<bool>> = Vec::new();
         for tape in &program.tapes {
             let begin = nodes.len();

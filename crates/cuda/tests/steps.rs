@@ -95,6 +95,7 @@ fn close(what: &str, got: &[f32], expected: &[f32], limit: f64) {
 }
 
 /// One recorded step from the state before it. One long function: what goes in, and what has to come out.
+#[allow(clippy::too_many_lines)]
 fn replay(training: &Training, step: &Step<'_>) {
     let network = network();
     let (batch, k, dim) = (training.count("batch"), training.count("prototypes"), 16);

@@ -194,11 +194,11 @@ mod tests {
     use super::*;
 
     fn folders(places: &[Place]) -> Vec<&Path> {
-        let folder = |place| match place {
-            &Place::Folder(_, ref folder) => Some(folder.as_path()),
+        let folders = places.iter().filter_map(|place| match place {
+            Place::Folder(_, folder) => Some(folder.as_path()),
             Place::Loader => None,
-        };
-        places.iter().filter_map(folder).collect()
+        });
+        folders.collect()
     }
 
     #[test]

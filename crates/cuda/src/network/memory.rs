@@ -51,7 +51,8 @@ mod tests {
     use crate::shape::Element;
     use crate::tape::{PixelFormat, Rule, ScoreShape};
 
-    /// ResNet-50 with its head, 2 crops of 224 pixels and 6 of 96: PyTorch's peak for 64 images is 9.4 GB.
+    /// ResNet-50 with its head, 2 crops of 224 pixels and 6 of 96: PyTorch's peak for 64 images is 9.4 GB, its context
+    /// not counted.
     #[test]
     fn a_resnet_50_step_of_64_images_takes_less_than_pytorch() {
         let network = Network::new(NetworkSpec {
@@ -81,7 +82,7 @@ mod tests {
             |checkpointing| Options { element: Element::Bf16, checkpointing, pixels: PixelFormat::F32 };
         let plain = network.step_bytes(&spec, &options(false));
         let kept = network.step_bytes(&spec, &options(true));
-        assert!(plain < 9_400_000_000 && plain > 5_000_000_000, "{plain}");
+        assert!((5_000_000_000..9_400_000_000).contains(&(plain - CONTEXT)), "{plain}");
         assert!(kept < plain * 3 / 4, "{kept} of {plain}");
         assert_eq!(network.largest_batch(&spec, &options(false), plain), 64);
         let half = network.largest_batch(&spec, &options(false), plain / 2);

@@ -59,9 +59,13 @@ impl Tape {
         }
     }
 
-    /// The number of streams.
+    /// The number of streams, those that are only waited for among them.
     pub fn n_streams(&self) -> usize {
-        self.nodes.iter().map(|node| node.stream + 1).max().unwrap_or(1)
+        let streams = |node: &Node| match node.op {
+            Op::Wait { other } => node.stream.max(other),
+            _ => node.stream,
+        };
+        self.nodes.iter().map(|node| streams(node) + 1).max().unwrap_or(1)
     }
 }
 

@@ -106,6 +106,7 @@ fn swapped(scores: &[f64], codes: &[Vec<Vec<f64>>], case: &Case) -> (f64, Vec<f6
 }
 
 /// One long function, since each operation reads what the one before wrote.
+#[allow(clippy::too_many_lines)]
 #[test]
 fn codes_loss_gradient_and_diagnostics() {
     for (case, element) in CASES.iter().flat_map(|case| ELEMENTS.map(|element| (case, element))) {

@@ -81,13 +81,13 @@ impl Reference {
     /// The ranges of parameters and norms of each unit.
     fn ranges(&self) -> Vec<(usize, usize, usize, usize)> {
         let (mut p, mut n) = (0, 0);
-        let one = |unit: &Box<dyn Unit>| {
+        let mut one = |unit: &dyn Unit| {
             let (from, norm) = (p, n);
             p += unit.parameters().len();
             n += unit.norms().len();
             (from, p, norm, n)
         };
-        self.units.iter().map(one).collect()
+        self.units.iter().map(|unit| one(unit.as_ref())).collect()
     }
 
     fn slices(&self, from: usize, to: usize) -> Vec<&[f32]> {

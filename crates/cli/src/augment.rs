@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use image::{Rgb, RgbImage, imageops};
 use swav_augment::{
-    Canvas, CenterCrop, ColorJitter, CropKey, Elastic, Equalize, GaussianBlur, Grayscale, HorizontalFlip,
-    Image, MultiCropConfig, Perspective, Pipeline, Preset, Resizer, Rotation, Scratch, Solarize, Transform,
-    VerticalFlip,
+    Canvas, CenterCrop, ColorJitter, CropKey, Equalize, GaussianBlur, Grayscale, HorizontalFlip, Image,
+    MultiCropConfig, Pipeline, Preset, Resizer, Scratch, Solarize, Transform, VerticalFlip,
 };
 use swav_data::{DataConfig, Dataset, Split};
 
@@ -112,6 +111,27 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     say!("{}: {} rows of {n_columns} images from {}", args.out.display(), n_rows, data.describe())
 }
 
+/// Rows of the steps that a build may lack.
+#[cfg(feature = "warp")]
+fn warps() -> Vec<(&'static str, Pipeline)> {
+    use swav_augment::{Elastic, Perspective, Rotation};
+
+    vec![
+        ("rotation\n-45 - 45", Pipeline::new().then(Rotation { probability: 1.0, max_degrees: 45.0 })),
+        ("perspective\n0.5", Pipeline::new().then(Perspective { probability: 1.0, distortion: 0.5 })),
+        (
+            "elastic\n0.08",
+            Pipeline::new().then(Elastic { probability: 1.0, amplitude: 0.08, smoothness: 0.25 }),
+        ),
+    ]
+}
+
+/// Rows of the steps that this build lacks: none.
+#[cfg(not(feature = "warp"))]
+fn warps() -> Vec<(&'static str, Pipeline)> {
+    Vec::new()
+}
+
 /// The rows before the recipe's. Strengths are chosen to be seen.
 fn steps() -> Vec<(String, Pipeline)> {
     let jitter = |brightness, contrast, saturation, hue| ColorJitter {
@@ -122,16 +142,13 @@ fn steps() -> Vec<(String, Pipeline)> {
         hue,
     };
     let blur = |radius: f32| GaussianBlur { probability: 1.0, min_radius: radius, max_radius: radius };
-    let rows: Vec<(&str, Pipeline)> = vec![
+    let mut rows: Vec<(&str, Pipeline)> = vec![
         ("centre", Pipeline::new()),
         ("horizontal\nflip", Pipeline::new().then(HorizontalFlip { probability: 1.0 })),
         ("vertical\nflip", Pipeline::new().then(VerticalFlip { probability: 1.0 })),
-        ("rotation\n-45 - 45", Pipeline::new().then(Rotation { probability: 1.0, max_degrees: 45.0 })),
-        ("perspective\n0.5", Pipeline::new().then(Perspective { probability: 1.0, distortion: 0.5 })),
-        (
-            "elastic\n0.08",
-            Pipeline::new().then(Elastic { probability: 1.0, amplitude: 0.08, smoothness: 0.25 }),
-        ),
+    ];
+    rows.extend(warps());
+    rows.extend([
         ("brightness\n0.8", Pipeline::new().then(jitter(0.8, 0.0, 0.0, 0.0))),
         ("contrast\n0.8", Pipeline::new().then(jitter(0.0, 0.8, 0.0, 0.0))),
         ("saturation\n0.8", Pipeline::new().then(jitter(0.0, 0.0, 0.8, 0.0))),
@@ -142,7 +159,7 @@ fn steps() -> Vec<(String, Pipeline)> {
         ("blur\nradius 2", Pipeline::new().then(blur(2.0))),
         ("solarize\nfrom 128", Pipeline::new().then(Solarize { probability: 1.0, threshold: 128 })),
         ("equalize", Pipeline::new().then(Equalize { probability: 1.0 })),
-    ];
+    ]);
     rows.into_iter().map(|(label, pipeline)| (label.to_owned(), pipeline)).collect()
 }
 

@@ -39,14 +39,11 @@ struct Tolerance {
 }
 
 const EXACT: Tolerance =
-    Tolerance { loss: 1e-5, embeddings: 1e-4, inference: 1e-4, codes: 1e-4, gradients: 1e-3, state: 1e-3 };
+    Tolerance { loss: 1e-5, embeddings: 1e-4, inference: 5e-4, codes: 1e-4, gradients: 1e-3, state: 1e-3 };
 
 /// Winograd's and Strassen's algorithms round some 15 to 45 times as much as a direct sum.
 const FAST: Tolerance =
     Tolerance { loss: 1e-4, embeddings: 1e-3, inference: 1e-3, codes: 1e-3, gradients: 1e-2, state: 1e-3 };
-
-/// Other engines add up batch norm's statistics in f32, which the running ones collect.
-const OTHER: Tolerance = Tolerance { inference: 5e-4, ..EXACT };
 
 /// The step lengths of tensors whose gradient is rounding alone (a bias before batch norm), which LARC makes as long as any:
 /// over a whole training their direction is anybody's, and changes nothing.
@@ -249,7 +246,7 @@ fn parity_steps_on_other_engines() {
     let other = std::env::var("SWAV_TEST_DEVICE").ok();
     for device in std::iter::once("dfdx:cpu").chain(other.as_deref()) {
         for name in ["steps_bottleneck", "steps_queue"] {
-            Case { tolerance: OTHER, ..Case::new(device) }.follow(name);
+            Case::new(device).follow(name);
         }
     }
 }

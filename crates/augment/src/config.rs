@@ -74,7 +74,7 @@ macro_rules! section {
         #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
         pub struct $name {
             $(
-                #[doc = concat!("Overrides [`", stringify!($step), "::", stringify!($field), "`].")]
+                #[doc = concat!("Overrides `", stringify!($step), "::", stringify!($field), "`.")]
                 #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
                 pub $field: Option<$ty>,
             )*

@@ -1,7 +1,7 @@
 //! Where the buffers of a program lie: one allocation, planned ahead.
 //!
 //! Two buffers may share memory if everything that touches the one is certain to have happened before anything that
-//! touches the other: within a stream, or through [`Op::Wait`](crate::tape::Op::Wait). The tapes of a program run one
+//! touches the other: within a stream, or through [`Op::Wait`]. The tapes of a program run one
 //! after the other.
 
 use crate::tape::{BufferId, Node, Op, Program, Role};

@@ -40,7 +40,7 @@ pub enum Start<'s> {
     Zero,
     /// The potentials of a similar problem. Only those of one side are read: the first update makes the others.
     From(&'s Potentials),
-    /// Whatever the output holds: for [`Solver::solve_into`].
+    /// Whatever the output holds: for [`Solver::solve_into`](crate::Solver::solve_into).
     Output,
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use swav_augment::Image;
 
-use crate::{Dataset, SampleError};
+use crate::{Dataset, LabelKind, SampleError};
 
 /// Keeps the first images that fit into a memory budget decoded, and never evicts.
 ///
@@ -71,6 +71,9 @@ impl<D: Dataset> Dataset for Cached<D> {
 
     fn label(&self, index: usize) -> Option<u32> {
         self.inner.label(index)
+    }
+    fn label_kind(&self, index: usize) -> LabelKind {
+        self.inner.label_kind(index)
     }
     fn class_names(&self) -> &[String] {
         self.inner.class_names()

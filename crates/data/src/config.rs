@@ -19,7 +19,7 @@ pub enum Format {
     Classes,
     /// A folder of images without labels, searched recursively.
     Flat,
-    /// A text file with an image path a line, and optionally a label after a tab, a comma or a space.
+    /// A text file with an image path a line, and optionally a label, divided by tabs, semicolons, commas or spaces.
     List,
     /// The IDX files of MNIST and its family, plain or gzipped.
     Idx,
@@ -39,9 +39,9 @@ impl Format {
 
 /// Which part of a data set to use.
 ///
-/// Parts are told by the names of folders (`train/`, `val/`), files (`train-00000-of-00004.parquet`,
-/// `t10k-images-idx3-ubyte`, `test_batch.bin`) or, for layouts without parts, by [`DataConfig::holdout`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Parts are told by the names of folders (`train/`, `Validation/`), files (`train-00000-of-00004.parquet`,
+/// `t10k-images-idx3-ubyte`, `test_batch.bin`), a column of a list or, for layouts without parts, by [`DataConfig::holdout`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(rename_all = "kebab-case"))]
 pub enum Split {
     /// The part to learn from.
@@ -56,24 +56,57 @@ pub enum Split {
 }
 
 impl Split {
-    /// The part that a file or folder belongs to by its name: its first word, where words end at anything but a
-    /// letter or a digit. `None` if that word says nothing.
+    /// The part that a file or folder belongs to by its name: by one of its words, in any case, where words end at
+    /// anything but a letter or a digit, or where a capital follows a small letter. Digits and `set` after the word do not
+    /// count, and of several such words the last one counts. `None` if no word says anything.
     ///
     /// ```
     /// use swav_data::Split;
     /// assert_eq!(Split::of_name("train-00000-of-00004.parquet"), Some(Split::Train));
-    /// assert_eq!(Split::of_name("validation"), Some(Split::Val));
+    /// assert_eq!(Split::of_name("emnist-letters-test-images-idx3-ubyte"), Some(Split::Test));
+    /// assert_eq!(Split::of_name("Validation"), Some(Split::Val));
     /// assert_eq!(Split::of_name("t10k-images-idx3-ubyte.gz"), Some(Split::Test));
+    /// assert_eq!(Split::of_name("val2017"), Some(Split::Val));
     /// assert_eq!(Split::of_name("trainers.tar"), None);
     /// ```
     pub fn of_name(name: &str) -> Option<Self> {
-        let word = name.split(|c: char| !c.is_ascii_alphanumeric()).next()?.to_ascii_lowercase();
-        match word.as_str() {
-            "train" | "training" => Some(Self::Train),
-            "val" | "valid" | "validation" | "dev" => Some(Self::Val),
-            "test" | "testing" | "t10k" => Some(Self::Test),
-            _ => None,
+        Self::cut(name).map(|(split, _)| split)
+    }
+
+    /// As [`of_name`](Self::of_name), with what is left of the name without the word.
+    pub(crate) fn cut(name: &str) -> Option<(Self, String)> {
+        let mut found = None;
+        let mut from = 0;
+        let mut before = '.';
+        // A blank at the end closes the last word.
+        for (at, c) in name.char_indices().chain([(name.len(), ' ')]) {
+            let starts_anew = c.is_ascii_uppercase() && before.is_ascii_lowercase();
+            if !c.is_ascii_alphanumeric() || starts_anew {
+                let word = &name[from..at];
+                if let Some((split, length)) = Self::of_word(word) {
+                    found = Some((split, from..from + length));
+                }
+                from = if starts_anew { at } else { at + c.len_utf8() };
+            }
+            before = c;
         }
+        found.map(|(split, word)| (split, [&name[..word.start], &name[word.end..]].concat()))
+    }
+
+    /// The part that a word says, and how much of the word says it.
+    fn of_word(word: &str) -> Option<(Self, usize)> {
+        let lower = word.to_ascii_lowercase();
+        if lower == "t10k" {
+            return Some((Self::Test, lower.len()));
+        }
+        let letters = lower.trim_end_matches(|c: char| c.is_ascii_digit());
+        let split = match letters.strip_suffix("set").unwrap_or(letters) {
+            "train" | "training" | "trainval" => Self::Train,
+            "val" | "valid" | "validation" | "dev" => Self::Val,
+            "test" | "testing" | "eval" | "evaluation" => Self::Test,
+            _ => return None,
+        };
+        Some((split, letters.len()))
     }
 }
 
@@ -129,8 +162,10 @@ pub struct DataConfig {
 
 impl Default for DataConfig {
     fn default() -> Self {
-        let extensions =
-            ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"];
+        let extensions = [
+            "jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp", "png", "apng", "webp", "bmp", "gif", "tif",
+            "tiff", "ppm", "pgm", "pbm", "pnm",
+        ];
         Self {
             path: PathBuf::from("builtin"),
             format: Format::Auto,

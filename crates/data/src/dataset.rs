@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use swav_augment::Image;
 
-use crate::{SampleError, StableHash, hash::hash_bytes};
+use crate::{LabelKind, SampleError, StableHash, Survey, hash::hash_bytes};
 
 /// Images by index, with labels where they are known.
 ///
@@ -50,9 +50,19 @@ pub trait Dataset: Send + Sync {
         None
     }
 
+    /// What one image has for a label: a class where [`label`](Self::label) gives one, else why not.
+    fn label_kind(&self, index: usize) -> LabelKind {
+        self.label(index).map_or(LabelKind::Missing, |_| LabelKind::Class)
+    }
+
     /// The names of the classes, by label; empty where they are not known.
     fn class_names(&self) -> &[String] {
         &[]
+    }
+
+    /// How the path was understood that the images come from: what [`open`](crate::open) gives knows it.
+    fn survey(&self) -> Option<&Survey> {
+        None
     }
 
     /// What to call one image in the log: its path or key.
@@ -91,8 +101,14 @@ impl<D: Dataset + ?Sized> Dataset for Arc<D> {
     fn label(&self, index: usize) -> Option<u32> {
         (**self).label(index)
     }
+    fn label_kind(&self, index: usize) -> LabelKind {
+        (**self).label_kind(index)
+    }
     fn class_names(&self) -> &[String] {
         (**self).class_names()
+    }
+    fn survey(&self) -> Option<&Survey> {
+        (**self).survey()
     }
     fn name(&self, index: usize) -> String {
         (**self).name(index)
@@ -166,6 +182,9 @@ impl<D: Dataset> Dataset for Subset<D> {
     }
     fn label(&self, index: usize) -> Option<u32> {
         self.inner.label(self.inner_index(index).ok()?)
+    }
+    fn label_kind(&self, index: usize) -> LabelKind {
+        self.inner_index(index).map_or(LabelKind::Missing, |inner| self.inner.label_kind(inner))
     }
     fn class_names(&self) -> &[String] {
         self.inner.class_names()

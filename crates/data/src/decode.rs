@@ -71,8 +71,14 @@ fn decode_checked(bytes: &[u8], config: &DecodeConfig) -> Result<Image, SampleEr
     }
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     let format = reader.format().ok_or_else(|| {
-        let start = &bytes[..bytes.len().min(8)];
-        SampleError::Unsupported(format!("no known image format starts with the bytes {start:02x?}").into())
+        let start = &bytes[..bytes.len().min(512)];
+        let why = match crate::kinds::of_bytes(start) {
+            Some(kind) => format!("this is a {} file; {}", kind.name, kind.advice),
+            None => {
+                format!("no known image format starts with the bytes {:02x?}", &start[..start.len().min(8)])
+            }
+        };
+        SampleError::Unsupported(why.into())
     })?;
     if format == ImageFormat::Jpeg {
         jpeg_end(bytes).map_err(|fault| match fault {

@@ -34,6 +34,18 @@ pub enum DataError {
         /// What would have counted as an image there.
         expected: String,
     },
+    /// Several data sets lie below the path.
+    #[error(
+        "{}: several data sets lie below ({}); give the path of one of them",
+        path.display(),
+        found.iter().take(5).map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Several {
+        /// The path searched.
+        path: PathBuf,
+        /// Folders below it that hold data, relative to it; or names of data sets in it.
+        found: Vec<PathBuf>,
+    },
     /// The format could not be told from the path and its first bytes.
     #[error(
         "{}: cannot tell the data format ({got}); set `format` to one of {}",

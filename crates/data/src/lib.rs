@@ -2,6 +2,7 @@
 
 mod batch;
 mod cache;
+mod census;
 mod check;
 mod cifar;
 mod config;
@@ -12,6 +13,10 @@ mod folder;
 mod hash;
 mod idx;
 mod jpeg;
+#[allow(dead_code)]
+mod kinds;
+#[allow(dead_code)]
+mod labels;
 mod list;
 mod loader;
 mod names;
@@ -21,11 +26,14 @@ mod parquet;
 mod sampler;
 mod shapes;
 mod shards;
+#[allow(dead_code)]
+mod survey;
 mod tar;
 mod views;
 
 pub use batch::{BadImage, CropGroup, MultiCropBatch, ViewKey, ViewShape, Views};
 pub use cache::Cached;
+pub use census::LabelCensus;
 pub use check::{BadFile, CheckReport, check};
 pub use cifar::{Cifar, CifarKind, check_cifar};
 pub use config::{DataConfig, DataSpec, Format, Split};
@@ -36,6 +44,7 @@ pub use folder::Folder;
 pub use hash::StableHash;
 pub use idx::{Idx, IdxArray, read_idx};
 pub use jpeg::{JpegFault, jpeg_end};
+pub use labels::LabelKind;
 pub use list::{FileList, split_list_line};
 pub use loader::{BatchPlan, Loader, LoaderConfig, LoaderSpec, LoaderStats, OnBad, Position};
 pub use open::open;
@@ -44,5 +53,6 @@ pub use parquet::ParquetImages;
 pub use sampler::Shuffle;
 pub use shapes::{Shapes, ShapesConfig, ShapesSpec};
 pub use shards::{Shards, split_member_name};
+pub use survey::{LeftAside, Reason, Survey};
 pub use tar::{TarMember, TarSummary, scan_tar};
 pub use views::{ReadViews, read_views, view_batch_size, view_values};

@@ -266,6 +266,13 @@ impl ResNet {
     }
 }
 
+impl ResNetSpec {
+    /// Channels of a stage's output, counted from 0.
+    fn stage_channels(&self, stage: usize) -> usize {
+        (self.stem_channels << stage) * self.block.expansion()
+    }
+}
+
 impl EncoderSpec {
     /// The configuration that was checked.
     pub fn config(&self) -> &EncoderConfig {
@@ -280,8 +287,15 @@ impl EncoderSpec {
     /// Channels of the features, the backbone's output.
     pub fn feature_dim(&self) -> usize {
         match &self.backbone {
-            Backbone::ResNet(ResNetSpec { block, layers, stem_channels, .. }) => {
-                (stem_channels << (layers.len() - 1)) * block.expansion()
+            Backbone::ResNet(resnet) => resnet.stage_channels(resnet.layers.len() - 1),
+        }
+    }
+
+    /// Channels of the backbone's stages, in order.
+    pub fn layer_dims(&self) -> Vec<usize> {
+        match &self.backbone {
+            Backbone::ResNet(resnet) => {
+                (0..resnet.layers.len()).map(|stage| resnet.stage_channels(stage)).collect()
             }
         }
     }

@@ -17,6 +17,9 @@ pub enum Output {
     Features,
     /// The projection head's output, rows of unit length: `embedding_dim` columns.
     Embedding,
+    /// The output of a stage of the backbone averaged over positions, not scaled: a column for each of the stage's
+    /// channels, see [`Encoder::layer_dims`]. Stages count from 1, as in the names of their parameters: `layer1.0.conv1`.
+    Layer(usize),
 }
 
 /// Whether batch norm in training takes its statistics over the batches of all processes.
@@ -53,6 +56,27 @@ pub trait Encoder: Send {
 
     /// Columns of the features.
     fn feature_dim(&self) -> usize;
+
+    /// Columns of [`Output::Layer`], stage by stage; none where the encoder has no stages.
+    fn layer_dims(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Columns of an output.
+    ///
+    /// # Errors
+    /// [`EncoderError::NoLayer`].
+    fn output_dim(&self, output: Output) -> Result<usize, EncoderError> {
+        match output {
+            Output::Features => Ok(self.feature_dim()),
+            Output::Embedding => Ok(self.embedding_dim()),
+            Output::Layer(got) => {
+                let dims = self.layer_dims();
+                let dim = got.checked_sub(1).and_then(|index| dims.get(index));
+                dim.copied().ok_or(EncoderError::NoLayer { expected: dims.len(), got })
+            }
+        }
+    }
 
     /// The device's name, as the builder takes it: `cpu`, `cuda:0`.
     fn device(&self) -> &str;
@@ -111,7 +135,8 @@ pub trait Encoder: Send {
     /// Embeds images in inference mode, with the running batch-norm statistics.
     ///
     /// # Errors
-    /// [`EncoderError::Images`] or a device's error.
+    /// [`EncoderError::Images`], [`EncoderError::NoLayer`], [`EncoderError::Unsupported`] for an output that the device
+    /// does not give, or a device's error.
     fn embed(&self, images: ArrayView4<'_, f32>, output: Output) -> Result<Array2<f32>, EncoderError>;
 
     /// Names and shapes of all trainable parameters, in the order of the layers.

@@ -40,6 +40,8 @@ pub(crate) enum Part {
     Backbone,
     /// Backbone and head.
     Whole,
+    /// Up to the end of a stage, counted from 1, and the mean over positions.
+    Stage(usize),
 }
 
 /// Something that runs a network. The network calls in order: what [`backward`](Engine::backward) needs is there

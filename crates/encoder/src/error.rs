@@ -25,6 +25,14 @@ pub enum EncoderError {
         /// What was given.
         got: String,
     },
+    /// The output of a stage that the encoder does not have.
+    #[error("layer {got} of the encoder: expected {}", layers(*.expected))]
+    NoLayer {
+        /// How many stages it has.
+        expected: usize,
+        /// The stage that was asked for.
+        got: usize,
+    },
     /// Batch normalisation in training needs at least two values per channel.
     #[error(
         "batch normalisation `{layer}` in training: expected more than 1 value per channel, got {got}; use more \
@@ -129,6 +137,15 @@ pub enum EncoderError {
     /// An error of an encoder of your own.
     #[error("the encoder failed")]
     Own(#[source] BoxedError),
+}
+
+/// Which stages there are.
+fn layers(n: usize) -> String {
+    match n {
+        0 => "none, for it has no stages".into(),
+        1 => "1, its only stage".into(),
+        n => format!("1 to {n}"),
+    }
 }
 
 /// A failure between processes that the kernels met is one of the processes.

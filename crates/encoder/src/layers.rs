@@ -10,6 +10,7 @@ use swav_kernels::net::{self, ParamKind, ParamSpec, Unit as KernelUnit};
 use swav_optim::Role;
 
 use crate::config::{Backbone, ResNetSpec};
+use crate::engine::Part;
 use crate::init::Initial;
 use crate::{BlockKind, EncoderSpec, Head, Stem};
 
@@ -172,6 +173,8 @@ impl Layer {
 pub(crate) struct Layers {
     /// Runs once a resolution; ends with global pooling.
     pub(crate) backbone: Vec<Layer>,
+    /// How many layers of the backbone there are up to the end of each stage.
+    pub(crate) stage_ends: Vec<usize>,
     /// Runs on all crops at once; the network scales its output to unit length.
     pub(crate) head: Vec<Layer>,
     pub(crate) parameters: Vec<ParameterInfo>,
@@ -198,6 +201,17 @@ impl Layers {
         Self { backbone, head, ..layers }
     }
 
+    /// What an inference pass runs, in order.
+    pub(crate) fn part(&self, part: Part) -> impl Iterator<Item = &Layer> {
+        let pooling = self.backbone.len() - 1;
+        let (end, head) = match part {
+            Part::Backbone => (pooling, &[][..]),
+            Part::Whole => (pooling, self.head.as_slice()),
+            Part::Stage(n) => (self.stage_ends[n - 1], &[][..]),
+        };
+        self.backbone[..end].iter().chain(&self.backbone[pooling..]).chain(head)
+    }
+
     /// Stem and blocks of a residual network, and the channels that come out.
     fn resnet(&mut self, resnet: &ResNetSpec) -> (Vec<Layer>, usize) {
         let &ResNetSpec { block, ref layers, stem, stem_channels: width } = resnet;
@@ -219,6 +233,7 @@ impl Layers {
                 let name = format!("layer{}.{index}", stage + 1);
                 backbone.push(self.layer(&name, Unit::Block { unit, n_convs }));
             }
+            self.stage_ends.push(backbone.len());
         }
         (backbone, channels)
     }

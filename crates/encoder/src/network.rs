@@ -157,6 +157,10 @@ impl Encoder for Network {
         self.spec.feature_dim()
     }
 
+    fn layer_dims(&self) -> Vec<usize> {
+        self.spec.layer_dims()
+    }
+
     fn device(&self) -> &str {
         self.engine.name()
     }
@@ -215,16 +219,18 @@ impl Encoder for Network {
 
     fn embed(&self, images: ArrayView4<'_, f32>, output: Output) -> Result<Array2<f32>, EncoderError> {
         check_images(&images)?;
-        match output {
-            Output::Features => self.engine.forward_infer(images, Part::Backbone),
-            Output::Embedding => {
-                let mut rows = self.engine.forward_infer(images, Part::Whole)?;
-                if self.scales {
-                    to_unit_length(&mut rows);
-                }
-                Ok(rows)
-            }
+        self.output_dim(output)?;
+        let part = match output {
+            Output::Embedding => Part::Whole,
+            // The last stage gives the features, on devices that have no inner ones, too.
+            Output::Layer(stage) if stage < self.layers.stage_ends.len() => Part::Stage(stage),
+            Output::Features | Output::Layer(_) => Part::Backbone,
+        };
+        let mut rows = self.engine.forward_infer(images, part)?;
+        if output == Output::Embedding && self.scales {
+            to_unit_length(&mut rows);
         }
+        Ok(rows)
     }
 
     fn parameters(&self) -> Vec<(String, Vec<usize>)> {

@@ -141,6 +141,26 @@ pub trait Model: Send {
     ) -> Result<Array2<f32>, EncoderError> {
         Ok(self.forward(parameters, images)?.0)
     }
+
+    /// Columns of the outputs of the model's stages, if it has any.
+    fn layer_dims(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// The output of a stage, counted from 1, averaged over positions. It is asked for only where
+    /// [`layer_dims`](Self::layer_dims) has it.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    fn layer(
+        &self,
+        parameters: &Parameters,
+        images: ArrayView4<'_, f32>,
+        stage: usize,
+    ) -> Result<Array2<f32>, EncoderError> {
+        let _ = (parameters, images);
+        Err(EncoderError::NoLayer { expected: self.layer_dims().len(), got: stage })
+    }
 }
 
 /// An [`Encoder`] of a [`Model`]: unit length, order of the passes, optimiser, state, processes.
@@ -223,6 +243,10 @@ impl<M: Model> Encoder for OwnEncoder<M> {
         self.model.feature_dim()
     }
 
+    fn layer_dims(&self) -> Vec<usize> {
+        self.model.layer_dims()
+    }
+
     fn device(&self) -> &str {
         "cpu"
     }
@@ -303,7 +327,9 @@ impl<M: Model> Encoder for OwnEncoder<M> {
 
     fn embed(&self, images: ArrayView4<'_, f32>, output: Output) -> Result<Array2<f32>, EncoderError> {
         check_images(&images)?;
+        self.output_dim(output)?;
         match output {
+            Output::Layer(stage) => self.model.layer(&self.parameters, images, stage),
             Output::Features => self.model.features(&self.parameters, images),
             Output::Embedding => {
                 let mut rows = self.model.forward(&self.parameters, images)?.0;

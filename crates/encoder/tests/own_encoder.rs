@@ -50,6 +50,19 @@ impl Model for Affine {
         let mean = images.mean_axis(Axis(1)).and_then(|rows| rows.mean_axis(Axis(1)));
         Ok(mean.expect("images are not empty"))
     }
+
+    fn layer_dims(&self) -> Vec<usize> {
+        vec![3]
+    }
+
+    fn layer(
+        &self,
+        parameters: &Parameters,
+        images: ArrayView4<'_, f32>,
+        _: usize,
+    ) -> Result<Array2<f32>, EncoderError> {
+        Ok(self.features(parameters, images)? * 2.0)
+    }
 }
 
 fn encoder() -> OwnEncoder<Affine> {
@@ -159,6 +172,9 @@ fn it_keeps_the_promises_of_the_trait() {
         encoder.embed(images(3, 4).view(), Output::Embedding).unwrap(),
     );
     assert_eq!((colours.dim(), z.dim()), ((3, 3), (3, 2)));
+    assert_eq!(encoder.embed(images(3, 4).view(), Output::Layer(1)).unwrap(), colours * 2.0);
+    let error = encoder.embed(images(3, 4).view(), Output::Layer(2)).unwrap_err();
+    assert!(matches!(error, EncoderError::NoLayer { expected: 1, got: 2 }), "{error}");
     let group: Arc<dyn Collective> = Arc::new(InMemory::group(1).remove(0));
     let error = encoder.join(Arc::clone(&group), SyncBatchNorm::On).unwrap_err();
     assert!(matches!(error, EncoderError::Unsupported { .. }));

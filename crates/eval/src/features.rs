@@ -59,10 +59,7 @@ where
     E: Encoder + ?Sized,
 {
     let size = view.size();
-    let width = match output {
-        Output::Features => encoder.feature_dim(),
-        Output::Embedding => encoder.embedding_dim(),
-    };
+    let width = encoder.output_dim(output)?;
     collect(dataset, view, width, progress, |pixels, n_images, rows| {
         let embedded = encoder.embed(image_batch(pixels, n_images, size, size)?, output)?;
         rows.extend(embedded.iter());

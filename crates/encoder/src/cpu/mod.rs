@@ -245,12 +245,8 @@ impl Engine for Kernels {
     }
 
     fn forward_infer(&self, images: ArrayView4<'_, f32>, part: Part) -> Result<Array2<f32>, EncoderError> {
-        let head = match part {
-            Part::Backbone => &[][..],
-            Part::Whole => &self.layers.head,
-        };
         let mut flow = self.input(&images);
-        for layer in self.layers.backbone.iter().chain(head) {
+        for layer in self.layers.part(part) {
             let running: Vec<RunningStats<'_>> = (self.running[layer.norms.clone()].iter())
                 .map(|running| RunningStats { mean: &running.mean, var: &running.var })
                 .collect();

@@ -292,6 +292,13 @@ impl Engine for Cuda {
         let output = match part {
             Part::Backbone => Output::Features,
             Part::Whole => Output::Head,
+            Part::Stage(_) => {
+                return Err(EncoderError::Unsupported {
+                    device: self.name().to_owned(),
+                    what: "outputs of inner layers",
+                    advice: "use `--device cpu`, or the last layer's, which are the features",
+                });
+            }
         };
         self.session.borrow_mut().infer(&images, output)
     }

@@ -1,6 +1,6 @@
 //! What the trait promises besides numbers: statistics, shapes, errors.
 
-use super::{devices, encoder, gradient, images, noise, relative, small};
+use super::{bits, devices, encoder, gradient, images, noise, relative, small};
 use crate::{
     BlockKind, EncoderConfig, EncoderError, Head, Method, Output, ResNet, StateDict, StateTensor, Stem,
     UpdateRule, Variant, build,
@@ -26,6 +26,46 @@ fn rows_have_unit_length_and_dimensions_fit() {
             let features = encoder.embed(images.view(), Output::Features).unwrap();
             assert_eq!(features.dim(), (3, encoder.feature_dim()));
         }
+    }
+}
+
+/// A stage's output is what the network gives that ends there.
+#[test]
+fn layers_are_the_features_of_shorter_networks() {
+    for (device, block, stem) in devices().into_iter().flat_map(|device| {
+        [(BlockKind::Basic, Stem::Cifar), (BlockKind::Bottleneck, Stem::Imagenet)]
+            .map(|(block, stem)| (device.clone(), block, stem))
+    }) {
+        let config = small(block, stem, Head::Mlp { hidden: 3 });
+        let mut whole = encoder(&device, &config);
+        let images = images(3, 21, 18, 1);
+        // So that running statistics are not those of the start.
+        whole.forward_train(&[images.view()]).unwrap();
+        let features = whole.embed(images.view(), Output::Features).unwrap();
+        assert_eq!(whole.embed(images.view(), Output::Layer(2)).unwrap(), features);
+        assert_eq!(whole.layer_dims(), [features.ncols() / 2, features.ncols()]);
+        for got in [0, 3] {
+            let error = whole.embed(images.view(), Output::Layer(got)).unwrap_err();
+            assert!(matches!(error, EncoderError::NoLayer { expected: 2, got: g } if g == got), "{error}");
+        }
+        if device.starts_with("cuda") {
+            let error = whole.embed(images.view(), Output::Layer(1)).unwrap_err();
+            assert!(matches!(error, EncoderError::Unsupported { .. }), "{error}");
+            continue;
+        }
+        let arch = ResNet::custom(block, [1]).with_width(6).with_stem(stem).into();
+        let mut short = encoder(&device, &EncoderConfig { arch, head: Head::None, ..config });
+        let mut state = StateDict::new();
+        for (name, tensor) in whole.state().unwrap() {
+            if !name.starts_with("layer2") && !name.starts_with("projection_head") {
+                state.insert(name, tensor);
+            }
+        }
+        short.load_state(&state).unwrap();
+        let expected = short.embed(images.view(), Output::Features).unwrap();
+        let rows = whole.embed(images.view(), Output::Layer(1)).unwrap();
+        assert_eq!(rows.ncols(), whole.output_dim(Output::Layer(1)).unwrap());
+        assert_eq!(bits(rows.as_slice().unwrap()), bits(expected.as_slice().unwrap()), "{device}");
     }
 }
 

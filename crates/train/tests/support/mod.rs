@@ -220,10 +220,11 @@ impl Encoder for Linear {
 
     fn embed(&self, images: ArrayView4<'_, f32>, output: Output) -> Result<Array2<f32>, EncoderError> {
         let features = Self::features(&[images]);
-        Ok(match output {
-            Output::Features => features,
-            Output::Embedding => self.embeddings(&features).0,
-        })
+        match output {
+            Output::Features => Ok(features),
+            Output::Embedding => Ok(self.embeddings(&features).0),
+            Output::Layer(got) => Err(EncoderError::NoLayer { expected: 0, got }),
+        }
     }
 
     fn parameters(&self) -> Vec<(String, Vec<usize>)> {

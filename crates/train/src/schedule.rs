@@ -37,33 +37,6 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use swav_fixtures::json;
-
-    #[test]
-    fn parity_schedules() {
-        let cases = json("schedules");
-        let cases = cases.as_array().expect("a list of schedules");
-        assert!(!cases.is_empty());
-        for case in cases {
-            let number = |key: &str| case[key].as_f64().expect("a number");
-            let count = |key: &str| case[key].as_u64().expect("a count");
-            let per_epoch = count("iters_per_epoch");
-            let schedule = Schedule {
-                start_warmup_lr: number("start_warmup"),
-                base_lr: number("base_lr"),
-                final_lr: number("final_lr"),
-                warmup_iters: count("warmup_epochs") * per_epoch,
-                total_iters: count("epochs") * per_epoch,
-            };
-            let expected = case["lr"].as_array().expect("learning rates");
-            assert_eq!(expected.len() as u64, schedule.total_iters);
-            for (iteration, expected) in expected.iter().enumerate() {
-                let expected = expected.as_f64().expect("a number");
-                let lr = schedule.lr(iteration as u64);
-                assert!((lr - expected).abs() < 1e-6, "iteration {iteration}: {lr} against {expected}");
-            }
-        }
-    }
 
     #[test]
     fn a_warm_up_of_one_iteration_and_a_run_of_warm_up_alone_are_finite() {

@@ -9,11 +9,11 @@ use swav_encoder::{
     BlockKind, Checkpointing, Encoder, EncoderConfig, Head, Method, Output, ResNet, Slots, StateDict,
     StateTensor, UpdateRule, build,
 };
-use swav_fixtures::{Before, Named, Step, Training, assert_tensors_close, max_abs_difference};
+use swav_fixtures::{Before, Named, Step, Training, assert_tensors_close, json, max_abs_difference};
 use swav_losses::SwappedPrediction;
 use swav_ot::Codes;
 use swav_prototypes::{FeatureQueue, Prototypes};
-use swav_train::{Batch, Moment, SinkhornCodes, StepOutput, Swapped, Swav, Update};
+use swav_train::{Batch, Moment, Schedule, SinkhornCodes, StepOutput, Swapped, Swav, Update};
 
 const ASSIGN: [usize; 2] = [0, 1];
 const PROTOTYPES: &str = "prototypes.weight";
@@ -247,6 +247,32 @@ fn parity_steps_on_other_engines() {
     for device in std::iter::once("dfdx:cpu").chain(other.as_deref()) {
         for name in ["steps_bottleneck", "steps_queue"] {
             Case::new(device).follow(name);
+        }
+    }
+}
+
+#[test]
+fn parity_schedules() {
+    let cases = json("schedules");
+    let cases = cases.as_array().expect("a list of schedules");
+    assert!(!cases.is_empty());
+    for case in cases {
+        let number = |key: &str| case[key].as_f64().expect("a number");
+        let count = |key: &str| case[key].as_u64().expect("a count");
+        let per_epoch = count("iters_per_epoch");
+        let schedule = Schedule {
+            start_warmup_lr: number("start_warmup"),
+            base_lr: number("base_lr"),
+            final_lr: number("final_lr"),
+            warmup_iters: count("warmup_epochs") * per_epoch,
+            total_iters: count("epochs") * per_epoch,
+        };
+        let expected = case["lr"].as_array().expect("learning rates");
+        assert_eq!(expected.len() as u64, schedule.total_iters);
+        for (iteration, expected) in expected.iter().enumerate() {
+            let expected = expected.as_f64().expect("a number");
+            let lr = schedule.lr(iteration as u64);
+            assert!((lr - expected).abs() < 1e-6, "iteration {iteration}: {lr} against {expected}");
         }
     }
 }

@@ -6,7 +6,7 @@
 mod session;
 mod whole_step;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "parity"))]
 mod tests;
 
 use std::cell::RefCell;

@@ -1,6 +1,7 @@
 //! A training step on random images: what `bench speed` and `profile` measure. It is the step that training
 //! takes, without data loading.
 
+use anyhow::Context;
 use ndarray::ArrayView4;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -11,7 +12,7 @@ use swav_encoder::{Checkpointing, Encoder, EncoderConfig, Head, Method, Precisio
 use swav_losses::SwappedPrediction;
 use swav_ot::Codes;
 use swav_prototypes::Prototypes;
-use swav_train::{Batch, Moment, SinkhornCodes, StepOutput, Swapped, Swav, Update};
+use swav_train::{Batch, Moment, SinkhornCodes, StepOutput, Swapped, Swav, TrainingSizes, Update};
 
 /// Iterations from the start in which prototypes get no update.
 const FREEZE_ITERS: usize = 100;
@@ -21,6 +22,9 @@ pub const TEMPERATURE: f32 = 0.1;
 pub const EPSILON: f64 = 0.05;
 pub const SINKHORN_ITERS: usize = 3;
 const SEED: u64 = 31;
+/// As configurations of trainings have it.
+const MOST_THREADS: usize = 1024;
+const MOST_SIZE: usize = 4096;
 
 /// The network and the images of a step.
 #[derive(clap::Args, Debug, Clone)]
@@ -87,7 +91,7 @@ pub struct Workload {
 impl Workload {
     /// Builds what the options say, and the pool of threads.
     pub fn new(options: &Options) -> anyhow::Result<Self> {
-        let n_crops: usize = options.counts.iter().sum();
+        let n_crops = options.counts.iter().fold(0usize, |sum, &count| sum.saturating_add(count));
         if options.sizes.len() != options.counts.len() {
             let (sizes, counts) = (options.sizes.len(), options.counts.len());
             return Err(swav_cli::usage(format!(
@@ -98,6 +102,9 @@ impl Workload {
             return Err(swav_cli::usage(
                 "--sizes and --counts: expected numbers above 0, and two crops or more in all",
             ));
+        }
+        if options.sizes.iter().any(|&size| size > MOST_SIZE) {
+            return Err(swav_cli::usage(format!("--sizes: expected at most {MOST_SIZE} pixels")));
         }
         if options.batch == 0 || options.steps == 0 {
             return Err(swav_cli::usage("--batch and --steps: expected numbers above 0"));
@@ -116,6 +123,21 @@ impl Workload {
             checkpointing: named::<Checkpointing>("--checkpointing", &options.checkpointing)?,
         };
         let spec = config.check().map_err(swav_cli::usage)?;
+        if options.threads > MOST_THREADS {
+            return Err(swav_cli::usage(format!("--threads: expected at most {MOST_THREADS}")));
+        }
+        let sizes = TrainingSizes {
+            encoder: &spec,
+            crops: options.sizes.iter().copied().zip(options.counts.iter().copied()).collect(),
+            batch_size: options.batch,
+            n_batches: 1,
+            n_prototypes: options.prototypes,
+            n_assign: 2,
+            queue_length: 0,
+            n_slots: 1,
+            on_host: options.device == "cpu",
+        };
+        sizes.memory().check(swav_train::available_memory()).context("these sizes are too large")?;
         rayon::ThreadPoolBuilder::new().num_threads(options.threads).use_current_thread().build_global()?;
 
         let mut rng = ChaCha8Rng::seed_from_u64(SEED);

@@ -1,9 +1,10 @@
 //! `swav augment`: a contact sheet that shows what every augmentation step does to real images.
 
-use std::path::PathBuf;
+use std::io::{Cursor, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use image::{Rgb, RgbImage, imageops};
+use image::{ImageFormat, Rgb, RgbImage, imageops};
 use swav_augment::{
     Canvas, CenterCrop, ColorJitter, CropKey, Equalize, GaussianBlur, Grayscale, HorizontalFlip, Image,
     MultiCropConfig, Pipeline, Preset, Resizer, Scratch, Solarize, Transform, VerticalFlip,
@@ -12,12 +13,15 @@ use swav_data::{DataConfig, Dataset, Split};
 
 use crate::glyphs::{LINE_HEIGHT, write};
 use crate::open::open;
+use crate::output_file::{Force, OutputFile};
 use crate::{named, usage};
 
 /// Side of a tile and width of the labels, in pixels.
 const TILE: u32 = 128;
 const LABEL_WIDTH: u32 = 150;
 const GAP: u32 = 4;
+/// Rows of crops on a sheet.
+const MOST_CROPS: usize = 100;
 const LETTER_SCALE: u32 = 2;
 
 /// Draw a labelled sheet of every augmentation step and of the whole recipe, on images of a data set.
@@ -32,15 +36,17 @@ pub struct Args {
     /// The PNG or JPEG file to write.
     #[arg(long, default_value = "sheet.png")]
     out: PathBuf,
+    #[command(flatten)]
+    force: Force,
     /// The recipe of the last rows: swav, simclr-cifar, greyscale or medical.
     #[arg(long, default_value = "swav", value_parser = named::<Preset>)]
     preset: Preset,
     /// A TOML file with a recipe, instead of a preset.
     #[arg(long, conflicts_with = "preset")]
     recipe: Option<PathBuf>,
-    /// How many images: the columns.
-    #[arg(long, default_value_t = 6)]
-    images: usize,
+    /// How many images: the columns, 1 to 100.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=100))]
+    images: u8,
     /// Seed of the random draws.
     #[arg(long, default_value_t = 31)]
     seed: u64,
@@ -48,6 +54,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    let format = picture_format(&args.out)?;
+    let out = OutputFile::create(&args.out, args.force.force)?;
     let config = match &args.recipe {
         Some(path) => {
             let text =
@@ -57,14 +65,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => MultiCropConfig::preset(args.preset),
     };
     let recipe = config.check()?;
+    if recipe.n_crops() > MOST_CROPS {
+        anyhow::bail!("a recipe of {} crops: expected at most {MOST_CROPS} for a sheet", recipe.n_crops());
+    }
     let preset = toml::Value::try_from(args.preset).context("a preset is always TOML")?;
     let recipe_name = if args.recipe.is_some() { "recipe" } else { preset.as_str().unwrap_or_default() };
     let path = args.data.clone();
     let data = open(&DataConfig { path, cache_mib: 0, split: Split::All, ..DataConfig::default() })?;
-    if args.images == 0 || data.is_empty() {
-        return Err(usage("a sheet needs at least one image"));
-    }
-    let n_columns = args.images.min(data.len());
+    let n_columns = usize::from(args.images).min(data.len());
     // Spread over the data set, which is often sorted by class.
     let indices: Vec<usize> = (0..n_columns).map(|i| i * data.len() / n_columns).collect();
 
@@ -107,8 +115,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             place(&mut sheet, steps.len() + crop, column, size as u32, recipe.normalize().invert(&pixels));
         }
     }
-    sheet.save(&args.out).with_context(|| format!("writing {}", args.out.display()))?;
+    save(&sheet, format, out)?;
     say!("{}: {} rows of {n_columns} images from {}", args.out.display(), n_rows, data.describe())
+}
+
+/// PNG or JPEG, by the ending of the name.
+fn picture_format(out: &Path) -> anyhow::Result<ImageFormat> {
+    match ImageFormat::from_path(out) {
+        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => Ok(format),
+        _ => Err(usage(format!("--out {}: expected a name that ends in .png or .jpg", out.display()))),
+    }
+}
+
+fn save(sheet: &RgbImage, format: ImageFormat, mut out: OutputFile) -> anyhow::Result<()> {
+    let mut bytes = Cursor::new(Vec::new());
+    sheet.write_to(&mut bytes, format).context("the sheet cannot be encoded")?;
+    out.write_all(&bytes.into_inner()).with_context(|| format!("cannot write {}", out.path().display()))?;
+    out.commit()
 }
 
 /// Rows of the steps that a build may lack.

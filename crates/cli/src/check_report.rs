@@ -4,6 +4,8 @@ use anyhow::Context;
 use swav_augment::CropConfig;
 use swav_data::{CheckReport, Dataset};
 
+use crate::output::shown;
+
 /// Prints all of it, with at most `list` lines of a kind.
 pub(crate) fn print(data: &dyn Dataset, report: &CheckReport, list: usize) -> anyhow::Result<()> {
     print_counts(report)?;
@@ -38,7 +40,7 @@ fn print_classes(data: &dyn Dataset, report: &CheckReport, list: usize) -> anyho
     }
     let most = report.labels.values().max().copied().unwrap_or(1);
     for (label, count) in report.labels.iter().take(list) {
-        let name = data.class_names().get(*label as usize).cloned().unwrap_or_default();
+        let name = data.class_names().get(*label as usize).map(|name| shown(name)).unwrap_or_default();
         say!("  {label:>4} {name:<20.20} {count:>8}  {}", bar(*count, most))?;
     }
     if report.labels.len() > list {
@@ -122,11 +124,6 @@ fn print_recipe(report: &CheckReport) -> anyhow::Result<()> {
 /// A number of things, with an s unless it is one.
 fn counted(count: usize, thing: &str) -> String {
     format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
-}
-
-/// A name without what would break the line or the terminal.
-fn shown(name: &str) -> String {
-    name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 fn bar(count: usize, most: usize) -> String {

@@ -4,15 +4,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use swav_data::Format;
-use swav_train::{ConfigError, RunFolder, TrainConfig};
+use swav_train::{ConfigError, RunFolder, Settings, TrainConfig};
 
+use crate::exit::explain;
 use crate::{RECIPES, Recipe};
 
 /// The recipe for a run without arguments.
 pub const QUICKSTART: &str = "quickstart";
 
 /// Changes to a configuration.
-#[derive(clap::Args, Debug, Clone)]
+#[derive(clap::Args, Debug, Clone, Default)]
 pub struct Changes {
     /// The images: a folder of images or of one folder per class, a data set's own files, or `builtin`.
     #[arg(long, value_name = "PATH")]
@@ -63,9 +64,10 @@ impl Source {
             Self::File(path) => TrainConfig::load(path, settings),
             Self::Recipe(recipe) => TrainConfig::parse(recipe.text, settings),
         };
-        let mut config = parse(&changes.settings).map_err(|error| match error.from_override() {
-            true => usage_of(changes, error),
-            false => error.into(),
+        let mut config = parse(&changes.settings).map_err(|error| match error {
+            ConfigError::InOverride { given, source } => usage_of(&[given], &*source),
+            error if error.from_override() => usage_of(&changes.settings, &error),
+            error => error.into(),
         })?;
         if let Some(path) = &changes.data {
             config.data.path.clone_from(path);
@@ -79,27 +81,67 @@ impl Source {
         }
         Ok(config)
     }
+
+    /// Reads the configuration, applies changes and checks every value. Where the changes make it wrong, they are to blame.
+    pub fn settings(&self, changes: &Changes) -> anyhow::Result<Settings> {
+        let error = match self.read(changes)?.check() {
+            Ok(settings) => return Ok(settings),
+            Err(error) => error,
+        };
+        let is_right_with = |settings: Vec<String>| {
+            let changes = Changes { settings, ..changes.clone() };
+            self.read(&changes).is_ok_and(|config| config.check().is_ok())
+        };
+        let all = &changes.settings;
+        let is_to_blame = |number: usize| {
+            let others = all.iter().enumerate().filter(|(other, _)| *other != number);
+            is_right_with(others.map(|(_, setting)| setting.clone()).collect())
+        };
+        let mut blamed: Vec<String> =
+            (0..all.len()).filter(|&number| is_to_blame(number)).map(|number| all[number].clone()).collect();
+        if blamed.is_empty() && !all.is_empty() && is_right_with(Vec::new()) {
+            blamed.clone_from(all);
+        }
+        match blamed.is_empty() {
+            true => Err(anyhow::Error::from(error).context(format!("configuration {self}"))),
+            false => Err(usage_of(&blamed, &error)),
+        }
+    }
 }
 
-fn usage_of(changes: &Changes, error: ConfigError) -> anyhow::Error {
-    let settings: Vec<String> = changes.settings.iter().map(|setting| format!("--set {setting}")).collect();
-    let error = match error {
-        ConfigError::InOverride { source, .. } => anyhow::Error::from(*source),
-        other => other.into(),
-    };
-    crate::usage(format!("{}: {error:#}", settings.join(" ")))
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Recipe(recipe) => f.write_str(recipe.name),
+        }
+    }
 }
 
-/// The configuration of an existing run.
-pub fn of_run(folder: &RunFolder, changes: &Changes) -> anyhow::Result<TrainConfig> {
+/// The file that a run's own configuration is in.
+pub fn source_of_run(folder: &RunFolder) -> anyhow::Result<Source> {
     let root = folder.root().display();
     if !folder.root().is_dir() {
         anyhow::bail!("run {root}: no such folder");
     }
     if !folder.exists() {
-        anyhow::bail!("run {root}: not the folder of a run (it has no config.toml)");
+        anyhow::bail!(
+            "run {root}: not the folder of a run (it has no config.toml with a folder checkpoints)"
+        );
     }
-    Source::File(folder.config()).read(changes).with_context(|| format!("run {root}"))
+    Ok(Source::File(folder.config()))
+}
+
+/// The configuration of an existing run.
+pub fn of_run(folder: &RunFolder, changes: &Changes) -> anyhow::Result<TrainConfig> {
+    let settings = source_of_run(folder)?.settings(changes);
+    Ok(settings.with_context(|| format!("run {}", folder.root().display()))?.config().clone())
+}
+
+/// Wrong usage, by these values of `--set`.
+fn usage_of(settings: &[String], error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
+    let settings: Vec<String> = settings.iter().map(|setting| format!("--set {setting}")).collect();
+    crate::usage(format!("{}: {}", settings.join(" "), explain(error)))
 }
 
 #[cfg(test)]
@@ -113,5 +155,25 @@ mod tests {
         }
         let message = find(Path::new("elsewhere/photos.toml")).unwrap_err().to_string();
         assert!(message.contains("elsewhere/photos.toml") && message.contains("quickstart"), "{message}");
+    }
+
+    #[test]
+    fn a_mistake_is_blamed_on_the_change_that_makes_it() {
+        let blamed = |settings: &[&str]| {
+            let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
+            let changes = Changes { settings, ..Changes::default() };
+            Source::Recipe(Recipe::find("quickstart").unwrap()).settings(&changes).unwrap_err().to_string()
+        };
+        let text = blamed(&["training.seed=3", "training.epochs=0"]);
+        assert!(text.contains("--set training.epochs=0: training.epochs: expected at least 1"), "{text}");
+        assert!(!text.contains("training.seed=3"), "{text}");
+        // What is too large is the warm-up; what made it so is the length.
+        let text = blamed(&["optimizer.warmup_epochs=6", "training.epochs=5"]);
+        assert!(text.contains("--set training.epochs=5: optimizer.warmup_epochs: expected"), "{text}");
+        let text = blamed(&["training.seed=3", "training.epoch=5"]);
+        assert!(text.contains("--set training.epoch=5: unknown key"), "{text}");
+        assert!(text.contains("did you mean `training.epochs`") && !text.contains("seed=3"), "{text}");
+        let text = blamed(&["epochs=5"]);
+        assert!(text.contains("did you mean `training.epochs`"), "{text}");
     }
 }

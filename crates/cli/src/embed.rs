@@ -1,8 +1,7 @@
 //! `swav embed`: features of images, for use elsewhere.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use ndarray::Array2;
@@ -11,12 +10,15 @@ use swav_encoder::Output;
 
 use crate::judge::counter;
 use crate::open::open;
+use crate::output::shown;
+use crate::output_file::{Force, OutputFile, commit_all};
 use crate::{named, run_network};
 
 /// Write the features of images to a file that numpy reads.
 ///
 /// FILE.npy holds one row of float32 an image; FILE.txt beside it names the images, a line each, with a tab and the
-/// label where there are labels. Images that cannot be read are named in the log and left out of both.
+/// label where there are labels (control characters in names are escaped, as in `\\n`). Images that cannot be read are named
+/// in the log and left out of both.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -25,6 +27,9 @@ pub struct Args {
     /// The file to write.
     #[arg(long, value_name = "FILE.npy")]
     out: PathBuf,
+
+    #[command(flatten)]
+    force: Force,
 
     /// Which part of the data: train, val, test or all.
     #[arg(long, default_value = "all", value_parser = named::<Split>)]
@@ -40,6 +45,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.out.extension().is_none_or(|ending| ending != "npy") {
         return Err(crate::usage(format!("--out {}: expected a name that ends in .npy", args.out.display())));
     }
+    let mut rows = OutputFile::create(&args.out, args.force.force)?;
+    let mut names = OutputFile::create(&args.out.with_extension("txt"), args.force.force)?;
     let (settings, mut network) = args.network.load()?;
     let config = DataConfig { split: args.split, ..settings.config().data.clone() };
     let data = open(&config).context("data")?;
@@ -56,14 +63,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(&mut counter("features", data.len())),
     )?;
 
-    let written = |path: &Path| format!("could not write {}", path.display());
-    let file = File::create(&args.out).with_context(|| written(&args.out))?;
-    write_npy(BufWriter::new(file), &features.rows).with_context(|| written(&args.out))?;
-    let names = args.out.with_extension("txt");
-    let lines = features.indices.iter().map(|&index| line(data.as_ref(), index));
-    std::fs::write(&names, lines.collect::<String>()).with_context(|| written(&names))?;
+    let written = |file: &OutputFile| format!("cannot write {}", file.path().display());
+    write_npy(&mut rows, &features.rows).with_context(|| written(&rows))?;
+    let lines: String = features.indices.iter().map(|&index| line(data.as_ref(), index)).collect();
+    names.write_all(lines.as_bytes()).with_context(|| written(&names))?;
+    let names_path = names.path().to_owned();
+    commit_all([names, rows])?;
     let (n_rows, width) = features.rows.dim();
-    say!("{}: {n_rows} x {width} float32; their images: {}", args.out.display(), names.display())?;
+    say!("{}: {n_rows} x {width} float32; their images: {}", args.out.display(), names_path.display())?;
     if !features.skipped.is_empty() {
         say!("{} images could not be read and are left out", features.skipped.len())?;
     }
@@ -71,11 +78,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn line(data: &dyn Dataset, index: usize) -> String {
-    let name = data.name(index);
+    let name = shown(&data.name(index));
     match data.label(index) {
         Some(label) => {
             let class = data.class_names().get(label as usize).cloned();
-            format!("{name}\t{}\n", class.unwrap_or_else(|| label.to_string()))
+            format!("{name}\t{}\n", class.map_or_else(|| label.to_string(), |class| shown(&class)))
         }
         None => format!("{name}\n"),
     }

@@ -171,7 +171,7 @@ impl<'a> Judge<'a> {
 
 /// A line on the terminal that counts images, and is gone at the end.
 pub fn counter(what: &str, total: usize) -> impl Fn(usize) + Sync {
-    let shown = std::io::stderr().is_terminal();
+    let shown = std::io::stderr().is_terminal() && !crate::output::is_quiet();
     move |done| {
         if shown {
             let erase = if done == total { "\r\x1b[K" } else { "" };

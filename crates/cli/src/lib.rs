@@ -15,13 +15,13 @@ mod gpu;
 mod judge;
 mod names;
 mod open;
+mod output_file;
 mod pretrain;
 mod recipes;
 mod run_network;
 mod signals;
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -70,6 +70,10 @@ impl Command {
 struct Cli {
     #[command(subcommand)]
     command: Command,
+
+    /// Print results, warnings and errors only: no notes, no log, no progress.
+    #[arg(long, short, global = true)]
+    quiet: bool,
 }
 
 /// The program: reads the arguments of the process, runs the command, and gives the exit status.
@@ -79,12 +83,17 @@ pub fn main() -> ExitCode {
 
 /// The program on given arguments, of which the first is the name of the program.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    start_log();
     let mut command = describe(Cli::command());
     let parsed = command.try_get_matches_from_mut(arguments).and_then(|mut matches| {
         Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
     });
-    let result = parsed.map_err(anyhow::Error::from).and_then(|cli| cli.command.run());
+    let result = parsed.map_err(anyhow::Error::from).and_then(|cli| {
+        if cli.quiet {
+            output::be_quiet();
+        }
+        start_log();
+        cli.command.run()
+    });
     finish(result, &mut command)
 }
 
@@ -98,13 +107,15 @@ pub fn describe(command: clap::Command) -> clap::Command {
     command.display_name(program.clone()).bin_name(program).after_help(begin)
 }
 
-/// Sends the log to standard error: from `info` on, or what `RUST_LOG` says (`debug`, `swav_data=trace,warn`).
+/// Sends the log to standard error: from `info` on (`warn` with `--quiet`), or what `RUST_LOG` says (`debug`,
+/// `swav_data=trace,warn`). Colours are for terminals, and not where `NO_COLOR` is set.
 pub fn start_log() {
     let wanted = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
-    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let usual = if output::is_quiet() { LevelFilter::WARN } else { LevelFilter::INFO };
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(usual));
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(|| output::LogLines)
+        .with_ansi(output::has_colours())
         .without_time()
         .with_target(false);
     // Only the first log of a process counts.

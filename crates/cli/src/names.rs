@@ -11,6 +11,16 @@ pub fn program() -> String {
     std::env::var(PROGRAM_VARIABLE).unwrap_or_else(|_| "swav".to_owned())
 }
 
+/// A path as it is typed in a shell: quoted where it has more than letters, digits and `/._-`.
+pub(crate) fn typed(path: &std::path::Path) -> String {
+    let path = path.to_string_lossy();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%=,~".contains(c);
+    match !path.is_empty() && path.chars().all(plain) {
+        true => path.into_owned(),
+        false => format!("'{}'", path.replace('\'', "'\\''")),
+    }
+}
+
 /// Reads a value by the name that it has in configuration files, such as `swav` for a preset or `train` for a split.
 ///
 /// ```

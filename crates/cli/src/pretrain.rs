@@ -1,16 +1,22 @@
 //! `swav pretrain`: trains, then says how good the features are.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use swav_data::Dataset;
+use swav_encoder::Encoder;
 use swav_eval::KnnConfig;
-use swav_train::{Outcome, RunFolder, Settings, Trainer};
+use swav_train::{Outcome, RunFolder, Settings, Trainer, available_memory, bytes};
 
 use crate::configuration::{self, Changes, QUICKSTART};
 use crate::exit::Stopped;
 use crate::judge::{Judge, Subject};
+use crate::names::typed;
 use crate::open::open;
+use crate::output::{is_quiet, outlive_the_reader, shown};
+use crate::output_file::OutputFile;
 use crate::program;
 use crate::signals::Signals;
 
@@ -45,60 +51,161 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let folder = args.run.clone().map(RunFolder::at);
-    let config = match (&args.config, &folder) {
-        (None, Some(folder)) if args.resume => configuration::of_run(folder, &args.changes)?,
-        (given, _) => {
-            let given = given.as_deref().unwrap_or(Path::new(QUICKSTART));
-            configuration::find(given)?.read(&args.changes)?
-        }
+    // A training is worth more than what is printed of it.
+    outlive_the_reader();
+    match &args.run {
+        Some(folder) if args.resume => go_on(&args, RunFolder::at(folder)),
+        _ => begin(&args),
+    }
+}
+
+/// A new run.
+fn begin(args: &Args) -> anyhow::Result<()> {
+    let given = args.config.as_deref().unwrap_or(Path::new(QUICKSTART));
+    let settings = configuration::find(given)?.settings(&args.changes)?;
+    let named = args.run.as_ref().map(RunFolder::at);
+    if let Some(folder) = &named {
+        refuse_taken(folder)?;
+    }
+    let parts = Parts::open(settings)?;
+    let parent = Path::new("runs");
+    let had_parent = parent.exists();
+    let name = given.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
+    let folder = match named.clone() {
+        Some(folder) => folder,
+        None => RunFolder::numbered(parent, &name).context("cannot make a folder for the run")?,
     };
-    let settings = config.check()?;
-    let folder =
-        folder.unwrap_or_else(|| new_folder(args.config.as_deref().unwrap_or(Path::new(QUICKSTART))));
-    if folder.exists() && !args.resume {
+    let result = parts.train(args, &folder, Trainer::start);
+    if result.is_err() && named.is_none() {
+        // Both are there still if they hold something.
+        let _ = std::fs::remove_dir(folder.root());
+        if !had_parent {
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
+    result
+}
+
+fn refuse_taken(folder: &RunFolder) -> anyhow::Result<()> {
+    let root = folder.root().display();
+    if folder.exists() {
+        bail!("{root} already holds a run; add --resume to go on with it, or choose another --run");
+    }
+    if let Some(found) = folder.foreign().with_context(|| format!("--run {root}: cannot be used"))? {
         bail!(
-            "{} already holds a run; add --resume to go on with it, or choose another --run",
-            folder.root().display()
+            "--run {root}: is not empty and holds no run (it has `{}`); choose another folder for the run",
+            shown(&found)
         );
-    }
-
-    let images = open(&settings.config().data).context("data")?;
-    let (device, seed) = (&settings.config().training.device, settings.config().training.seed);
-    let network = swav_encoder::build(device, settings.encoder(), seed)?;
-    let n_parameters: usize =
-        network.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    note!("data     {}", images.describe());
-    let (n_features, device) = (network.feature_dim(), network.device().to_owned());
-    note!("network  {n_parameters} parameters, {n_features} features, on {device}");
-    note!("run      {}", folder.root().display());
-
-    let start = if args.resume { Trainer::resume } else { Trainer::start };
-    let mut trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
-    let signals = Signals::listen()?;
-    let outcome = trainer.run(&signals.flag).inspect_err(|_| hint_at_checkpoint(&folder))?;
-    if !outcome.finished {
-        let run = folder.root().display();
-        let hint = format!("stopped and saved; go on with: {} pretrain --run {run} --resume", program());
-        return Err(Stopped { signal: signals.received(), hint }.into());
-    }
-    drop(signals);
-    summarise(&outcome, &folder)?;
-    if !args.no_evaluation {
-        let trained = trainer.into_encoder();
-        evaluate(&settings, images.as_ref(), trained.as_ref(), &folder)?;
     }
     Ok(())
 }
 
+/// A run that goes on.
+fn go_on(args: &Args, folder: RunFolder) -> anyhow::Result<()> {
+    let own = configuration::source_of_run(&folder)?;
+    let source = args.config.as_deref().map(configuration::find).transpose()?.unwrap_or(own);
+    let settings = source.settings(&args.changes)?;
+    if let Some(standing) = folder.standing(&settings)? {
+        let rewrites = standing.changes.iter().any(|change| change.key.starts_with("reestimation."));
+        if standing.finished && !rewrites {
+            return say_finished(&folder, &settings, standing.position.step);
+        }
+    }
+    Parts::open(settings)?.train(args, &folder, Trainer::resume)
+}
+
+fn say_finished(folder: &RunFolder, settings: &Settings, step: u64) -> anyhow::Result<()> {
+    let (run, epochs, program) = (typed(folder.root()), settings.config().training.epochs, program());
+    say!("finished {epochs} epochs, {step} steps: nothing to do")?;
+    say!("weights  {}", folder.weights().display())?;
+    say!(
+        "\nto train longer:         {program} pretrain --run {run} --resume --set training.epochs={}",
+        epochs * 2
+    )?;
+    say!("to judge the trained network: {program} eval knn --run {run}")
+}
+
+/// What a training works with.
+struct Parts {
+    settings: Settings,
+    images: Arc<dyn Dataset>,
+    network: Box<dyn Encoder>,
+}
+
+impl Parts {
+    /// Opens the data and makes the network, if there is the memory for it.
+    fn open(settings: Settings) -> anyhow::Result<Self> {
+        let available = available_memory();
+        settings.training_memory(1, false).check(available)?;
+        let images = open(&settings.config().data).context("data")?;
+        note!("data     {}", images.describe());
+        let (device, seed) = (&settings.config().training.device, settings.config().training.seed);
+        let network = swav_encoder::build(device, settings.encoder(), seed)?;
+        let (n_parameters, device) = (settings.encoder().n_parameters(), network.device());
+        note!("network  {n_parameters} parameters, {} features, on {device}", network.feature_dim());
+        let memory = settings.training_memory(1, device.ends_with("cpu"));
+        memory.check(available)?;
+        let there = available.map_or(String::new(), |n| format!("; {} available", bytes(n.into())));
+        note!("memory   {memory}{there}");
+        Ok(Self { settings: resumable_anywhere(settings)?, images, network })
+    }
+
+    fn train(
+        self,
+        args: &Args,
+        folder: &RunFolder,
+        start: impl FnOnce(
+            Settings,
+            Box<dyn Encoder>,
+            Arc<dyn Dataset>,
+            RunFolder,
+        ) -> Result<Trainer, swav_train::TrainError>,
+    ) -> anyhow::Result<()> {
+        let Self { settings, images, network } = self;
+        note!("run      {}", folder.root().display());
+        // From here on a signal leaves a run that can be resumed.
+        let signals = Signals::listen()?;
+        let trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
+        let mut trainer = trainer.show_progress(!is_quiet());
+        let outcome = trainer.run(&signals.flag).inspect_err(|_| hint_at_checkpoint(folder))?;
+        let (run, program) = (typed(folder.root()), program());
+        if !outcome.finished {
+            let hint = format!("stopped and saved; go on with: {program} pretrain --run {run} --resume");
+            return Err(Stopped { signal: signals.received(), hint }.into());
+        }
+        summarise(&outcome, folder)?;
+        if signals.flag.is_raised() {
+            let hint = format!("stopped after the training; to judge it: {program} eval knn --run {run}");
+            return Err(Stopped { signal: signals.received(), hint }.into());
+        }
+        drop(signals);
+        if !args.no_evaluation {
+            let trained = trainer.into_encoder();
+            evaluate(&settings, images.as_ref(), trained.as_ref(), folder)?;
+        }
+        Ok(())
+    }
+}
+
+/// The same settings with a path of the data that means the same in any working directory.
+fn resumable_anywhere(settings: Settings) -> anyhow::Result<Settings> {
+    let mut config = settings.config().clone();
+    if config.data.path.is_absolute() || config.data.path == Path::new("builtin") {
+        return Ok(settings);
+    }
+    config.data.path = std::path::absolute(&config.data.path).context("the working directory")?;
+    Ok(config.check()?)
+}
+
 /// Says that not all is lost where a training has failed.
 fn hint_at_checkpoint(folder: &RunFolder) {
+    let (run, program) = (typed(folder.root()), program());
     if folder.newest().is_ok() {
-        let run = folder.root().display();
         note!(
-            "the newest checkpoint is from before the failure; go on from it with: {} pretrain --run {run} --resume",
-            program()
+            "the newest checkpoint is from before the failure; go on from it with: {program} pretrain --run {run} --resume"
         );
+    } else if folder.exists() {
+        note!("nothing was saved before the failure; {program} pretrain --run {run} --resume starts over");
     }
 }
 
@@ -123,7 +230,7 @@ fn evaluate(
     trained: &dyn swav_encoder::Encoder,
     folder: &RunFolder,
 ) -> anyhow::Result<()> {
-    let run = folder.root().display();
+    let run = typed(folder.root());
     if images.label(0).is_none() {
         return without_labels(settings, folder);
     }
@@ -136,8 +243,10 @@ fn evaluate(
         judge.report(Subject::RawPixels, judge.raw_pixels()?)?,
     ];
     let path = folder.root().join("evaluation.json");
-    std::fs::write(&path, serde_json::to_string_pretty(&results)?)
+    let mut file = OutputFile::create(&path, true)?;
+    file.write_all(serde_json::to_string_pretty(&results)?.as_bytes())
         .with_context(|| path.display().to_string())?;
+    file.commit()?;
     let program = program();
     say!("\nevaluate on other data:  {program} eval knn --run {run} --data PATH")?;
     say!("features of any images:  {program} embed --run {run} --data PATH --out features.npy")
@@ -160,15 +269,8 @@ fn without_labels(settings: &Settings, folder: &RunFolder) -> anyhow::Result<()>
         "  spread of the embeddings    {:.3} (0: collapsed, towards 1: spread over the sphere)",
         number("spread")
     )?;
-    let run = folder.root().display();
+    let run = typed(folder.root());
     let program = program();
     say!("\nfeatures of your images:  {program} embed --run {run} --out features.npy")?;
     say!("accuracy on labelled ones: {program} eval knn --run {run} --data PATH")
-}
-
-/// runs/NAME-1, or the first number that is free.
-fn new_folder(config: &Path) -> RunFolder {
-    let name = config.file_stem().map_or("run".into(), |stem| stem.to_string_lossy());
-    let candidates = (1u64..).map(|number| Path::new("runs").join(format!("{name}-{number}")));
-    RunFolder::at(candidates.into_iter().find(|path| !path.exists()).expect("numbers do not end"))
 }

@@ -34,6 +34,7 @@ impl Options {
             config.reestimation.batch_norm = reestimate;
         }
         let settings = config.check()?;
+        settings.network_memory().check(swav_train::available_memory())?;
         let training = &settings.config().training;
         // Another command of this process may have made it already.
         let _ =

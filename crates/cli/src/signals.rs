@@ -1,57 +1,106 @@
-//! Signals that stop a training in good order. The second one ends the program at once, as if nothing had caught it.
+//! Signals: they stop a training in good order, and otherwise end the program as if nothing had caught them, but for the
+//! files in the making, which go with it.
 
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use swav_train::StopFlag;
 
-/// A flag for the trainer, and which signal has raised it.
+/// What a signal does.
+static PLAN: Mutex<Plan> = Mutex::new(Plan { watching: false, training: None, files: Vec::new() });
+/// The number of the last signal that stopped a training; 0 if none has come.
+static RECEIVED: AtomicU8 = AtomicU8::new(0);
+
+struct Plan {
+    watching: bool,
+    /// The training that the first signal stops.
+    training: Option<StopFlag>,
+    /// Files in the making.
+    files: Vec<PathBuf>,
+}
+
+fn plan() -> MutexGuard<'static, Plan> {
+    PLAN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Listens from now on: to Ctrl-C, SIGTERM and SIGHUP.
+pub(crate) fn watch() -> anyhow::Result<()> {
+    let mut plan = plan();
+    if !plan.watching {
+        listen().context("cannot listen to signals")?;
+        plan.watching = true;
+    }
+    Ok(())
+}
+
+/// Removes this file if a signal ends the program.
+pub(crate) fn remove_at_end(file: &Path) {
+    plan().files.push(file.to_owned());
+}
+
+/// The file is no longer one to remove.
+pub(crate) fn keep(file: &Path) {
+    plan().files.retain(|other| other != file);
+}
+
+/// A training that the first signal stops in good order. Signals do again what they do to other programs once this is
+/// dropped: without a training there is nothing to save.
 pub(crate) struct Signals {
     pub flag: StopFlag,
-    received: Arc<AtomicU8>,
 }
 
 impl Signals {
-    /// Listens from now on: to Ctrl-C, SIGTERM and SIGHUP.
+    /// Listens for a training.
     pub fn listen() -> anyhow::Result<Self> {
-        let signals = Self { flag: StopFlag::new(), received: Arc::default() };
-        let (flag, received) = (signals.flag.clone(), signals.received.clone());
-        listen(move |signal| {
-            flag.raise();
-            received.swap(signal, Ordering::SeqCst) == 0
-        })
-        .context("cannot listen to signals")?;
-        Ok(signals)
+        watch()?;
+        let flag = StopFlag::new();
+        plan().training = Some(flag.clone());
+        Ok(Self { flag })
     }
 
     /// The number of the last signal; that of Ctrl-C where none came.
     pub fn received(&self) -> u8 {
-        match self.received.load(Ordering::SeqCst) {
+        match RECEIVED.load(Ordering::SeqCst) {
             0 => 2,
             signal => signal,
         }
     }
 }
 
-/// Without a training there is nothing to save: signals do again what they do to other programs.
 impl Drop for Signals {
     fn drop(&mut self) {
-        self.received.store(u8::MAX, Ordering::SeqCst);
+        plan().training = None;
     }
 }
 
-/// Calls `first` with each signal; where it says that this is not the first one, the signal does what it does to
-/// programs that do not listen.
+/// Takes notice of a signal; whether it is to end the program at once.
+fn arrived(signal: u8) -> bool {
+    let plan = plan();
+    match plan.training.as_ref().filter(|flag| !flag.is_raised()) {
+        Some(flag) => {
+            RECEIVED.store(signal, Ordering::SeqCst);
+            flag.raise();
+            note!("stopping after this step, and saving; once more ends at once");
+            false
+        }
+        None => {
+            plan.files.iter().for_each(|file| drop(std::fs::remove_file(file)));
+            true
+        }
+    }
+}
+
 #[cfg(unix)]
-fn listen(first: impl Fn(u8) -> bool + Send + 'static) -> anyhow::Result<()> {
+fn listen() -> anyhow::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
     let mut signals = signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM])?;
     std::thread::Builder::new().name("swav-signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
-            if !first(u8::try_from(signal).unwrap_or(2)) {
-                // It ends the process; if that fails, the training ends soon anyway.
+            if arrived(u8::try_from(signal).unwrap_or(2)) {
+                // It ends the process; if that fails, the command ends by itself.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
         }
@@ -61,9 +110,9 @@ fn listen(first: impl Fn(u8) -> bool + Send + 'static) -> anyhow::Result<()> {
 
 /// As on Unix, for Ctrl-C.
 #[cfg(not(unix))]
-fn listen(first: impl Fn(u8) -> bool + Send + 'static) -> anyhow::Result<()> {
+fn listen() -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
-        if !first(2) {
+        if arrived(2) {
             std::process::exit(130);
         }
     })?;

@@ -155,9 +155,153 @@ fn a_run_is_neither_overwritten_nor_resumed_by_accident() {
     // Of another architecture: each difference is named.
     let set = ["pretrain", "--run", "run", "--resume", "--set", "encoder.width=16"];
     place.fail(1, &["encoder.width", "8", "16"], &set);
-    // A finished run has nothing left to do, and says how good it is.
+    // A finished run has nothing left to do, and says how to learn how good it is.
     let output = place.succeed(&["pretrain", "--run", "run", "--resume"]);
-    assert!(output.contains("trained network"), "{output}");
+    assert!(output.contains("nothing to do") && output.contains("trained network"), "{output}");
+}
+
+#[test]
+fn a_finished_run_can_be_lengthened_from_any_folder() {
+    let place = Place::new(&["a", "b"]);
+    place.train();
+    let weights = || std::fs::read(place.path("run/weights.safetensors")).unwrap();
+    let before = weights();
+    std::fs::create_dir(place.path("elsewhere")).unwrap();
+    let elsewhere = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_swav"))
+            .args(arguments)
+            .current_dir(place.path("elsewhere"))
+            .env_remove("RUST_LOG")
+            .output()
+            .unwrap()
+    };
+    let longer = ["pretrain", "--run", "../run", "--resume", "--no-evaluation", "--set", "training.epochs=3"];
+    let output = elsewhere(&longer);
+    let errors = text(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    for words in [
+        "training.epochs: 2 in the checkpoint, 3 from here on",
+        "learning rate",
+        "ends after step 9 instead of 6",
+    ] {
+        assert!(errors.contains(words), "{errors}");
+    }
+    assert!(weights() != before);
+    // The new length is the run's from now on.
+    let again = elsewhere(&["pretrain", "--run", "../run", "--resume"]);
+    assert!(text(&again.stdout).contains("finished 3 epochs, 9 steps"), "{}", text(&again.stdout));
+    let shorter = elsewhere(&["pretrain", "--run", "../run", "--resume", "--set", "training.epochs=2"]);
+    assert!(!shorter.status.success() || text(&shorter.stdout).contains("finished"));
+}
+
+#[test]
+fn two_runs_without_a_name_started_together_get_two_folders() {
+    let place = Place::new(&["a", "b"]);
+    let arguments = ["pretrain", "--config", "tiny.toml", "--data", "photos", "--no-evaluation", "--quiet"];
+    let start = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_swav"));
+        command.args(arguments).current_dir(place.0.path()).spawn().unwrap()
+    };
+    let children = [start(), start()];
+    children.into_iter().for_each(|mut child| assert!(child.wait().unwrap().success()));
+    for number in 1..=2 {
+        assert!(place.path(&format!("runs/tiny-{number}/weights.safetensors")).exists());
+    }
+}
+
+#[test]
+fn a_folder_of_photos_is_no_run() {
+    let place = Place::new(&["a", "b"]);
+    let count = || walk(&place.path("photos")).len();
+    let before = count();
+    let run = ["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "photos"];
+    place.fail(1, &["photos", "holds no run", "`a`"], &run);
+    place.fail(1, &["photos", "not the folder of a run"], &["pretrain", "--run", "photos", "--resume"]);
+    place.fail(
+        1,
+        &["tiny.toml"],
+        &["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "tiny.toml"],
+    );
+    assert_eq!(count(), before);
+    // A start that failed is none, either.
+    let failing = ["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "new/run"];
+    place.fail(1, &["training.batch_size"], &[&failing[..], &["--set", "training.batch_size=1000"]].concat());
+    assert!(!place.path("new").exists());
+}
+
+/// All files below a folder.
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn what_is_there_is_replaced_on_request_only() {
+    let place = Place::new(&["a", "b"]);
+    place.train();
+    std::fs::write(place.path("f.txt"), "mine").unwrap();
+    let embed = ["embed", "--run", "run", "--data", "photos", "--out", "f.npy"];
+    place.fail(1, &["f.txt", "--force"], &embed);
+    assert_eq!(std::fs::read(place.path("f.txt")).unwrap(), b"mine");
+    assert!(!place.path("f.npy").exists());
+    place.succeed(&[&embed[..], &["--force"]].concat());
+    assert!(std::fs::read_to_string(place.path("f.txt")).unwrap().contains("00.png"));
+    std::fs::write(place.path("sheet.png"), "mine").unwrap();
+    let augment = ["augment", "--data", "photos", "--images", "2"];
+    place.fail(1, &["sheet.png", "--force"], &augment);
+    place.succeed(&[&augment[..], &["--force"]].concat());
+    assert!(std::fs::metadata(place.path("sheet.png")).unwrap().len() > 1000);
+    // Told before any work: the run and the data of these do not exist.
+    let nothing = ["embed", "--run", "nowhere", "--data", "nowhere", "--out"];
+    for (out, words) in
+        [("no/such/f.npy", "no such folder"), ("/proc/f.npy", "cannot write"), ("f.npy", "--force")]
+    {
+        place.fail(1, &[out, words], &[&nothing[..], &[out]].concat());
+    }
+    place.fail(2, &[".png"], &["augment", "--out", "sheet.gif"]);
+    let left = walk(place.0.path()).into_iter().filter(|path| path.extension().is_some_and(|e| e == "tmp"));
+    assert_eq!(left.collect::<Vec<_>>(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn sizes_without_measure_are_refused_with_what_they_need() {
+    let place = Place::new(&["a", "b"]);
+    let tiny = ["pretrain", "--config", "tiny.toml", "--data", "photos", "--set"];
+    for (setting, status, words) in [
+        ("queue.length=1000000000000", 2, "at most"),
+        ("queue.length=4000000000", 1, "are available"),
+        ("loader.queue_batches=1000000000", 2, "at most"),
+        ("encoder.width=262144", 1, "encoder.width"),
+        ("training.batch_size=999999999", 1, "training.batch_size"),
+        ("training.threads=100000", 2, "training.threads"),
+        ("loader.n_workers=100000", 2, "loader.n_workers"),
+        ("training.epochs=4611686018427387904", 2, "training.epochs"),
+        ("optimizer.final_lr=1e39", 2, "optimizer.final_lr"),
+        ("optimizer.warmup_epochs=3", 2, "training.epochs = 2"),
+    ] {
+        let blame = if status == 2 { format!("--set {setting}") } else { String::new() };
+        place.fail(status, &[words, &blame], &[&tiny[..], &[setting]].concat());
+    }
+    assert!(!place.path("runs").exists());
+    let output = place.swav(&[&tiny[..], &["queue.length=16", "--no-evaluation"]].concat());
+    let errors = text(&output.stderr);
+    assert!(output.status.success() && errors.contains("memory   about"), "{errors}");
+    assert!(
+        errors.contains("the queue never takes part") && errors.contains("queue.start_epoch"),
+        "{errors}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn names_with_line_breaks_stay_in_their_line() {
+    let place = Place::new(&["two\nlines", "plain"]);
+    let output = place.succeed(&["data", "check", "photos"]);
+    assert!(output.contains("two\\nlines"), "{output}");
+    place.train();
+    place.succeed(&["embed", "--run", "run", "--out", "f.npy"]);
+    let names = std::fs::read_to_string(place.path("f.txt")).unwrap();
+    assert_eq!(names.lines().count(), 24, "{names}");
 }
 
 #[test]

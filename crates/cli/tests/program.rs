@@ -101,6 +101,57 @@ fn a_reader_may_close_standard_output() {
     assert!(!errors.contains("panicked") && !errors.contains("error"), "{errors}");
 }
 
+/// Nobody reads what it prints: the training goes on, and its evaluation is written.
+#[test]
+fn a_training_outlives_its_reader() {
+    let folder = TempDir::new().unwrap();
+    let mut child = swav(&folder)
+        .args(["pretrain", "--run", "run"])
+        .args(SHORT)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    for file in ["weights.safetensors", "evaluation.json"] {
+        assert!(folder.path().join("run").join(file).exists(), "{file}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_behind_standard_output_is_a_failure() {
+    let folder = TempDir::new().unwrap();
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for arguments in [&["data", "check", "builtin", "--split", "test"][..], &["pretrain", "--run", "run"]] {
+        let mut command = swav(&folder);
+        command.args(arguments).stdout(full());
+        if arguments[0] == "pretrain" {
+            command.args(SHORT);
+        }
+        let output = command.output().unwrap();
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{errors}");
+        assert!(errors.contains("error: cannot write to standard output: No space left"), "{errors}");
+    }
+    assert!(folder.path().join("run/weights.safetensors").exists());
+}
+
+#[test]
+fn quiet_leaves_results_and_no_colour_is_kept() {
+    let folder = TempDir::new().unwrap();
+    let output = swav(&folder).args(["pretrain", "--quiet", "--run", "a"]).args(SHORT).output().unwrap();
+    assert_eq!(text(&output.stderr), "");
+    assert!(text(&output.stdout).contains("trained network"));
+    let failing = swav(&folder).args(["-q", "data", "check", "nowhere"]).output().unwrap();
+    assert!(text(&failing.stderr).contains("error: "));
+    for arguments in [&["--help"][..], &["nonsense"], &["data", "check", "builtin", "--split", "test"]] {
+        let output = swav(&folder).args(arguments).env("NO_COLOR", "1").output().unwrap();
+        assert!(!output.stdout.contains(&0x1b) && !output.stderr.contains(&0x1b), "{arguments:?}");
+    }
+}
+
 /// The first signal saves and ends the training with 128 + its number; what was saved can be resumed.
 #[cfg(unix)]
 #[test]
@@ -121,6 +172,10 @@ fn signals_stop_a_training_in_good_order() {
         // An epoch is done: the training is under way.
         lines.find(|line| line.contains("epoch 1/")).expect("the log names each epoch");
         let id = child.id().to_string();
+        // The run is this process's.
+        let second = swav(&folder).args(["pretrain", "--run", "run", "--resume"]).output().unwrap();
+        let errors = text(&second.stderr);
+        assert!(second.status.code() == Some(1) && errors.contains("in use by process"), "{errors}");
         assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
         let rest: Vec<String> = lines.collect();
         assert_eq!(child.wait().unwrap().code(), Some(status), "{rest:?}");

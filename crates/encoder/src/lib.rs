@@ -42,6 +42,7 @@ mod layers;
 mod network;
 mod own;
 mod registry;
+mod size;
 mod state;
 #[cfg(test)]
 mod tests;

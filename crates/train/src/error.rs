@@ -45,6 +45,24 @@ pub enum TrainError {
         /// The folder.
         path: PathBuf,
     },
+    /// The folder for a new run has something else in it.
+    #[error(
+        "{path} is not empty and holds no run (it has `{found}`): choose another folder for the run (nothing was changed)"
+    )]
+    NotARun {
+        /// The folder.
+        path: PathBuf,
+        /// What is in it.
+        found: String,
+    },
+    /// Another process trains in the folder.
+    #[error("{path} is in use{}; wait for it, or choose another folder", by(.holder))]
+    RunBusy {
+        /// The folder.
+        path: PathBuf,
+        /// Who has it, as that says of itself; empty if it does not.
+        holder: String,
+    },
     /// The encoder refused its input or failed.
     #[error("the encoder failed")]
     Encoder(#[source] swav_encoder::EncoderError),
@@ -97,7 +115,8 @@ pub enum TrainError {
     Loader(#[from] swav_data::LoaderError),
     /// There are fewer images than a batch.
     #[error(
-        "the data hold {n_images} images, fewer than the {batch_size} of a batch: not one batch an epoch"
+        "the data hold {n_images} images, fewer than the {batch_size} of a batch: set training.batch_size to {n_images} or \
+         less, over all processes"
     )]
     TooFewImages {
         /// Images of the training split.
@@ -176,6 +195,10 @@ pub enum TrainError {
     Signal(#[from] ctrlc::Error),
 }
 
+fn by(holder: &str) -> String {
+    if holder.is_empty() { String::new() } else { format!(" by {holder}") }
+}
+
 /// A number that has to be finite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -233,7 +256,10 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
         cause = error.source();
     }
     text

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use swav_collective::Collective;
 use swav_data::{BadImage, BatchPlan, Dataset, Loader, LoaderError, MultiCropBatch};
 
-use crate::checkpoint::Position;
+use crate::checkpoint::RunPosition;
 use crate::config::Settings;
 use crate::error::TrainError;
 use crate::progress::Progress;
@@ -24,7 +24,7 @@ impl Feed {
     pub(crate) fn new(
         settings: &Settings,
         data: Arc<dyn Dataset>,
-        position: Position,
+        position: RunPosition,
         collective: &dyn Collective,
     ) -> Result<Self, TrainError> {
         let training = &settings.config().training;

@@ -4,6 +4,7 @@ use swav_encoder::Precision;
 
 use crate::config::{MonitorConfig, OptimizerKind, Settings};
 use crate::error::Quantity;
+use crate::resume::may_change;
 use crate::step::StepNumbers;
 
 /// Watches the diagnostics of each step for signs that last.
@@ -72,51 +73,81 @@ impl Watch {
     }
 }
 
+/// A change that may help, and the keys that it is of.
+struct Remedy {
+    keys: &'static [&'static str],
+    what: String,
+}
+
+/// Puts remedies into words, most likely first: those that a resume takes, and those that need a new run.
+fn prescription(remedies: Vec<Remedy>) -> String {
+    let (resume, new): (Vec<_>, Vec<_>) =
+        remedies.into_iter().partition(|remedy| remedy.keys.iter().all(|key| may_change(key)));
+    let list =
+        |remedies: Vec<Remedy>| remedies.into_iter().map(|remedy| remedy.what).collect::<Vec<_>>().join("; ");
+    match (resume.is_empty(), new.is_empty()) {
+        (true, _) => format!("in a new run, {}", list(new)),
+        (false, true) => format!("at a resume or in a new run, {}", list(resume)),
+        (false, false) => {
+            format!("at a resume or in a new run, {}. In a new run only, {}", list(resume), list(new))
+        }
+    }
+}
+
 /// What helps against collapse, most likely first, with the current values (from the reference's "common issues").
 fn collapse_advice(settings: &Settings) -> String {
     let config = settings.config();
-    let mut advice = Vec::new();
+    let mut remedies = Vec::new();
+    let mut try_out = |keys: &'static [&'static str], what: String| remedies.push(Remedy { keys, what });
     if config.sinkhorn.epsilon > 0.03 {
-        advice.push(format!(
-            "sharpen the codes: sinkhorn.epsilon = 0.03 or less (now {})",
-            config.sinkhorn.epsilon
-        ));
+        let now = config.sinkhorn.epsilon;
+        try_out(
+            &["sinkhorn.epsilon"],
+            format!("sharpen the codes: sinkhorn.epsilon = 0.03 or less (now {now})"),
+        );
     }
     let k = config.prototypes.n_prototypes[0];
     let seen = config.training.batch_size + config.queue.length;
     if seen < k {
-        advice.push(format!(
-            "codes are computed from {seen} embeddings for {k} prototypes: fewer prototypes.n_prototypes, a larger \
-             training.batch_size or queue.length"
-        ));
+        try_out(
+            &["prototypes.n_prototypes", "queue.length"],
+            format!(
+                "codes are computed from {seen} embeddings for {k} prototypes: fewer prototypes.n_prototypes, a larger \
+                 training.batch_size or queue.length"
+            ),
+        );
     }
-    if config.optimizer.warmup_epochs == 0 {
-        advice.push(format!(
-            "start gently: optimizer.warmup_epochs above 0, or a lower optimizer.base_lr (now {})",
-            config.optimizer.base_lr
-        ));
-    } else {
-        advice.push(format!("lower optimizer.base_lr (now {})", config.optimizer.base_lr));
-    }
-    advice.push(format!(
-        "freeze prototypes for longer: prototypes.freeze_iters (now {})",
-        config.prototypes.freeze_iters
-    ));
-    advice
-        .push("make crops easier: larger min_scale in augment.crops, weaker augment.color_jitter".to_owned());
-    format!("Try, one at a time: {}", advice.join("; "))
+    let lr = config.optimizer.base_lr;
+    let gently = match config.optimizer.warmup_epochs {
+        0 => {
+            format!("start gently: optimizer.warmup_epochs above 0, or a lower optimizer.base_lr (now {lr})")
+        }
+        _ => format!("lower optimizer.base_lr (now {lr})"),
+    };
+    try_out(&["optimizer.warmup_epochs", "optimizer.base_lr"], gently);
+    let now = config.prototypes.freeze_iters;
+    try_out(
+        &["prototypes.freeze_iters"],
+        format!("freeze prototypes for longer: prototypes.freeze_iters (now {now})"),
+    );
+    try_out(
+        &["augment.crops", "augment.color_jitter"],
+        "make crops easier: larger min_scale in augment.crops, weaker augment.color_jitter".to_owned(),
+    );
+    format!("Try, one at a time: {}", prescription(remedies))
 }
 
 /// What is likely to have made a number infinite or not a number, and the key to change.
 pub(crate) fn divergence_advice(what: Quantity, step: u64, lr: f64, settings: &Settings) -> String {
     let config = settings.config();
-    let mut advice = Vec::new();
-    if step == 0 {
-        advice.push(
-            "nothing has been learnt yet, so the cause is in the images or the initial weights: look at \
-             augment.normalize.std and at weights that were loaded"
-                .to_owned(),
+    let mut remedies = Vec::new();
+    let mut try_out = |keys: &'static [&'static str], what: String| remedies.push(Remedy { keys, what });
+    let cause = if step == 0 {
+        try_out(
+            &["augment.normalize"],
+            "look at augment.normalize.std and at weights that were loaded".to_owned(),
         );
+        "nothing has been learnt yet, so it is in the images or the initial weights".to_owned()
     } else {
         let usual = match config.optimizer.kind {
             OptimizerKind::Larc => 4.8,
@@ -124,20 +155,32 @@ pub(crate) fn divergence_advice(what: Quantity, step: u64, lr: f64, settings: &S
             OptimizerKind::Adamw => 1e-3,
         };
         let verdict = if lr > usual { "is high" } else { "may be too high" };
-        advice.push(format!(
-            "the learning rate {lr:.3e} {verdict} for this optimiser and batch: lower optimizer.base_lr (now {}), or \
-             raise optimizer.warmup_epochs (now {})",
-            config.optimizer.base_lr, config.optimizer.warmup_epochs
-        ));
-    }
+        let (base_lr, warmup) = (config.optimizer.base_lr, config.optimizer.warmup_epochs);
+        try_out(
+            &["optimizer.base_lr", "optimizer.warmup_epochs"],
+            format!(
+                "lower optimizer.base_lr (now {base_lr}), or raise optimizer.warmup_epochs (now {warmup})"
+            ),
+        );
+        format!("the learning rate {lr:.3e} {verdict} for this optimiser and batch")
+    };
     if config.encoder.precision == Precision::Mixed {
-        advice.push("16-bit activations may have overflowed: encoder.precision = \"f32\"".to_owned());
+        try_out(
+            &["encoder.precision"],
+            "16-bit activations may have overflowed: encoder.precision = \"f32\"".to_owned(),
+        );
     }
     if config.loss.temperature < 0.05 {
-        advice.push(format!("a higher loss.temperature (now {})", config.loss.temperature));
+        try_out(
+            &["loss.temperature"],
+            format!("a higher loss.temperature (now {})", config.loss.temperature),
+        );
     }
     if what == Quantity::Loss && config.sinkhorn.epsilon < 0.01 {
-        advice.push(format!("a higher sinkhorn.epsilon (now {})", config.sinkhorn.epsilon));
+        try_out(
+            &["sinkhorn.epsilon"],
+            format!("a higher sinkhorn.epsilon (now {})", config.sinkhorn.epsilon),
+        );
     }
-    format!("Likely cause: {}. The newest checkpoint is from before", advice.join("; "))
+    format!("Likely cause: {cause}. Try: {}. The newest checkpoint is from before", prescription(remedies))
 }

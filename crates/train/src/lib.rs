@@ -13,7 +13,9 @@ mod error;
 mod feed;
 mod health;
 mod hooks;
+mod lock;
 mod loss;
+mod memory;
 mod metrics;
 mod moment;
 mod mutants;
@@ -32,21 +34,23 @@ mod totals;
 mod trainer;
 mod whole;
 
-pub use checkpoint::{Checkpoint, CheckpointError, Position, write_weights};
+pub use checkpoint::{Checkpoint, CheckpointError, RunPosition, write_weights};
 pub use codes::{AssignCodes, Assigned, Code, CodesInput, EpochStart, QueueShape, Remembered, SinkhornCodes};
 pub use config::{
-    CheckpointConfig, ConfigError, LossConfig, MonitorConfig, OnCollapse, OptimizerConfig, OptimizerKind,
-    PrototypesConfig, QueueConfig, ReestimationConfig, Settings, SinkhornConfig, TrainConfig, TrainingConfig,
-    parse_override,
+    CheckpointConfig, ConfigError, LossConfig, MemoryEstimate, MemoryPart, MonitorConfig, OnCollapse,
+    OptimizerConfig, OptimizerKind, PrototypesConfig, QueueConfig, ReestimationConfig, Settings,
+    SinkhornConfig, TrainConfig, TrainingConfig, TrainingSizes, parse_override,
 };
 pub use error::{Quantity, TrainError};
 pub use health::{Alarm, Watch};
 pub use hooks::{EpochEvent, HookResult, StepEvent};
 pub use loss::{Loss, LossInput, LossOutput, Swapped};
+pub use memory::{available_memory, bytes};
 pub use metrics::Metrics;
 pub use moment::Moment;
 pub use reestimation::{Reestimation, reestimate_batch_norm};
-pub use run_folder::RunFolder;
+pub use resume::{Change, Effect, MAY_CHANGE, may_change};
+pub use run_folder::{RunFolder, Standing};
 pub use schedule::Schedule;
 pub use section::Section;
 pub use setup::Setup;

@@ -85,15 +85,6 @@ impl Swapped {
         self.temperature = Some(Box::new(temperature));
         self
     }
-
-    fn at(&self, moment: Moment) -> Result<SwappedPrediction, TrainError> {
-        Ok(match &self.temperature {
-            Some(temperature) => {
-                SwappedPrediction::new(self.loss.n_crops(), self.loss.assign(), temperature(moment))?
-            }
-            None => self.loss.clone(),
-        })
-    }
 }
 
 impl Loss for Swapped {
@@ -103,7 +94,10 @@ impl Loss for Swapped {
             return Err(TrainError::CodesOfCrops { expected: self.loss.assign().to_vec(), got: crops });
         }
         let codes: Vec<_> = input.codes.iter().map(|code| code.weights.view()).collect();
-        let out = self.at(input.moment)?.evaluate(input.scores, &codes)?;
+        if let Some(temperature) = &self.temperature {
+            self.loss.set_temperature(temperature(input.moment))?;
+        }
+        let out = self.loss.evaluate(input.scores, &codes)?;
         Ok(LossOutput { loss: out.loss, grad_scores: out.grad_scores, diagnostics: Some(out.diagnostics) })
     }
 

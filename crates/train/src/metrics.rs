@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::Position;
+use crate::checkpoint::RunPosition;
 use crate::error::TrainError;
 use crate::run_folder::RunFolder;
 use crate::step::StepNumbers;
@@ -49,7 +49,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// The numbers of a step at `position`, which was done with the learning rate `lr`.
-    pub(crate) fn new(position: Position, lr: f64, numbers: &StepNumbers, speed: (f64, f64)) -> Self {
+    pub(crate) fn new(position: RunPosition, lr: f64, numbers: &StepNumbers, speed: (f64, f64)) -> Self {
         let diagnostics = numbers.diagnostics.unwrap_or_default();
         Self {
             step: position.step,

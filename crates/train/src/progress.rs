@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::Position;
+use crate::checkpoint::RunPosition;
 
 /// Seconds between two log lines.
 const LOG_EVERY: Duration = Duration::from_secs(30);
@@ -26,7 +26,7 @@ impl Progress {
     /// bar, only log lines.
     pub(crate) fn new(
         shown: bool,
-        position: Position,
+        position: RunPosition,
         epochs: u64,
         total_iters: u64,
         batch_size: usize,
@@ -43,7 +43,7 @@ impl Progress {
     }
 
     /// After a step that took `seconds`.
-    pub(crate) fn step(&mut self, position: Position, loss: f64, lr: f64, seconds: f64) {
+    pub(crate) fn step(&mut self, position: RunPosition, loss: f64, lr: f64, seconds: f64) {
         let average = |old: Option<f64>, new| old.map_or(new, |old| old + SMOOTHING * (new - old));
         self.loss = Some(average(self.loss, loss));
         self.seconds_per_step = Some(average(self.seconds_per_step, seconds));

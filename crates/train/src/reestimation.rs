@@ -5,6 +5,7 @@ use swav_data::{Dataset, read_views, view_values};
 use swav_encoder::{Encoder, image_batch};
 
 use crate::error::TrainError;
+use crate::signal::StopFlag;
 
 /// How batch-norm statistics are estimated anew; [`ReestimationConfig`](crate::ReestimationConfig), checked.
 #[derive(Debug, Clone)]
@@ -48,14 +49,28 @@ pub fn reestimate_batch_norm(
     data: &dyn Dataset,
     how: &Reestimation,
 ) -> Result<(), TrainError> {
+    reestimate_until(encoder, data, how, &StopFlag::new()).map(|_| ())
+}
+
+/// As [`reestimate_batch_norm`], unless `stop` is raised: then it gives up between two batches, with statistics that are
+/// neither the old ones nor the new, and says `false`.
+pub(crate) fn reestimate_until(
+    encoder: &mut dyn Encoder,
+    data: &dyn Dataset,
+    how: &Reestimation,
+    stop: &StopFlag,
+) -> Result<bool, TrainError> {
     let (view, batch_size, size) = (&how.view, how.batch_size, how.view.size());
     let (n_images, view_len) = (how.n_images(data.len()), view_values(view));
-    let Some(statistics) = encoder.statistics() else { return Ok(()) };
+    let Some(statistics) = encoder.statistics() else { return Ok(true) };
     statistics.reset()?;
     let spread = |at: usize| (at as u128 * data.len() as u128 / n_images as u128) as usize;
     let chosen: Vec<usize> = (0..n_images).map(spread).collect();
     let (mut pixels, mut n_batches) = (Vec::new(), 0u64);
     for chosen in chosen.chunks(batch_size) {
+        if stop.is_raised() {
+            return Ok(false);
+        }
         let read = read_views(data, view, chosen);
         for (index, reason) in read.skipped {
             tracing::warn!("{} is left out of the batch-norm statistics: {reason}", data.name(index));
@@ -77,5 +92,5 @@ pub fn reestimate_batch_norm(
         return Err(TrainError::TooFewForStatistics { got: n_left });
     }
     tracing::info!("batch-norm statistics re-estimated over {n_batches} batches of {size}x{size} images");
-    Ok(())
+    Ok(true)
 }

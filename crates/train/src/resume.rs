@@ -1,56 +1,110 @@
-//! Which differences between a checkpoint's configuration and the current one forbid to resume.
+//! What may change when a run is resumed, and what may not.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use toml::Value;
 
 use crate::config::{ConfigError, TrainConfig};
 
-/// Keys (or sections, with a trailing dot) that do not change what is computed, so that they may differ. The
-/// data's path may, because their contents are compared; the batch size of a process may, because that of all is.
-const MAY_DIFFER: [&str; 12] = [
-    "training.threads",
-    "training.device",
-    "loader.n_workers",
-    "loader.queue_batches",
-    "loader.max_bad_share",
-    "data.path",
-    "data.cache_mib",
-    "encoder.checkpointing",
-    "checkpoint.",
-    "monitor.",
-    "reestimation.",
-    "training.batch_size",
+/// The keys (or sections, with a trailing dot) of a configuration that may change at a resume, and what the change does.
+/// Everything else is part of what the run is, and needs a new one.
+pub const MAY_CHANGE: [(&str, Effect); 21] = [
+    // The data's path may, because their contents are compared; the batch size of a process may, because that of all is.
+    ("training.threads", Effect::SameNumbers),
+    ("training.device", Effect::SameNumbers),
+    ("training.batch_size", Effect::SameNumbers),
+    ("loader.n_workers", Effect::SameNumbers),
+    ("loader.queue_batches", Effect::SameNumbers),
+    ("loader.max_bad_share", Effect::SameNumbers),
+    ("data.path", Effect::SameNumbers),
+    ("data.cache_mib", Effect::SameNumbers),
+    ("encoder.checkpointing", Effect::SameNumbers),
+    ("checkpoint.", Effect::SameNumbers),
+    ("monitor.", Effect::SameNumbers),
+    ("reestimation.", Effect::SameNumbers),
+    ("training.epochs", Effect::FromHereOn),
+    ("optimizer.base_lr", Effect::FromHereOn),
+    ("optimizer.final_lr", Effect::FromHereOn),
+    ("optimizer.start_warmup_lr", Effect::FromHereOn),
+    ("optimizer.warmup_epochs", Effect::FromHereOn),
+    ("optimizer.weight_decay", Effect::FromHereOn),
+    ("optimizer.clip_norm", Effect::FromHereOn),
+    ("prototypes.freeze_iters", Effect::FromHereOn),
+    ("encoder.precision", Effect::FromHereOn),
 ];
 
-/// One line for each key whose values differ and matter: `encoder.arch: resnet18 in the checkpoint, resnet50 now`.
+/// What a change at a resume does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing to what is trained: the run ends with the bits that it would have had.
+    SameNumbers,
+    /// The rest of the run is that of the new value: the schedule is the one that a run of this value has, from the step on
+    /// at which it is resumed.
+    FromHereOn,
+}
+
+/// A key whose value is another one at a resume, and may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Change {
+    /// The dotted key.
+    pub key: String,
+    /// The value in the checkpoint.
+    pub then: String,
+    /// The value now.
+    pub now: String,
+    /// What it does.
+    pub effect: Effect,
+}
+
+/// Whether a key may change at a resume, see [`MAY_CHANGE`].
+pub fn may_change(key: &str) -> bool {
+    effect(key).is_some()
+}
+
+fn effect(key: &str) -> Option<Effect> {
+    let is_meant = |may: &str| if may.ends_with('.') { key.starts_with(may) } else { key == may };
+    MAY_CHANGE.iter().find(|(may, _)| is_meant(may)).map(|&(_, effect)| effect)
+}
+
+/// How two configurations differ.
+#[derive(Debug, Default)]
+pub(crate) struct Differences {
+    /// One line for each key that has to stay: `encoder.arch: resnet18 in the checkpoint, resnet50 now`.
+    pub refused: Vec<String>,
+    /// What may change.
+    pub changes: Vec<Change>,
+}
+
+/// What differs between a checkpoint's configuration and the one to go on with.
 ///
 /// # Errors
 /// A configuration that cannot be written as TOML.
-pub(crate) fn differences(checkpoint: &TrainConfig, now: &TrainConfig) -> Result<Vec<String>, ConfigError> {
+pub(crate) fn differences(checkpoint: &TrainConfig, now: &TrainConfig) -> Result<Differences, ConfigError> {
     let flat = |config: &TrainConfig| -> Result<_, ConfigError> {
         let mut table = config.to_table()?;
         if !config.own_encoder.is_empty() {
             table.remove("encoder");
         }
-        let mut pairs = std::collections::BTreeMap::new();
+        let mut pairs = BTreeMap::new();
         flatten("", &Value::Table(table), &mut pairs);
         Ok(pairs)
     };
     let (then, now) = (flat(checkpoint)?, flat(now)?);
-    let mut keys: Vec<&String> = then.keys().chain(now.keys()).collect();
-    keys.sort();
-    keys.dedup();
-    let matters = |key: &str| {
-        !MAY_DIFFER.iter().any(|may| if may.ends_with('.') { key.starts_with(may) } else { key == *may })
-    };
+    let keys: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
     let show = |value: Option<&String>| value.map_or("unset".to_owned(), Clone::clone);
-    Ok(keys
-        .into_iter()
-        .filter(|key| matters(key) && then.get(*key) != now.get(*key))
-        .map(|key| format!("{key}: {} in the checkpoint, {} now", show(then.get(key)), show(now.get(key))))
-        .collect())
+    let mut found = Differences::default();
+    for key in keys.into_iter().filter(|key| then.get(*key) != now.get(*key)) {
+        let (then, now) = (show(then.get(key)), show(now.get(key)));
+        match effect(key) {
+            Some(effect) => found.changes.push(Change { key: key.clone(), then, now, effect }),
+            None => found.refused.push(format!("{key}: {then} in the checkpoint, {now} now")),
+        }
+    }
+    Ok(found)
 }
 
-fn flatten(prefix: &str, value: &Value, pairs: &mut std::collections::BTreeMap<String, String>) {
+fn flatten(prefix: &str, value: &Value, pairs: &mut BTreeMap<String, String>) {
     match value.as_table() {
         Some(table) => {
             for (key, value) in table {
@@ -69,18 +123,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_changes_the_computation_counts() {
+    fn only_what_makes_it_another_run_is_refused() {
         let base = TrainConfig::default();
         let mut other = base.clone();
         other.training.threads = 3;
         other.monitor.tensorboard = false;
         other.data.path = "elsewhere".into();
-        assert_eq!(differences(&base, &other).unwrap(), Vec::<String>::new());
         other.optimizer.base_lr = 0.5;
-        other.encoder.arch = swav_encoder::ResNet::new(swav_encoder::Variant::Resnet18).into();
         let found = differences(&base, &other).unwrap();
-        assert_eq!(found.len(), 2, "{found:?}");
-        assert!(found[0].starts_with("encoder.arch: \"resnet50\" in the checkpoint, \"resnet18\" now"));
-        assert!(found[1].starts_with("optimizer.base_lr"));
+        assert_eq!(found.refused, Vec::<String>::new());
+        let with_effect: Vec<&str> = found
+            .changes
+            .iter()
+            .filter(|change| change.effect == Effect::FromHereOn)
+            .map(|change| change.key.as_str())
+            .collect();
+        assert_eq!((found.changes.len(), with_effect), (4, vec!["optimizer.base_lr"]));
+        other.optimizer.momentum = 0.5;
+        other.encoder.arch = swav_encoder::ResNet::new(swav_encoder::Variant::Resnet18).into();
+        let refused = differences(&base, &other).unwrap().refused;
+        assert_eq!(refused.len(), 2, "{refused:?}");
+        assert!(refused[0].starts_with("encoder.arch: \"resnet50\" in the checkpoint, \"resnet18\" now"));
+        assert!(refused[1].starts_with("optimizer.momentum"));
+    }
+
+    #[test]
+    fn the_list_is_of_keys_that_there_are_and_is_documented() {
+        let mut pairs = BTreeMap::new();
+        flatten("", &Value::Table(TrainConfig::default().to_table().unwrap()), &mut pairs);
+        let readme = include_str!("../README.md");
+        for (may, _) in MAY_CHANGE {
+            let there = pairs.keys().any(|key| key == may || (may.ends_with('.') && key.starts_with(may)));
+            assert!(there, "{may}");
+            assert!(
+                readme.contains(&format!("`{}`", may.trim_end_matches('.'))),
+                "{may} is not in the README"
+            );
+        }
     }
 }

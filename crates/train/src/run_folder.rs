@@ -7,18 +7,39 @@
 //! metrics.jsonl                           one JSON object a step
 //! tensorboard/                            the same for TensorBoard
 //! weights.safetensors                     the trained network, when the run has ended
+//! .lock                                   whose run it is, while a process trains
 //! ```
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, write_atomically};
+use crate::checkpoint::{Checkpoint, CheckpointError, RunPosition, write_atomically};
+use crate::config::{Settings, TrainConfig};
 use crate::error::TrainError;
+use crate::lock::RunLock;
+use crate::resume::{Change, differences};
+
+/// Names below a run's folder.
+const CHECKPOINTS: &str = "checkpoints";
+const LOCK: &str = ".lock";
 
 /// The folder of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunFolder {
     root: PathBuf,
+}
+
+/// How far a run has come, as [`RunFolder::standing`] sees it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Standing {
+    /// The position of the newest checkpoint.
+    pub position: RunPosition,
+    /// Whether all epochs are done and the weights are written.
+    pub finished: bool,
+    /// What the settings change, of what may change.
+    pub changes: Vec<Change>,
 }
 
 impl RunFolder {
@@ -54,7 +75,7 @@ impl RunFolder {
 
     /// The folder of the checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
-        self.root.join("checkpoints")
+        self.root.join(CHECKPOINTS)
     }
 
     /// The checkpoint of one step, whether it exists or not.
@@ -62,53 +83,184 @@ impl RunFolder {
         self.checkpoints().join(format!("step-{step:09}.safetensors"))
     }
 
-    /// Whether a run has begun here.
+    /// Whether a run has begun here: there are a configuration and a folder of checkpoints.
     pub fn exists(&self) -> bool {
-        self.config().exists()
+        self.config().is_file() && self.checkpoints().is_dir()
     }
 
-    /// Makes the folder for a new run and writes its configuration.
+    /// Makes the folder `NAME-1` in `parent`, or that of the first number that is free. Two processes get two folders.
     ///
     /// # Errors
-    /// [`TrainError::RunExists`] if there is a run already; an error of the file system.
-    pub(crate) fn create(&self, config: &str) -> Result<(), TrainError> {
+    /// What the file system reports.
+    pub fn numbered(parent: &Path, name: &str) -> io::Result<Self> {
+        fs::create_dir_all(parent)?;
+        for number in 1u64.. {
+            let root = parent.join(format!("{name}-{number}"));
+            match fs::create_dir(&root) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                other => return other.map(|()| Self { root }),
+            }
+        }
+        unreachable!("numbers do not end")
+    }
+
+    /// What is in the folder that no run has put there; `None` if there is nothing, or no folder.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub fn foreign(&self) -> io::Result<Option<String>> {
+        let entries = match fs::read_dir(&self.root) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            entries => entries?,
+        };
+        let names: Vec<_> = entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>()?;
+        let names = names.iter().map(|name| name.to_string_lossy());
+        // What a start leaves that was killed, and what is hidden.
+        let is_ours = |name: &str| match name {
+            "config.tmp" => true,
+            CHECKPOINTS => fs::read_dir(self.checkpoints()).is_ok_and(|mut inside| inside.next().is_none()),
+            other => other.starts_with('.'),
+        };
+        Ok(names.filter(|name| !is_ours(name)).map(String::from).min())
+    }
+
+    /// Makes the folder for a new run, takes its lock, and writes the configuration. Where that fails nothing is left.
+    ///
+    /// # Errors
+    /// [`TrainError::RunExists`] if there is a run already; [`TrainError::NotARun`] if the folder has something else in
+    /// it; [`TrainError::RunBusy`]; an error of the file system.
+    pub(crate) fn create(&self, config: &str) -> Result<RunLock, TrainError> {
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| TrainError::RunFolder { action, path, source }
+        };
         if self.exists() {
             return Err(TrainError::RunExists { path: self.root.clone() });
         }
-        let path = self.checkpoints();
-        fs::create_dir_all(&path).map_err(|source| TrainError::RunFolder {
-            action: "create",
-            path,
-            source,
-        })?;
-        write_atomically(&self.config(), config.as_bytes())?;
-        Ok(())
+        if let Some(found) = self.foreign().map_err(failed("use", &self.root))? {
+            return Err(TrainError::NotARun { path: self.root.clone(), found });
+        }
+        let missing: Vec<&Path> = self.root.ancestors().take_while(|folder| !folder.exists()).collect();
+        let begin = || {
+            fs::create_dir_all(&self.root).map_err(failed("create", &self.root))?;
+            let lock = self.lock()?;
+            // Another process may have come first.
+            if self.exists() {
+                return Err(TrainError::RunExists { path: self.root.clone() });
+            }
+            fs::create_dir_all(self.checkpoints()).map_err(failed("create", &self.checkpoints()))?;
+            write_atomically(&self.config(), config.as_bytes())?;
+            Ok(lock)
+        };
+        begin().inspect_err(|error| {
+            if !matches!(error, TrainError::RunExists { .. } | TrainError::RunBusy { .. }) {
+                self.discard();
+                missing.iter().for_each(|folder| drop(fs::remove_dir(folder)));
+            }
+        })
+    }
+
+    /// Takes the lock of the run.
+    ///
+    /// # Errors
+    /// [`TrainError::RunBusy`] if another process has it.
+    pub(crate) fn lock(&self) -> Result<RunLock, TrainError> {
+        RunLock::take(&self.root, self.root.join(LOCK))
+    }
+
+    /// Removes what a start has made that came to nothing, as long as it holds no state. Files of others stay, and so does
+    /// a folder that is not empty then.
+    pub(crate) fn discard(&self) {
+        if !self.resumable().is_empty() || !self.lasting().is_empty() || self.weights().exists() {
+            return;
+        }
+        // The failure that led here is what is reported.
+        let _ = fs::remove_dir(self.checkpoints());
+        let _ = fs::remove_dir_all(self.tensorboard());
+        for file in [self.config(), self.config().with_extension("tmp"), self.metrics(), self.root.join(LOCK)]
+        {
+            let _ = fs::remove_file(file);
+        }
+        let _ = fs::remove_dir(&self.root);
+    }
+
+    /// Writes the configuration that a run goes on with, if it is another one.
+    pub(crate) fn rewrite_config(&self, config: &str) -> Result<(), CheckpointError> {
+        match fs::read_to_string(self.config()) {
+            Ok(there) if there == config => Ok(()),
+            _ => write_atomically(&self.config(), config.as_bytes()),
+        }
+    }
+
+    /// Where the run stands, and what settings to go on with would change. `None` if nothing was saved yet.
+    ///
+    /// The data are not looked at; [`Trainer::resume`](crate::Trainer::resume) compares those, too.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Mismatch`] if the settings differ in what has to stay; [`CheckpointError::Lost`]; what
+    /// [`newest`](Self::newest) reports.
+    pub fn standing(&self, settings: &Settings) -> Result<Option<Standing>, TrainError> {
+        if !self.has_state()? {
+            return Ok(None);
+        }
+        let (checkpoint, path) = self.newest()?;
+        let then = TrainConfig::parse(&checkpoint.config, &[])?;
+        let found = differences(&then, settings.config())?;
+        if !found.refused.is_empty() {
+            return Err(CheckpointError::Mismatch { path, differences: found.refused }.into());
+        }
+        let RunPosition { epoch, batch, .. } = checkpoint.position;
+        let done = (epoch, batch) >= (settings.config().training.epochs, 0);
+        let finished = done && self.weights().exists();
+        Ok(Some(Standing { position: checkpoint.position, finished, changes: found.changes }))
+    }
+
+    /// Whether there is a checkpoint.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Lost`] if there is none, but the weights of a run that has ended.
+    pub(crate) fn has_state(&self) -> Result<bool, CheckpointError> {
+        match !self.resumable().is_empty() || !self.lasting().is_empty() {
+            true => Ok(true),
+            false if self.weights().exists() => Err(CheckpointError::Lost { path: self.root.clone() }),
+            false => Ok(false),
+        }
     }
 
     /// Checkpoints to resume from, newest first.
     pub fn resumable(&self) -> Vec<PathBuf> {
+        self.saved("step-")
+    }
+
+    /// Checkpoints that stay for good, newest first.
+    pub fn lasting(&self) -> Vec<PathBuf> {
+        self.saved("epoch-")
+    }
+
+    /// Checkpoints whose name begins with `kind`, the highest number first.
+    fn saved(&self, kind: &str) -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(self.checkpoints()) else { return Vec::new() };
         let mut found: Vec<(u64, PathBuf)> = entries
             .flatten()
             .filter_map(|entry| {
                 let name = entry.file_name();
-                let step =
-                    name.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()?;
-                Some((step, entry.path()))
+                let number = name.to_str()?.strip_prefix(kind)?.strip_suffix(".safetensors")?.parse().ok()?;
+                Some((number, entry.path()))
             })
             .collect();
-        found.sort_by_key(|&(step, _)| std::cmp::Reverse(step));
+        found.sort_by_key(|&(number, _)| std::cmp::Reverse(number));
         found.into_iter().map(|(_, path)| path).collect()
     }
 
-    /// The newest checkpoint that is not damaged, and its file. Damaged ones are named in the log.
+    /// The newest checkpoint that is not damaged, and its file; where none is left to resume from, one that stays for good.
+    /// Damaged ones are named in the log.
     ///
     /// # Errors
     /// [`CheckpointError::None`] if there is none; [`CheckpointError::Version`] or [`CheckpointError::Read`]
     /// where an older one would silently lose work.
     pub fn newest(&self) -> Result<(Checkpoint, PathBuf), CheckpointError> {
         let mut damaged = Vec::new();
-        for path in self.resumable() {
+        for path in self.resumable().into_iter().chain(self.lasting()) {
             match Checkpoint::read(&path) {
                 Ok(checkpoint) => return Ok((checkpoint, path)),
                 Err(error @ CheckpointError::Damaged { .. }) => {

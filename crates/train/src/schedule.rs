@@ -1,5 +1,7 @@
 //! The learning rate of each iteration.
 
+use crate::config::TrainConfig;
+
 /// Linear warm-up, then half a cosine (reference `main_swav.py`).
 ///
 /// With `W` warm-up iterations and `T` iterations after them, iteration `t` has the learning rate
@@ -20,6 +22,18 @@ pub struct Schedule {
 }
 
 impl Schedule {
+    /// The schedule of a configuration for `iters_per_epoch` steps an epoch.
+    pub fn of(config: &TrainConfig, iters_per_epoch: u64) -> Self {
+        let optimizer = &config.optimizer;
+        Self {
+            start_warmup_lr: optimizer.start_warmup_lr,
+            base_lr: optimizer.base_lr,
+            final_lr: optimizer.final_lr,
+            warmup_iters: optimizer.warmup_epochs.saturating_mul(iters_per_epoch),
+            total_iters: config.training.epochs.saturating_mul(iters_per_epoch),
+        }
+    }
+
     /// The learning rate of iteration `iteration`, from 0. At and past the end it is `final_lr`.
     pub fn lr(&self, iteration: u64) -> f64 {
         if iteration < self.warmup_iters {

@@ -10,7 +10,7 @@ use swav_data::Dataset;
 use swav_encoder::{Encoder, SyncBatchNorm};
 use swav_prototypes::Prototypes;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Position, is_of_prototypes};
+use crate::checkpoint::{Checkpoint, CheckpointError, RunPosition, is_of_prototypes};
 use crate::codes::AssignCodes;
 use crate::collective::from_rank_0;
 use crate::config::{Settings, TrainConfig};
@@ -18,8 +18,10 @@ use crate::error::{TrainError, chain};
 use crate::health::divergence_advice;
 use crate::hooks::Hooks;
 use crate::loss::{Loss, Swapped};
-use crate::resume::differences;
+use crate::memory::available_memory;
+use crate::resume::{Change, Effect, differences};
 use crate::run_folder::RunFolder;
+use crate::schedule::Schedule;
 use crate::section::Section;
 use crate::step::Swav;
 use crate::trainer::Trainer;
@@ -88,8 +90,9 @@ impl Setup {
     /// Begins a new run: makes the folder, writes the resolved configuration there, draws the prototypes.
     ///
     /// # Errors
-    /// [`TrainError::RunExists`] if the folder holds a run; too few images; processes that do not fit together; an
-    /// error of the file system.
+    /// [`TrainError::RunExists`] if the folder holds a run, [`TrainError::NotARun`] if it holds something else,
+    /// [`TrainError::RunBusy`] if another process is in it; too few images or too little memory; processes that do not fit
+    /// together; an error of the file system. The folder is then as it was.
     pub fn start(self) -> Result<Trainer, TrainError> {
         let collective = self.collective.clone();
         self.begin().inspect_err(|error| collective.abort(&chain(error)))
@@ -98,40 +101,53 @@ impl Setup {
     /// Goes on with the run in the folder from its newest usable checkpoint, or from the beginning if it has
     /// none yet. The result is, bit for bit, that of a run without interruption.
     ///
+    /// The settings may differ from the checkpoint's in what [`MAY_CHANGE`](crate::MAY_CHANGE) lists, the schedule and its
+    /// length among it; what they change is said in the log, and holds for later resumes, too.
+    ///
     /// Another number of processes may go on if the batch of all of them together stays: what each remembers is
     /// divided anew, and batch-norm statistics are averaged.
     ///
     /// # Errors
     /// [`CheckpointError::Mismatch`] (in [`TrainError::Checkpoint`]), listing each difference, if configuration,
     /// architecture or data are not those of the checkpoint; [`CheckpointError::None`] if there are
-    /// checkpoints, but all are damaged.
+    /// checkpoints, but all are damaged; [`CheckpointError::Lost`] if there are none, but the weights of a run that has ended;
+    /// [`TrainError::RunBusy`] if another process is in the folder.
     pub fn resume(self) -> Result<Trainer, TrainError> {
         let collective = self.collective.clone();
         self.go_on().inspect_err(|error| collective.abort(&chain(error)))
     }
 
     fn begin(self) -> Result<Trainer, TrainError> {
-        let trainer = self.build()?;
+        let mut trainer = self.build()?;
         if trainer.is_first() {
-            trainer.folder.create(&trainer.settings.config().to_toml()?)?;
+            trainer.lock = Some(trainer.folder.create(&trainer.settings.config().to_toml()?)?);
+            trainer.is_new = true;
             tracing::info!("run folder {}", trainer.folder.root().display());
         }
-        trainer.together()
+        let folder = trainer.folder.clone();
+        trainer.together().inspect_err(|_| folder.discard())
     }
 
     fn go_on(self) -> Result<Trainer, TrainError> {
         let mut trainer = self.build()?;
+        if trainer.is_first() && trainer.folder.exists() {
+            trainer.lock = Some(trainer.folder.lock()?);
+        }
         let found = if trainer.is_first() { trainer.newest()? } else { None };
         let path = found.as_ref().map_or_else(|| trainer.folder.checkpoints(), |(_, path)| path.clone());
         let checkpoint = trainer.shared(found)?;
         if let Some(checkpoint) = checkpoint {
             trainer.restore(checkpoint, &path)?;
-            let Position { epoch, batch, step } = trainer.position;
+            let RunPosition { epoch, batch, step } = trainer.position;
             tracing::info!("resuming {} at epoch {epoch}, batch {batch}, step {step}", path.display());
         } else {
             tracing::info!("no checkpoint yet in {}, starting over", trainer.folder.root().display());
         }
-        trainer.together()
+        let trainer = trainer.together()?;
+        if trainer.is_first() {
+            trainer.folder.rewrite_config(&trainer.settings.config().to_toml()?)?;
+        }
+        Ok(trainer)
     }
 
     /// The trainer at the start of a run.
@@ -145,10 +161,12 @@ impl Setup {
             let batch_norm = if synchronised { SyncBatchNorm::On } else { SyncBatchNorm::Off };
             encoder.join(collective.clone(), batch_norm)?;
         }
-        let batch_size = config.training.batch_size * world_size;
+        let batch_size = config.training.batch_size.saturating_mul(world_size);
         if data.len() < batch_size {
             return Err(TrainError::TooFewImages { n_images: data.len(), batch_size });
         }
+        // The network is there already.
+        settings.training_memory(world_size, false).without_network().check(available_memory())?;
         let dim = encoder.embedding_dim();
         let mut rng = ChaCha8Rng::seed_from_u64(config.training.seed);
         rng.set_stream(PROTOTYPES_STREAM);
@@ -157,6 +175,9 @@ impl Setup {
         let codes = codes.unwrap_or_else(|| Box::new(settings.sinkhorn_codes(dim, world_size)));
         let batches_per_epoch = (data.len() / batch_size) as u64;
         let schedule = settings.schedule(batches_per_epoch);
+        if let Some(warning) = idle_queue(config, settings.queue_length(world_size), batches_per_epoch) {
+            tracing::warn!("{warning}");
+        }
         let advice = {
             let settings = settings.clone();
             move |what, step| divergence_advice(what, step, schedule.lr(step), &settings)
@@ -168,12 +189,15 @@ impl Setup {
             encoder,
             data,
             folder,
-            position: Position::default(),
+            position: RunPosition::default(),
             batches_per_epoch,
             collective,
             hooks: Hooks::default(),
             show_progress: true,
             on_device: None,
+            lock: None,
+            is_new: false,
+            changes: Vec::new(),
         })
     }
 }
@@ -208,8 +232,8 @@ impl Trainer {
     }
 
     /// The newest usable checkpoint; `None` for a run without any.
-    fn newest(&self) -> Result<Option<(Checkpoint, std::path::PathBuf)>, TrainError> {
-        if !self.folder.resumable().is_empty() {
+    fn newest(&mut self) -> Result<Option<(Checkpoint, std::path::PathBuf)>, TrainError> {
+        if self.folder.has_state()? {
             return Ok(Some(self.folder.newest()?));
         }
         if !self.folder.exists() {
@@ -246,7 +270,9 @@ impl Trainer {
     /// Puts a checkpoint's state in place of the initial one. What can be wrong with it is found before anything is
     /// loaded, part by part in the order of their dependence.
     fn restore(&mut self, checkpoint: Checkpoint, path: &Path) -> Result<(), TrainError> {
-        self.check_config(&TrainConfig::parse(&checkpoint.config, &[])?, path, self.misfits(&checkpoint))?;
+        let then = TrainConfig::parse(&checkpoint.config, &[])?;
+        self.check_config(&then, path, self.misfits(&checkpoint))?;
+        self.tell_changes(&then, checkpoint.position.step);
         let (rank, world_size) = (self.collective.rank(), self.collective.world_size());
         self.swav.codes.load(checkpoint.sections_of("codes"), rank, world_size)?;
         self.swav.loss.load(checkpoint.sections_of("loss"), rank, world_size)?;
@@ -284,7 +310,7 @@ impl Trainer {
             };
             found.push(format!("{key}: {was} in the checkpoint, {is} now"));
         }
-        let Position { epoch, batch, step } = checkpoint.position;
+        let RunPosition { epoch, batch, step } = checkpoint.position;
         let per_epoch = self.batches_per_epoch;
         let same_data = found.is_empty();
         if same_data
@@ -295,22 +321,66 @@ impl Trainer {
                 "position: epoch {epoch}, batch {batch}, step {step} in the checkpoint, {per_epoch} batches an epoch now"
             ));
         }
+        let epochs = self.settings.config().training.epochs;
+        if (epoch, batch) > (epochs, 0) {
+            let least = epoch + u64::from(batch > 0);
+            found.push(format!(
+                "training.epochs: the checkpoint is in epoch {epoch} at batch {batch}; expected at least {least}, got {epochs}"
+            ));
+        }
         found
+    }
+
+    /// Says what is different from here on.
+    fn tell_changes(&self, then: &TrainConfig, step: u64) {
+        let changes = self.changes.iter().filter(|change| change.effect == Effect::FromHereOn);
+        for Change { key, then, now, .. } in changes.clone() {
+            tracing::info!("{key}: {then} in the checkpoint, {now} from here on");
+        }
+        if changes.count() > 0 {
+            let (was, is) = (Schedule::of(then, self.batches_per_epoch), self.schedule);
+            tracing::info!(
+                "the learning rate of step {step} is {:.3e} instead of {:.3e}; the run ends after step {} instead of {}",
+                is.lr(step),
+                was.lr(step),
+                is.total_iters,
+                was.total_iters
+            );
+        }
     }
 
     /// Refuses a configuration that differs in what matters; `found` are differences known already.
     fn check_config(
-        &self,
+        &mut self,
         then: &TrainConfig,
         path: &Path,
         mut found: Vec<String>,
     ) -> Result<(), TrainError> {
-        found.extend(differences(then, self.settings.config())?);
+        let differences = differences(then, self.settings.config())?;
+        found.extend(differences.refused);
         if found.is_empty() {
+            self.changes = differences.changes;
             return Ok(());
         }
         Err(CheckpointError::Mismatch { path: path.to_owned(), differences: found }.into())
     }
+}
+
+/// What to say of a queue of `length` rows that never takes part in this run, if it does not.
+fn idle_queue(config: &TrainConfig, length: usize, batches_per_epoch: u64) -> Option<String> {
+    let (epochs, start) = (config.training.epochs, config.queue.start_epoch);
+    let to_fill = (length / config.training.batch_size.max(1)) as u64;
+    if length == 0 || epochs.saturating_sub(start).saturating_mul(batches_per_epoch) > to_fill {
+        return None;
+    }
+    let why = match start >= epochs {
+        true => format!("it starts in epoch {start} of {epochs}, counted from 0"),
+        false => format!("it starts in epoch {start} of {epochs} and takes {to_fill} steps to fill"),
+    };
+    Some(format!(
+        "the queue never takes part: {why}. Set queue.start_epoch lower, training.epochs or queue.length so that it does, or \
+         queue.length to 0 to do without"
+    ))
 }
 
 /// Puts the batch-norm statistics of one rank in place of rank 0's, or the mean over ranks if their number is another.
@@ -336,5 +406,29 @@ fn statistics_of_rank(
         if let Ok(tensor) = swav_encoder::StateTensor::new(tensor.shape().to_vec(), values) {
             state.insert(name, tensor);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_never_takes_part_is_noticed() {
+        let config = |epochs, start_epoch| {
+            let mut config = TrainConfig::default();
+            (config.training.epochs, config.training.batch_size) = (epochs, 8);
+            config.queue.start_epoch = start_epoch;
+            config
+        };
+        // Five steps an epoch; ten batches fill it, and it takes part in the step after.
+        for (epochs, start, length, idle) in
+            [(4, 1, 80, false), (3, 1, 80, true), (4, 4, 8, true), (4, 15, 8, true), (1, 9, 0, false)]
+        {
+            let warning = idle_queue(&config(epochs, start), length, 5);
+            assert_eq!(warning.is_some(), idle, "{epochs} {start} {length}: {warning:?}");
+        }
+        let warning = idle_queue(&config(5, 15), 64, 9).unwrap();
+        assert!(warning.contains("queue.start_epoch") && warning.contains("epoch 15 of 5"), "{warning}");
     }
 }

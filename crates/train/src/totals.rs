@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::checkpoint::Position;
+use crate::checkpoint::RunPosition;
 
 /// How a run, or the part of it in this process, ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// Where the run stands.
-    pub position: Position,
+    pub position: RunPosition,
     /// Whether all epochs are done; if not, the run was stopped and can be resumed.
     pub finished: bool,
     /// Mean loss of the last epoch that this process worked on; NaN if it did no step.
@@ -96,7 +96,7 @@ impl Totals {
     }
 
     /// What they come to.
-    pub(crate) fn outcome(&self, position: Position, batch_size: usize, n_bad_images: u64) -> Outcome {
+    pub(crate) fn outcome(&self, position: RunPosition, batch_size: usize, n_bad_images: u64) -> Outcome {
         Outcome {
             position,
             finished: false,

@@ -9,7 +9,7 @@ use swav_collective::{Collective, Decision, Vote};
 use swav_data::{Dataset, MultiCropBatch};
 use swav_encoder::{Encoder, StateDict};
 
-use crate::checkpoint::{Checkpoint, Position, write_weights};
+use crate::checkpoint::{Checkpoint, RunPosition, write_weights};
 use crate::codes::EpochStart;
 use crate::collective::agreed;
 use crate::config::{OnCollapse, Settings};
@@ -17,10 +17,12 @@ use crate::error::{TrainError, chain};
 use crate::feed::Feed;
 use crate::health::Watch;
 use crate::hooks::{EpochEvent, HookResult, Hooks, StepEvent};
+use crate::lock::RunLock;
 use crate::metrics::{Metrics, MetricsLog};
 use crate::moment::Moment;
 use crate::progress::Progress;
-use crate::reestimation::reestimate_batch_norm;
+use crate::reestimation::reestimate_until;
+use crate::resume::Change;
 use crate::run_folder::RunFolder;
 use crate::schedule::Schedule;
 use crate::section::Section;
@@ -50,7 +52,7 @@ pub struct Trainer {
     pub(crate) swav: Swav,
     pub(crate) data: Arc<dyn Dataset>,
     pub(crate) folder: RunFolder,
-    pub(crate) position: Position,
+    pub(crate) position: RunPosition,
     pub(crate) schedule: Schedule,
     pub(crate) batches_per_epoch: u64,
     pub(crate) collective: Arc<dyn Collective>,
@@ -58,11 +60,17 @@ pub struct Trainer {
     pub(crate) show_progress: bool,
     /// Steps that run on the encoder's device as a whole, while a run goes on.
     pub(crate) on_device: Option<OnDevice>,
+    /// Rank 0's: the run's folder is this process's.
+    pub(crate) lock: Option<RunLock>,
+    /// Whether the folder was made by this process, and holds no state yet.
+    pub(crate) is_new: bool,
+    /// What is different from the checkpoint that was resumed.
+    pub(crate) changes: Vec<Change>,
 }
 
 /// A step whose numbers are known; on a device that may be later than when it was begun.
 struct Done {
-    position: Position,
+    position: RunPosition,
     numbers: StepNumbers,
     /// `None` if the step ran on a device as a whole.
     output: Option<StepOutput>,
@@ -138,8 +146,20 @@ impl Trainer {
     }
 
     /// Where the run stands.
-    pub fn position(&self) -> Position {
+    pub fn position(&self) -> RunPosition {
         self.position
+    }
+
+    /// Whether all epochs are done and the weights are written, as of a run that was resumed after its end.
+    /// [`run`](Self::run) has nothing to do then.
+    pub fn is_finished(&self) -> bool {
+        let rewrites = self.changes.iter().any(|change| change.key.starts_with("reestimation."));
+        self.position.step >= self.schedule.total_iters && self.folder.weights().exists() && !rewrites
+    }
+
+    /// What the settings change of the run that was resumed.
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
     }
 
     /// Weights, prototypes and batch-norm statistics as they are now, under the reference's names.
@@ -159,15 +179,26 @@ impl Trainer {
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] or [`TrainError::Collapsed`] with advice; errors of data and files. The newest
-    /// checkpoint is then from before.
+    /// checkpoint is then from before. A new run that fails in its first step leaves no folder.
     pub fn run(&mut self, stop: &StopFlag) -> Result<Outcome, TrainError> {
         let collective = self.collective.clone();
         let n_threads = self.settings.config().training.threads;
-        in_pool(n_threads, || self.train(stop)).inspect_err(|error| collective.abort(&chain(error)))
+        let result = in_pool(n_threads, || self.train(stop));
+        if let Err(error) = &result {
+            collective.abort(&chain(error));
+            if self.is_new && self.position.step == 0 {
+                self.folder.discard();
+            }
+        }
+        result
     }
 
     fn train(&mut self, stop: &StopFlag) -> Result<Outcome, TrainError> {
         let total = self.schedule.total_iters;
+        if agreed_on(self.collective.as_ref(), self.is_finished())? {
+            tracing::info!("the run in {} is finished: nothing to do", self.folder.root().display());
+            return Ok(self.finished());
+        }
         let mut record = self.open_record()?;
         let mut saved = None;
         let mut feed = None;
@@ -205,10 +236,7 @@ impl Trainer {
             Some((step, path)) if step == self.position.step => path,
             _ => self.save(record.metrics.as_ref())?.1,
         };
-        let finished = self.position.step >= total;
-        if finished {
-            self.finish()?;
-        }
+        let finished = self.position.step >= total && self.finish(stop)?;
         let n_bad = feed.map_or(0, |feed| feed.n_bad_images());
         let outcome = record.totals.outcome(self.position, self.global_batch_size(), n_bad);
         let outcome = Outcome { finished, checkpoint, ..outcome };
@@ -236,8 +264,8 @@ impl Trainer {
         self.moment_of(self.position)
     }
 
-    fn moment_of(&self, position: Position) -> Moment {
-        let Position { epoch, step, .. } = position;
+    fn moment_of(&self, position: RunPosition) -> Moment {
+        let RunPosition { epoch, step, .. } = position;
         Moment { step, epoch, total_steps: self.schedule.total_iters }
     }
 
@@ -342,7 +370,7 @@ impl Trainer {
                 return Err(self.swav.not_finite(what, moment));
             }
             let Moment { step, epoch, .. } = moment;
-            let position = Position { step, epoch, batch: step - epoch * self.batches_per_epoch };
+            let position = RunPosition { step, epoch, batch: step - epoch * self.batches_per_epoch };
             Ok(Done { position, numbers, output: None })
         };
         known.into_iter().map(done).collect()
@@ -387,11 +415,11 @@ impl Trainer {
     }
 
     /// The position one step later.
-    fn after(&self, position: Position) -> Position {
-        let Position { epoch, batch, step } = position;
+    fn after(&self, position: RunPosition) -> RunPosition {
+        let RunPosition { epoch, batch, step } = position;
         match batch + 1 == self.batches_per_epoch {
-            true => Position { epoch: epoch + 1, batch: 0, step: step + 1 },
-            false => Position { epoch, batch: batch + 1, step: step + 1 },
+            true => RunPosition { epoch: epoch + 1, batch: 0, step: step + 1 },
+            false => RunPosition { epoch, batch: batch + 1, step: step + 1 },
         }
     }
 
@@ -399,7 +427,7 @@ impl Trainer {
     fn wants_checkpoint(&self, record: &Record) -> Result<bool, TrainError> {
         let config = &self.settings.config().checkpoint;
         let due = |every: u64, count: u64| every > 0 && count.is_multiple_of(every);
-        let Position { epoch, batch, step } = self.position;
+        let RunPosition { epoch, batch, step } = self.position;
         let elapsed = record.totals.saved.elapsed().as_secs_f64();
         let mut by_clock = [u8::from(config.every_minutes > 0.0 && elapsed >= 60.0 * config.every_minutes)];
         self.collective.broadcast(&mut by_clock, 0)?;
@@ -411,7 +439,7 @@ impl Trainer {
     /// Saves the state of all processes; gives the step that it is of, and the file.
     fn save(&self, metrics: Option<&MetricsLog>) -> Result<(u64, PathBuf), TrainError> {
         let sections = self.sections()?;
-        let Position { epoch, batch, step } = self.position;
+        let RunPosition { epoch, batch, step } = self.position;
         let Some(metrics) = metrics else { return Ok((step, self.folder.checkpoint_of(step))) };
         metrics.sync()?;
         let optimizer = self.encoder.optimizer_state()?.into_iter().chain(self.swav.optimizer_state());
@@ -466,20 +494,37 @@ impl Trainer {
         Ok(state.filter(|(name, _)| parameters.contains(name) == trained).collect())
     }
 
-    /// Writes the weights of the finished run.
-    fn finish(&mut self) -> Result<(), TrainError> {
-        let collective = self.collective.clone();
-        let written = if self.is_first() { self.write_weights() } else { Ok(()) };
-        agreed(collective.as_ref(), written)
+    /// The outcome of a run that was finished before.
+    fn finished(&self) -> Outcome {
+        let outcome = Totals::new().outcome(self.position, self.global_batch_size(), 0);
+        Outcome { finished: true, checkpoint: self.folder.checkpoint_of(self.position.step), ..outcome }
     }
 
-    fn write_weights(&mut self) -> Result<(), TrainError> {
+    /// Writes the weights of the finished run; whether `stop` has left the time for it.
+    fn finish(&mut self, stop: &StopFlag) -> Result<bool, TrainError> {
+        let collective = self.collective.clone();
+        let written = if self.is_first() { self.write_weights(stop) } else { Ok(false) };
+        let done = *written.as_ref().unwrap_or(&false);
+        agreed(collective.as_ref(), written.map(|_| ()))?;
+        agreed_on(collective.as_ref(), done)
+    }
+
+    fn write_weights(&mut self, stop: &StopFlag) -> Result<bool, TrainError> {
         if self.settings.config().reestimation.batch_norm {
             let how = self.settings.reestimation();
-            reestimate_batch_norm(self.encoder.as_mut(), self.data.as_ref(), how)?;
+            if !reestimate_until(self.encoder.as_mut(), self.data.as_ref(), how, stop)? {
+                return Ok(false);
+            }
         }
         write_weights(&self.state()?, &self.folder.weights())?;
         tracing::info!("weights written to {}", self.folder.weights().display());
-        Ok(())
+        Ok(true)
     }
+}
+
+/// What rank 0 says, on all ranks.
+fn agreed_on(collective: &dyn Collective, answer: bool) -> Result<bool, TrainError> {
+    let mut answer = [u8::from(answer)];
+    collective.broadcast(&mut answer, 0)?;
+    Ok(answer[0] == 1)
 }

@@ -109,7 +109,7 @@ fn a_file_error_names_the_file() {
     let path = folder.path().join("mine.toml");
     std::fs::write(&path, "[optimizer]\nbase_rl = 1").unwrap();
     let text = TrainConfig::load(&path, &[]).unwrap_err().to_string();
-    assert!(text.contains("mine.toml") && text.contains("did you mean `base_lr`"), "{text}");
+    assert!(text.contains("mine.toml") && text.contains("did you mean `optimizer.base_lr`"), "{text}");
     std::fs::write(&path, "[optimizer\n").unwrap();
     assert!(matches!(TrainConfig::load(&path, &[]), Err(ConfigError::Syntax { path: Some(_), .. })));
     assert!(matches!(
@@ -174,6 +174,23 @@ fn values_out_of_range_are_refused_by_key() {
         ("reestimation.size=0", "reestimation.size"),
         ("evaluation.size=0", "reestimation.size"),
         ("reestimation.batch_size=1", "reestimation.batch_size"),
+        // Numbers that make sense nowhere, and would overflow or take all memory.
+        ("training.epochs=4611686018427387904", "training.epochs"),
+        ("training.batch_size=9000000000000000000", "training.batch_size"),
+        ("training.threads=100000", "training.threads"),
+        ("loader.n_workers=100000", "loader.n_workers"),
+        ("loader.queue_batches=1000000000", "loader.queue_batches"),
+        ("queue.length=1000000000000", "queue.length"),
+        ("sinkhorn.n_iters=1000000000", "sinkhorn.n_iters"),
+        ("data.cache_mib=9000000000000000000", "data.cache_mib"),
+        ("reestimation.batch_size=9000000000000000000", "reestimation.batch_size"),
+        (
+            "augment.crops=[{ size = 8, n_crops = 9000000000000000000, min_scale = 0.1, max_scale = 1.0 }]",
+            "augment.crops",
+        ),
+        ("optimizer.final_lr=1e39", "optimizer.final_lr"),
+        ("optimizer.start_warmup_lr=1e300", "optimizer.start_warmup_lr"),
+        ("optimizer.base_lr=1e-300", "optimizer.base_lr"),
     ] {
         match TrainConfig::parse("", &[given.to_owned()]).and_then(|config| config.check()) {
             Err(ConfigError::Value { key: found, .. }) => assert_eq!(found, key, "{given}"),
@@ -205,4 +222,56 @@ fn a_run_of_an_encoder_of_its_own_does_not_claim_a_network() {
     assert!(text.contains("own_encoder = \"linear\"") && !text.contains("resnet50"), "{text}");
     let again = TrainConfig::parse(&text, &[]).unwrap();
     assert!(matches!(again.check(), Err(ConfigError::OwnEncoder { description }) if description == "linear"));
+}
+
+#[test]
+fn a_table_joins_its_section() {
+    let text =
+        "[optimizer]\nkind = \"sgd\"\nbase_lr = 0.3\n[encoder]\nhead = { mlp = { hidden = 7 } }\ndim = 9";
+    let overrides =
+        ["optimizer={ base_lr = 0.2, momentum = 0.5 }", "encoder={ dim = 5 }", "queue={ length = 640 }"];
+    let config = TrainConfig::parse(text, &overrides.map(str::to_owned)).unwrap();
+    let o = &config.optimizer;
+    assert_eq!((o.kind, o.base_lr, o.momentum), (OptimizerKind::Sgd, 0.2, 0.5));
+    assert_eq!((config.encoder.head, config.encoder.dim), (swav_encoder::Head::Mlp { hidden: 7 }, 5));
+    assert_eq!((config.queue.length, config.queue.start_epoch), (640, 15));
+    // Inside of an inner table, too; a word gives way to a table.
+    let text = "[encoder]\nhead = \"linear\"\n[augment.blur]\nprobability = 0.3";
+    let overrides = ["augment={ blur = { max_radius = 1.0 } }", "encoder.head={ mlp = { hidden = 3 } }"];
+    let config = TrainConfig::parse(text, &overrides.map(str::to_owned)).unwrap();
+    assert_eq!((config.augment.blur.probability, config.augment.blur.max_radius), (Some(0.3), Some(1.0)));
+    assert_eq!(config.encoder.head, swav_encoder::Head::Mlp { hidden: 3 });
+}
+
+#[test]
+fn a_key_without_its_section_is_found_in_it() {
+    let text = TrainConfig::parse("", &["warmup_epochs=3".to_owned()]).unwrap_err();
+    let ConfigError::InOverride { given, source } = text else { panic!("an error of the override") };
+    assert_eq!(given, "warmup_epochs=3");
+    assert!(source.to_string().contains("did you mean `optimizer.warmup_epochs`?"), "{source}");
+}
+
+#[test]
+fn of_several_overrides_the_wrong_one_is_named() {
+    let overrides = ["training.seed=3", "training.epochs=many", "loss.temperature=0.2"].map(str::to_owned);
+    match TrainConfig::parse("", &overrides) {
+        Err(ConfigError::InOverride { given, .. }) => assert_eq!(given, "training.epochs=many"),
+        other => panic!("expected an error of the override, got {other:?}"),
+    }
+}
+
+#[test]
+fn sizes_are_known_before_anything_is_made() {
+    let settings = load("imagenet-400ep-w5.toml");
+    let memory = settings.training_memory(1, true);
+    // 586 million parameters with a head, their gradients and their momentum.
+    let network = memory.parts().iter().find(|part| part.keys.starts_with("encoder.width")).unwrap();
+    assert!((6.5e9..7.5e9).contains(&(network.bytes as f64)), "{memory}");
+    assert!(settings.training_memory(1, false).total() < memory.total());
+    match memory.check(Some(8 << 30)) {
+        Err(error @ ConfigError::Memory { available: 8_589_934_592, .. }) => {
+            assert!(error.to_string().contains("8.0 GiB are available"), "{error}");
+        }
+        other => panic!("expected too little memory, got {other:?}"),
+    }
 }

@@ -8,6 +8,11 @@ use std::sync::Arc;
 
 use support::{Fault, Gradients, Linear, Phase, assert_same_bits, data, resume, settings, start, whole_run};
 use swav_train::{Checkpoint, CheckpointError, Metrics, Quantity, RunFolder, StopFlag, TrainError, Trainer};
+use swav_train::{ConfigError, TrainConfig};
+
+fn keys(trainer: &Trainer) -> Vec<&str> {
+    trainer.changes().iter().map(|change| change.key.as_str()).collect()
+}
 
 fn mismatch(result: Result<Trainer, TrainError>) -> Vec<String> {
     match result {
@@ -142,11 +147,11 @@ fn another_architecture_recipe_or_data_set_is_refused_with_a_list() {
     let run = folder.path().join("run");
     whole_run(&run, &[]);
     let found =
-        mismatch(resume(&run, &["loss.temperature=0.25", "optimizer.base_lr=0.25", "training.threads=2"]));
+        mismatch(resume(&run, &["loss.temperature=0.25", "optimizer.momentum=0.25", "training.threads=2"]));
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].starts_with("loss.temperature: 0.1"), "{found:?}");
     assert!(found[0].ends_with("in the checkpoint, 0.25 now"), "{found:?}");
-    assert!(found[1].starts_with("optimizer.base_lr: 0.5 in the checkpoint, 0.25 now"), "{found:?}");
+    assert!(found[1].starts_with("optimizer.momentum: 0.9 in the checkpoint, 0.25 now"), "{found:?}");
     let other = Arc::new(Gradients::new(43, 6));
     let found =
         mismatch(Trainer::resume(settings(&[]), Box::new(Linear::new(6)), other, RunFolder::at(&run)));
@@ -265,4 +270,245 @@ fn tensorboard_files_are_written_beside_the_lines() {
     assert_eq!(metrics(&run).len(), 4);
     let files: Vec<_> = fs::read_dir(RunFolder::at(&run).tensorboard()).unwrap().collect();
     assert_eq!(files.len(), 1);
+}
+
+#[test]
+fn a_run_can_be_lengthened_before_and_after_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ended, halfway) = (folder.path().join("ended"), folder.path().join("halfway"));
+    whole_run(&ended, KEEP_ALL);
+    rewind(&ended, &halfway, 7);
+    let longer = [KEEP_ALL, &["training.epochs=6", "optimizer.base_lr=0.25"]].concat();
+    let rates: Vec<f64> = {
+        let schedule = settings(&longer).schedule(5);
+        (0..30).map(|step| schedule.lr(step)).collect()
+    };
+    for (run, step) in [(&ended, 20), (&halfway, 7)] {
+        let mut trainer = resume(run, &longer).unwrap();
+        assert_eq!(keys(&trainer), ["optimizer.base_lr", "training.epochs"]);
+        let outcome = trainer.run(&StopFlag::new()).unwrap();
+        assert_eq!((outcome.n_steps, outcome.position.step, outcome.finished), (30 - step as u64, 30, true));
+        // The schedule is that of the new length, from the step on at which it was resumed.
+        let lines = metrics(run);
+        assert_eq!(lines.len(), 30);
+        assert!(lines[step..].iter().zip(&rates[step..]).all(|(line, &lr)| line.lr == lr));
+        assert!(lines[step - 1].lr != rates[step - 1]);
+        // It holds from now on.
+        let config = TrainConfig::load(&RunFolder::at(run).config(), &[]).unwrap();
+        assert_eq!((config.training.epochs, config.optimizer.base_lr), (6, 0.25));
+    }
+    // What is done cannot be undone; what stands at the border can end there.
+    let found = mismatch(resume(&ended, &["training.epochs=5"]));
+    assert!(
+        found.len() == 1 && found[0].starts_with("training.epochs: ") && found[0].contains("at least 6"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn a_finished_run_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    whole_run(&run, &["monitor.tensorboard=true"]);
+    let (at, settings) = (RunFolder::at(&run), settings(&[]));
+    let standing = at.standing(&settings).unwrap().unwrap();
+    assert!(standing.finished && standing.position.step == 20 && standing.changes.len() == 1, "{standing:?}");
+    let state = || {
+        let files = [at.weights(), at.config(), at.metrics(), at.checkpoint_of(20)];
+        let written = files.map(|file| fs::metadata(file).unwrap().modified().unwrap());
+        (written, fs::read_dir(at.tensorboard()).unwrap().count())
+    };
+    let before = state();
+    let mut trainer = resume(&run, &["monitor.tensorboard=true"]).unwrap();
+    assert!(trainer.is_finished());
+    let outcome = trainer.run(&StopFlag::new()).unwrap();
+    assert!(outcome.finished && outcome.n_steps == 0 && outcome.checkpoint == at.checkpoint_of(20));
+    assert_eq!(state(), before);
+}
+
+#[test]
+fn a_run_is_one_processs() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let first = start(&run, &[]).unwrap();
+    let id = std::process::id().to_string();
+    match resume(&run, &[]).err() {
+        Some(error @ TrainError::RunBusy { .. }) => assert!(error.to_string().contains(&id), "{error}"),
+        other => panic!("expected a busy run, got {other:?}"),
+    }
+    drop(first);
+    // What a killed process leaves: its name, but no lock.
+    fs::write(run.join(".lock"), "process 4000000000\n").unwrap();
+    resume(&run, &[]).unwrap();
+    assert_eq!(fs::read(run.join(".lock")).unwrap(), b"");
+}
+
+#[test]
+fn numbered_folders_are_taken_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let parent = folder.path().join("runs");
+    let take = || RunFolder::numbered(&parent, "a").unwrap().root().to_owned();
+    let taken: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(take)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let different: std::collections::BTreeSet<_> = taken.iter().collect();
+    assert_eq!(different.len(), 8);
+    assert!((1..=8).all(|number| parent.join(format!("a-{number}")).is_dir()));
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("new/run");
+    let few = Arc::new(Gradients::new(7, 0));
+    let result = Trainer::start(settings(&[]), Box::new(Linear::new(6)), few, RunFolder::at(&run));
+    assert!(matches!(result, Err(TrainError::TooFewImages { .. })));
+    let too_large = start(&run, &["queue.length=4000000000"]).err();
+    assert!(matches!(too_large, Some(TrainError::Config(ConfigError::Memory { .. }))), "{too_large:?}");
+    let mut unreadable = Gradients::new(43, 5);
+    unreadable.unreadable = true;
+    let trainer =
+        Trainer::start(settings(&[]), Box::new(Linear::new(6)), Arc::new(unreadable), RunFolder::at(&run));
+    trainer.unwrap().show_progress(false).run(&StopFlag::new()).unwrap_err();
+    assert!(!run.exists());
+    whole_run(&run, &[]);
+}
+
+#[test]
+fn a_folder_with_something_else_is_no_run() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, file) in [("photos", "a.jpg"), ("site", "config.toml")] {
+        let other = folder.path().join(name);
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join(file), "theirs").unwrap();
+        match start(&other, &[]).err() {
+            Some(TrainError::NotARun { found, .. }) => assert_eq!(found, file),
+            other => panic!("expected no run, got {other:?}"),
+        }
+        assert!(!RunFolder::at(&other).exists());
+        assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
+    }
+    let hidden = folder.path().join("hidden");
+    fs::create_dir(&hidden).unwrap();
+    fs::write(hidden.join(".gitkeep"), "").unwrap();
+    start(&hidden, &[]).unwrap();
+    // What is left of a start that was killed.
+    let killed = folder.path().join("killed");
+    fs::create_dir_all(killed.join("checkpoints")).unwrap();
+    fs::write(killed.join("config.tmp"), "").unwrap();
+    start(&killed, &[]).unwrap();
+}
+
+#[test]
+fn finished_weights_without_a_checkpoint_are_not_started_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    whole_run(&run, &["checkpoint.keep_every_epochs=2"]);
+    let at = RunFolder::at(&run);
+    for path in at.resumable() {
+        fs::remove_file(path).unwrap();
+    }
+    // A checkpoint that stays for good does, too.
+    assert_eq!(resume(&run, &[]).unwrap().position().step, 20);
+    fs::remove_file(&at.lasting()[0]).unwrap();
+    assert_eq!(resume(&run, &[]).unwrap().position().step, 10);
+    fs::remove_file(&at.lasting()[0]).unwrap();
+    let weights = fs::read(at.weights()).unwrap();
+    for result in [resume(&run, &[]).map(|_| ()), at.standing(&settings(&[])).map(|_| ())] {
+        assert!(matches!(result, Err(TrainError::Checkpoint(CheckpointError::Lost { .. }))), "{result:?}");
+    }
+    assert_eq!(fs::read(at.weights()).unwrap(), weights);
+}
+
+#[test]
+fn positions_and_queues_that_cannot_be_are_refused_before_anything_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    whole_run(&run, &[]);
+    let at = RunFolder::at(&run);
+    let (good, path) = at.newest().unwrap();
+    let half = u64::MAX / 2;
+    for (epoch, batch, step) in
+        [(0, 5, 5), (0, 4, 3), (4, 0, 21), (half, half, half), (u64::MAX, 0, 0), (5, 0, 25), (4, 1, 21)]
+    {
+        let mut wrong = good.clone();
+        wrong.position = swav_train::RunPosition { epoch, batch, step };
+        wrong.write(&path).unwrap();
+        let found = mismatch(resume(&run, &[]));
+        assert!(found.len() == 1 && found[0].contains(&epoch.to_string()), "{found:?}");
+    }
+    let section = |change: &dyn Fn(&mut swav_train::Section)| {
+        let mut wrong = good.clone();
+        change(&mut wrong.sections.get_mut("codes").unwrap()[0]);
+        wrong.write(&path).unwrap();
+        resume(&run, &[]).err().unwrap()
+    };
+    let rows = |shape: &[usize]| {
+        let n = shape.iter().product();
+        swav_encoder::StateTensor::new(shape.to_vec(), vec![0.5; n]).unwrap()
+    };
+    for shape in [&[2, 16, 5][..], &[2, 8, 6], &[1, 16, 6], &[2, 16], &[2, 0, 6], &[0, 16, 6]] {
+        let error = section(&|codes| {
+            codes.tensors.insert("queue.rows", rows(shape));
+        });
+        assert!(
+            matches!(error, TrainError::Section { .. } | TrainError::Prototypes(_)),
+            "{shape:?}: {error}"
+        );
+    }
+    for filled in ["[16]", "[16, 17]", "[16, 3]", "[16, -1]", "\"all\"", "[99999999999999999999, 16]"] {
+        let error = section(&|codes| {
+            codes.values.insert("filled".to_owned(), serde_json::from_str(filled).unwrap());
+        });
+        assert!(matches!(error, TrainError::Section { .. } | TrainError::Prototypes(_)), "{filled}: {error}");
+    }
+    good.write(&path).unwrap();
+    resume(&run, &[]).unwrap();
+}
+
+#[test]
+fn a_stop_is_heard_while_statistics_are_estimated() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = RunFolder::at(folder.path().join("run"));
+    let settings =
+        settings(&["training.epochs=1", "optimizer.warmup_epochs=0", "reestimation.batch_norm=true"]);
+    let encoder = || swav_encoder::build_cpu(settings.encoder(), 1).unwrap();
+    let mut trainer =
+        Trainer::start(settings.clone(), encoder(), data(), at.clone()).unwrap().show_progress(false);
+    let stop = StopFlag::new();
+    let raised = stop.clone();
+    trainer.on_epoch(move |_| {
+        raised.raise();
+        Ok(())
+    });
+    let outcome = trainer.run(&stop).unwrap();
+    assert!(!outcome.finished && outcome.position.step == 5 && !at.weights().exists());
+    drop(trainer);
+    let mut trainer =
+        Trainer::resume(settings.clone(), encoder(), data(), at.clone()).unwrap().show_progress(false);
+    assert!(trainer.run(&StopFlag::new()).unwrap().finished && at.weights().exists());
+}
+
+#[test]
+fn advice_for_a_resume_is_what_a_resume_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let mut encoder = Linear::new(6);
+    encoder.fault = Fault { phase: Phase::EmbeddingIsNan, step: 7 };
+    let trainer =
+        Trainer::start(settings(&["loss.temperature=0.04"]), Box::new(encoder), data(), RunFolder::at(&run));
+    let error = trainer.unwrap().show_progress(false).run(&StopFlag::new()).unwrap_err();
+    let TrainError::NotFinite { advice, .. } = error else {
+        panic!("expected an embedding that is not finite")
+    };
+    let (resumable, new) = advice.split_once("In a new run only").expect("the temperature needs a new run");
+    assert!(
+        resumable.contains("optimizer.base_lr") && resumable.contains("optimizer.warmup_epochs"),
+        "{advice}"
+    );
+    assert!(!resumable.contains("loss.temperature") && new.contains("loss.temperature"), "{advice}");
+    let changed = ["loss.temperature=0.04", "optimizer.base_lr=0.1", "optimizer.warmup_epochs=2"];
+    assert_eq!(resume(&run, &changed).unwrap().position().step, 5);
+    assert_eq!(mismatch(resume(&run, &["loss.temperature=0.1"])).len(), 1);
 }

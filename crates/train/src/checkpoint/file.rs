@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use swav_encoder::StateDict;
 
-use super::{Checkpoint, CheckpointError, Position, version1};
+use super::{Checkpoint, CheckpointError, RunPosition, version1};
+use crate::memory::available_memory;
 use crate::section::{Floats, Section, floats};
 
 /// Version of the layout; a reader refuses newer ones.
@@ -25,7 +26,7 @@ const SECTIONS: &str = "sections/";
 #[derive(Serialize, Deserialize)]
 struct Header {
     version: u32,
-    position: Position,
+    position: RunPosition,
     config: String,
     data_fingerprint: u64,
     data_description: String,
@@ -86,11 +87,15 @@ impl Checkpoint {
     /// Reads and verifies a file.
     ///
     /// # Errors
-    /// [`CheckpointError::Read`], [`CheckpointError::Damaged`], [`CheckpointError::Version`].
+    /// [`CheckpointError::Read`], [`CheckpointError::TooLarge`], [`CheckpointError::Damaged`],
+    /// [`CheckpointError::Version`].
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
-        let bytes =
-            fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
-        Self::from_bytes(&bytes, path)
+        let failed = |source| CheckpointError::Read { path: path.to_owned(), source };
+        let size = fs::metadata(path).map_err(failed)?.len();
+        if let Some(available) = available_memory().filter(|&available| size > available) {
+            return Err(CheckpointError::TooLarge { path: path.to_owned(), size, available });
+        }
+        Self::from_bytes(&fs::read(path).map_err(failed)?, path)
     }
 
     /// As [`read`](Self::read), from the contents of the file at `path`.

@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use swav_encoder::StateDict;
 
+use crate::memory::bytes;
 use crate::section::Section;
 
 const PROTOTYPES: &str = "prototypes.";
@@ -86,6 +87,24 @@ pub enum CheckpointError {
         /// Checkpoints that are there but damaged.
         damaged: Vec<PathBuf>,
     },
+    /// The weights of a run that has ended are there, but no checkpoint. Starting over would replace them.
+    #[error(
+        "{path} has the weights of a finished run, but no checkpoint to go on from (nothing was changed)"
+    )]
+    Lost {
+        /// The run's folder.
+        path: PathBuf,
+    },
+    /// The file is larger than the memory that there is.
+    #[error("the checkpoint {path} has {}, more than the {} of memory that are there", bytes(u128::from(*.size)), bytes(u128::from(*.available)))]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+        /// Bytes of memory.
+        available: u64,
+    },
     /// The checkpoint is of another architecture, other data, or another recipe.
     #[error("the checkpoint {path} does not fit this run:\n  {}", .differences.join("\n  "))]
     Mismatch {
@@ -106,7 +125,7 @@ fn damaged_list(damaged: &[PathBuf]) -> String {
 
 /// How far a run has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Position {
+pub struct RunPosition {
     /// The epoch of the next step, from 0.
     pub epoch: u64,
     /// The batch of the next step within its epoch, from 0.
@@ -115,7 +134,7 @@ pub struct Position {
     pub step: u64,
 }
 
-impl Position {
+impl RunPosition {
     /// The same without the steps: what a loader needs.
     pub fn in_data(self) -> swav_data::Position {
         swav_data::Position { epoch: self.epoch, batch: self.batch }
@@ -126,7 +145,7 @@ impl Position {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checkpoint {
     /// How far the run has come.
-    pub position: Position,
+    pub position: RunPosition,
     /// The resolved configuration as TOML.
     pub config: String,
     /// [`Dataset::fingerprint`](swav_data::Dataset::fingerprint) of the training images.

@@ -7,7 +7,7 @@ use serde_json::json;
 use swav_encoder::StateDict;
 
 use super::file::{OPTIMIZER, verify};
-use super::{Checkpoint, Position};
+use super::{Checkpoint, RunPosition};
 use crate::section::{Section, floats};
 
 const QUEUE: &str = "queue.rows";
@@ -15,7 +15,7 @@ const QUEUE: &str = "queue.rows";
 #[derive(Serialize, Deserialize)]
 struct Header {
     version: u32,
-    position: Position,
+    position: RunPosition,
     config: String,
     data_fingerprint: u64,
     data_description: String,
@@ -92,7 +92,7 @@ mod tests {
         ];
         let mut header = Header {
             version: 1,
-            position: Position { epoch: 3, batch: 1, step: 16 },
+            position: RunPosition { epoch: 3, batch: 1, step: 16 },
             config: "[training]\nepochs = 4".to_owned(),
             data_fingerprint: 77,
             data_description: "43 images".to_owned(),

@@ -10,6 +10,7 @@ use swav_optim::{Groups, Method, UpdateRule};
 use swav_ot::Codes;
 use swav_prototypes::{FeatureQueue, Freeze};
 
+use super::sizes::{check_bounds, too_small};
 use super::{ConfigError, OptimizerKind, ReestimationConfig, TrainConfig};
 use crate::TrainError;
 use crate::codes::{QueueShape, SinkhornCodes};
@@ -34,6 +35,7 @@ impl Settings {
         if !config.own_encoder.is_empty() {
             return Err(ConfigError::OwnEncoder { description: config.own_encoder });
         }
+        check_bounds(&config)?;
         check_numbers(&config)?;
         config.augment = config.augment.resolved();
         let multi_crop = config.augment.check().map_err(|error| augment_error("augment", error))?;
@@ -118,14 +120,7 @@ impl Settings {
 
     /// The learning rates of a run with `iters_per_epoch` steps an epoch.
     pub fn schedule(&self, iters_per_epoch: u64) -> Schedule {
-        let optimizer = &self.config.optimizer;
-        Schedule {
-            start_warmup_lr: optimizer.start_warmup_lr,
-            base_lr: optimizer.base_lr,
-            final_lr: optimizer.final_lr,
-            warmup_iters: optimizer.warmup_epochs * iters_per_epoch,
-            total_iters: self.config.training.epochs * iters_per_epoch,
-        }
+        Schedule::of(&self.config, iters_per_epoch)
     }
 
     /// The optimiser's rule at a learning rate.
@@ -223,11 +218,20 @@ fn check_numbers(config: &TrainConfig) -> Result<(), ConfigError> {
     above_zero("loss.temperature", f64::from(config.loss.temperature))?;
     let o = &config.optimizer;
     above_zero("optimizer.base_lr", o.base_lr)?;
-    within("optimizer.base_lr", o.base_lr, 0.0, f64::from(f32::MAX))?;
-    within("optimizer.final_lr", o.final_lr, 0.0, f64::MAX)?;
-    within("optimizer.start_warmup_lr", o.start_warmup_lr, 0.0, f64::MAX)?;
+    let rates = [
+        ("optimizer.base_lr", o.base_lr),
+        ("optimizer.final_lr", o.final_lr),
+        ("optimizer.start_warmup_lr", o.start_warmup_lr),
+    ];
+    for (key, rate) in rates {
+        within(key, rate, 0.0, f64::from(f32::MAX))?;
+        too_small(key, rate)?;
+    }
     if o.warmup_epochs > t.epochs {
-        let expected = format!("at most training.epochs = {}", t.epochs);
+        let expected = format!(
+            "at most training.epochs = {0} (lower optimizer.warmup_epochs to {0} or less, or raise training.epochs)",
+            t.epochs
+        );
         return Err(value("optimizer.warmup_epochs", &expected, o.warmup_epochs));
     }
     within("optimizer.weight_decay", f64::from(o.weight_decay), 0.0, f64::from(f32::MAX))?;
@@ -242,7 +246,7 @@ fn check_numbers(config: &TrainConfig) -> Result<(), ConfigError> {
         }
     }
     if config.queue.length > 0 && config.queue.length < t.batch_size {
-        let expected = format!("0, or at least training.batch_size = {}", t.batch_size);
+        let expected = format!("0 for no queue, or at least training.batch_size = {}", t.batch_size);
         return Err(value("queue.length", &expected, config.queue.length));
     }
     at_least("checkpoint.keep", config.checkpoint.keep as u64, 2)?;
@@ -260,12 +264,16 @@ fn check_numbers(config: &TrainConfig) -> Result<(), ConfigError> {
     at_least("reestimation.batch_size", config.reestimation.batch_size as u64, 2)
 }
 
-fn value(key: &str, expected: &str, got: impl ToString) -> ConfigError {
+pub(super) fn value(key: &str, expected: &str, got: impl ToString) -> ConfigError {
     ConfigError::Value { key: key.to_owned(), expected: expected.to_owned(), got: got.to_string() }
 }
 
 fn at_least(key: &str, got: u64, least: u64) -> Result<(), ConfigError> {
     if got >= least { Ok(()) } else { Err(value(key, &format!("at least {least}"), got)) }
+}
+
+pub(super) fn at_most(key: &str, got: u64, most: u64, expected: &str) -> Result<(), ConfigError> {
+    if got <= most { Ok(()) } else { Err(value(key, expected, got)) }
 }
 
 fn above_zero(key: &str, got: f64) -> Result<(), ConfigError> {

@@ -6,6 +6,7 @@
 mod check;
 mod parse;
 mod sections;
+mod sizes;
 
 pub use check::Settings;
 pub use parse::{ConfigError, parse_override};
@@ -13,6 +14,7 @@ pub use sections::{
     CheckpointConfig, LossConfig, MonitorConfig, OnCollapse, OptimizerConfig, OptimizerKind,
     PrototypesConfig, QueueConfig, ReestimationConfig, SinkhornConfig, TrainingConfig,
 };
+pub use sizes::{MemoryEstimate, MemoryPart, TrainingSizes};
 
 use std::path::Path;
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::TrainConfig;
+use crate::memory::bytes;
 
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -27,13 +28,13 @@ pub enum ConfigError {
         message: String,
     },
     /// A key that does not exist.
-    #[error("{}unknown key `{key}`{}", place(.path), hint(.suggestion, .known))]
+    #[error("{}unknown key `{key}`{}", place(.path), hint(.key, .suggestion, .known))]
     UnknownKey {
         /// The file, if there is one.
         path: Option<PathBuf>,
         /// The dotted key.
         key: String,
-        /// The known key that is spelt most like it.
+        /// The known key in its place that is spelt most like it; with dots, one of this name in another place.
         suggestion: Option<String>,
         /// All known keys in its place.
         known: Vec<String>,
@@ -54,10 +55,27 @@ pub enum ConfigError {
         /// What came.
         got: String,
     },
+    /// A run of these sizes does not fit into memory.
+    #[error(
+        "{keys}: a run of this size needs {} of memory, {} of it {what}; {} are available",
+        bytes(*total), bytes(*part), bytes(*available)
+    )]
+    Memory {
+        /// What needs most.
+        what: &'static str,
+        /// The keys that this follows from.
+        keys: &'static str,
+        /// Bytes that it needs.
+        part: u128,
+        /// Bytes that the run needs.
+        total: u128,
+        /// Bytes that there are.
+        available: u128,
+    },
     /// An error that one of the overrides caused, not the text.
     #[error("{given}")]
     InOverride {
-        /// The overrides, as they were given.
+        /// The override, as it was given.
         given: String,
         /// What is wrong.
         source: Box<ConfigError>,
@@ -94,9 +112,15 @@ fn place(path: &Option<PathBuf>) -> String {
     path.as_ref().map_or_else(String::new, |path| format!("{}: ", path.display()))
 }
 
-fn hint(suggestion: &Option<String>, known: &[String]) -> String {
+fn hint(key: &str, suggestion: &Option<String>, known: &[String]) -> String {
     match suggestion {
-        Some(name) => format!("; did you mean `{name}`?"),
+        Some(name) if name.contains('.') => {
+            format!("; did you mean `{name}`? Known here: {}", known.join(", "))
+        }
+        Some(name) => {
+            let place = key.rsplit_once('.').map_or(String::new(), |(place, _)| format!("{place}."));
+            format!("; did you mean `{place}{name}`?")
+        }
         None if known.is_empty() => String::new(),
         None => format!("; known here: {}", known.join(", ")),
     }
@@ -123,6 +147,7 @@ pub fn parse_override(given: &str) -> Result<(Vec<String>, Value), ConfigError> 
 
 pub(super) fn parse(text: &str, overrides: &[String]) -> Result<TrainConfig, ConfigError> {
     let table: Table = text.parse().map_err(|error: toml::de::Error| syntax(error.to_string()))?;
+    warn_of_unused(&table);
     // Where there are no overrides the text itself is read: errors then come with line and column.
     let of_text = match table.contains_key(OLD_SECTION) {
         true => read(renamed(table.clone())),
@@ -131,9 +156,10 @@ pub(super) fn parse(text: &str, overrides: &[String]) -> Result<TrainConfig, Con
     if overrides.is_empty() {
         return Ok(of_text);
     }
-    let blame = |source| ConfigError::InOverride { given: overrides.join(" "), source: Box::new(source) };
-    let mut changed = table;
+    // The first override after which the whole cannot be read is the one to blame, if it cannot in the end.
+    let (mut changed, mut wrong) = (table, None);
     for given in overrides {
+        let blame = |source| ConfigError::InOverride { given: given.clone(), source: Box::new(source) };
         let (key, value) = parse_override(given)?;
         set(&mut changed, &key, value).ok_or_else(|| {
             blame(ConfigError::Value {
@@ -142,8 +168,13 @@ pub(super) fn parse(text: &str, overrides: &[String]) -> Result<TrainConfig, Con
                 got: "a key below a value".to_owned(),
             })
         })?;
+        match read(renamed(changed.clone())) {
+            Ok(_) => wrong = None,
+            Err(error) => wrong = wrong.or_else(|| Some(blame(error))),
+        }
     }
-    read(renamed(changed)).map_err(blame)
+    warn_of_unused(&changed);
+    wrong.map_or_else(|| read(renamed(changed)), Err)
 }
 
 fn read(table: Table) -> Result<TrainConfig, ConfigError> {
@@ -161,6 +192,16 @@ const OLD_KEYS: [(&str, &str); 5] = [
     ("batch_size", "batch_size"),
 ];
 const UNUSED_KEYS: [&str; 2] = ["knn_k", "knn_temperature"];
+
+/// Says which keys of earlier versions have no effect any more.
+fn warn_of_unused(table: &Table) {
+    let Some(old) = table.get(OLD_SECTION).and_then(Value::as_table) else { return };
+    for key in UNUSED_KEYS.iter().filter(|key| old.contains_key(**key)) {
+        tracing::warn!(
+            "{OLD_SECTION}.{key} has no effect: `swav eval knn` has the options --k and --temperature"
+        );
+    }
+}
 
 /// Replaces the section `evaluation` of earlier versions by `reestimation`.
 fn renamed(mut table: Table) -> Table {
@@ -185,12 +226,16 @@ fn syntax(message: String) -> ConfigError {
     ConfigError::Syntax { path: None, message: message.trim_end().to_owned() }
 }
 
-/// Puts `value` at `key`, making tables on the way; `None` if a part of the key is a value already.
+/// Puts `value` at `key`, making tables on the way; `None` if a part of the key is a value already. A table joins the one
+/// that is there.
 fn set(table: &mut Table, key: &[String], value: Value) -> Option<()> {
     match key {
         [] => None,
         [last] => {
-            table.insert(last.clone(), value);
+            match (table.get_mut(last), value) {
+                (Some(Value::Table(there)), Value::Table(more)) => join(there, more),
+                (_, value) => drop(table.insert(last.clone(), value)),
+            }
             Some(())
         }
         [first, rest @ ..] => {
@@ -204,6 +249,16 @@ fn set(table: &mut Table, key: &[String], value: Value) -> Option<()> {
     }
 }
 
+/// Puts the entries of `more` into a table, and those of its tables into the tables there.
+fn join(table: &mut Table, more: Table) {
+    for (key, value) in more {
+        match (table.get_mut(&key), value) {
+            (Some(Value::Table(there)), Value::Table(more)) => join(there, more),
+            (_, value) => drop(table.insert(key, value)),
+        }
+    }
+}
+
 /// Turns serde's message about an unknown field into one with the whole key and a suggestion.
 fn explain(message: &str, table: Option<Table>) -> ConfigError {
     const START: &str = "unknown field `";
@@ -212,7 +267,10 @@ fn explain(message: &str, table: Option<Table>) -> ConfigError {
     let mut names = line.split('`').skip(1).step_by(2).map(str::to_owned);
     let Some(field) = names.next() else { return syntax(message.to_owned()) };
     let known: Vec<String> = names.collect();
-    let defaults = Table::try_from(TrainConfig::default()).unwrap_or_default();
+    // With every number of the augmentation written out.
+    let usual = TrainConfig::default();
+    let augment = usual.augment.resolved();
+    let defaults = Table::try_from(TrainConfig { augment, ..usual }).unwrap_or_default();
     let key = table
         .as_ref()
         .and_then(|table| find(table, Some(&defaults), &field))
@@ -222,8 +280,27 @@ fn explain(message: &str, table: Option<Table>) -> ConfigError {
         .map(|name| (strsim::damerau_levenshtein(name, &field), name))
         .filter(|(distance, name)| *distance <= 1 + name.len().max(field.len()) / 4)
         .min_by_key(|(distance, _)| *distance)
-        .map(|(_, name)| name.clone());
+        .map(|(_, name)| name.clone())
+        .or_else(|| elsewhere(&defaults, &field));
     ConfigError::UnknownKey { path: None, key, suggestion, known }
+}
+
+/// The only key of this name in any section, with its section.
+fn elsewhere(table: &Table, name: &str) -> Option<String> {
+    let mut found = Vec::new();
+    places(table, "", name, &mut found);
+    if found.len() == 1 { found.pop() } else { None }
+}
+
+fn places(table: &Table, at: &str, name: &str, found: &mut Vec<String>) {
+    for (key, value) in table {
+        if key == name && !at.is_empty() {
+            found.push(format!("{at}{key}"));
+        }
+        if let Some(below) = value.as_table() {
+            places(below, &format!("{at}{key}."), name, found);
+        }
+    }
 }
 
 /// The dotted path of an entry called `field` that the defaults do not have in its place.

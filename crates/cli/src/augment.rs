@@ -12,7 +12,7 @@ use swav_augment::{
 use swav_data::{DataConfig, Dataset, Split};
 
 use crate::glyphs::{LINE_HEIGHT, write};
-use crate::open::open;
+use crate::open::{DataSettings, open_shown};
 use crate::output_file::{Force, OutputFile};
 use crate::{named, usage};
 
@@ -33,6 +33,8 @@ pub struct Args {
     /// A data set: a folder of images, shards, IDX or CIFAR files, or `builtin`.
     #[arg(long, default_value = "builtin")]
     data: PathBuf,
+    #[command(flatten)]
+    settings: DataSettings,
     /// The PNG or JPEG file to write.
     #[arg(long, default_value = "sheet.png")]
     out: PathBuf,
@@ -70,8 +72,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let preset = toml::Value::try_from(args.preset).context("a preset is always TOML")?;
     let recipe_name = if args.recipe.is_some() { "recipe" } else { preset.as_str().unwrap_or_default() };
-    let path = args.data.clone();
-    let data = open(&DataConfig { path, cache_mib: 0, split: Split::All, ..DataConfig::default() })?;
+    let config = args.settings.config(&args.data)?;
+    let data = open_shown(&DataConfig { cache_mib: 0, split: Split::All, ..config })?;
     let n_columns = usize::from(args.images).min(data.len());
     // Spread over the data set, which is often sorted by class.
     let indices: Vec<usize> = (0..n_columns).map(|i| i * data.len() / n_columns).collect();

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use swav_augment::CropConfig;
-use swav_data::{CheckReport, Dataset};
+use swav_data::{CheckReport, Dataset, LabelCensus, LabelKind};
 
 use crate::output::shown;
 
@@ -37,6 +37,10 @@ fn print_classes(data: &dyn Dataset, report: &CheckReport, list: usize) -> anyho
     say!("\nClasses    {:>9}", report.labels.len())?;
     if report.n_unlabelled > 0 {
         say!("  unlabelled {:>7}", report.n_unlabelled)?;
+    }
+    let census = LabelCensus::of(data);
+    if census.without.keys().any(|&kind| kind != LabelKind::Missing) {
+        say!("  labels: {census}")?;
     }
     let most = report.labels.values().max().copied().unwrap_or(1);
     for (label, count) in report.labels.iter().take(list) {

@@ -7,6 +7,7 @@ use swav_data::Format;
 use swav_train::{ConfigError, RunFolder, Settings, TrainConfig};
 
 use crate::exit::explain;
+use crate::open::DataOptions;
 use crate::{RECIPES, Recipe};
 
 /// The recipe for a run without arguments.
@@ -18,6 +19,9 @@ pub struct Changes {
     /// The images: a folder of images or of one folder per class, a data set's own files, or `builtin`.
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub data_options: DataOptions,
 
     /// Change a value of the configuration, such as training.epochs=50 or encoder.arch=resnet50. Repeatable.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -76,6 +80,7 @@ impl Source {
                 config.data.format = Format::Auto;
             }
         }
+        changes.data_options.apply(&mut config.data);
         if let Some(device) = &changes.device {
             config.training.device.clone_from(device);
         }
@@ -139,7 +144,7 @@ pub fn of_run(folder: &RunFolder, changes: &Changes) -> anyhow::Result<TrainConf
 }
 
 /// Wrong usage, by these values of `--set`.
-fn usage_of(settings: &[String], error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
+pub(crate) fn usage_of(settings: &[String], error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
     let settings: Vec<String> = settings.iter().map(|setting| format!("--set {setting}")).collect();
     crate::usage(format!("{}: {}", settings.join(" "), explain(error)))
 }

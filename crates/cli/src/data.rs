@@ -3,10 +3,10 @@
 use std::{path::PathBuf, time::Instant};
 
 use clap::Subcommand;
-use swav_data::{DataConfig, Dataset, Format, Split, check};
+use swav_data::{DataConfig, Dataset, Split, check};
 
 use crate::judge::counter;
-use crate::open::open;
+use crate::open::{DataSettings, open, understood};
 use crate::{check_report, named};
 
 /// Looks at data sets.
@@ -26,21 +26,11 @@ enum Command {
 struct Check {
     /// A folder, a file, shards with `{000..099}`, or `builtin`.
     path: PathBuf,
-    /// The layout, if it is not to be told from the path: classes, flat, list, idx, cifar, tar, parquet, builtin.
-    #[arg(long, value_parser = named::<Format>)]
-    format: Option<Format>,
     /// The part to read: train, val, test or all.
     #[arg(long, default_value = "all", value_parser = named::<Split>)]
     split: Split,
-    /// The largest number of pixels an image may have.
-    #[arg(long)]
-    max_pixels: Option<u64>,
-    /// The Parquet column with the images.
-    #[arg(long)]
-    image_column: Option<String>,
-    /// The column or JSON field with the labels.
-    #[arg(long)]
-    label_column: Option<String>,
+    #[command(flatten)]
+    data: DataSettings,
     /// How many bad images and duplicates are listed.
     #[arg(long, default_value_t = 20)]
     list: usize,
@@ -54,22 +44,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn run_check(args: &Check) -> anyhow::Result<()> {
-    let defaults = DataConfig::default();
-    let config = DataConfig {
-        path: args.path.clone(),
-        format: args.format.unwrap_or_default(),
-        split: args.split,
-        image_column: args.image_column.clone(),
-        label_column: args.label_column.clone(),
-        decode: swav_data::DecodeConfig {
-            max_pixels: args.max_pixels.unwrap_or(defaults.decode.max_pixels),
-            ..defaults.decode
-        },
-        ..defaults
-    };
+    let config = DataConfig { split: args.split, ..args.data.config(&args.path)? };
     let start = Instant::now();
     let data = open(&config)?;
-    say!("{}", data.describe())?;
+    for line in understood(data.as_ref()) {
+        say!("{line}")?;
+    }
     say!("opened in {:.2} s; content id {:016x}", start.elapsed().as_secs_f64(), data.fingerprint())?;
     let n_images = data.len();
     let start = Instant::now();

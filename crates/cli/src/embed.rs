@@ -9,7 +9,7 @@ use swav_data::{DataConfig, Dataset, Split};
 use swav_encoder::Output;
 
 use crate::judge::counter;
-use crate::open::open;
+use crate::open::open_shown;
 use crate::output::shown;
 use crate::output_file::{Force, OutputFile, commit_all};
 use crate::{named, run_network};
@@ -49,8 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut names = OutputFile::create(&args.out.with_extension("txt"), args.force.force)?;
     let (settings, mut network) = args.network.load()?;
     let config = DataConfig { split: args.split, ..settings.config().data.clone() };
-    let data = open(&config).context("data")?;
-    note!("data     {}", data.describe());
+    let data = open_shown(&config).context("data")?;
     if settings.config().reestimation.batch_norm {
         swav_train::reestimate_batch_norm(network.as_mut(), data.as_ref(), settings.reestimation())?;
     }

@@ -14,7 +14,7 @@ use crate::configuration::{self, Changes, QUICKSTART};
 use crate::exit::Stopped;
 use crate::judge::{Judge, Subject};
 use crate::names::typed;
-use crate::open::open;
+use crate::open::open_shown;
 use crate::output::{is_quiet, outlive_the_reader, shown};
 use crate::output_file::OutputFile;
 use crate::program;
@@ -137,8 +137,7 @@ impl Parts {
     fn open(settings: Settings) -> anyhow::Result<Self> {
         let available = available_memory();
         settings.training_memory(1, false).check(available)?;
-        let images = open(&settings.config().data).context("data")?;
-        note!("data     {}", images.describe());
+        let images = open_shown(&settings.config().data).context("data")?;
         let (device, seed) = (&settings.config().training.device, settings.config().training.seed);
         let network = swav_encoder::build(device, settings.encoder(), seed)?;
         let (n_parameters, device) = (settings.encoder().n_parameters(), network.device());

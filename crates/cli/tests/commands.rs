@@ -374,3 +374,47 @@ fn a_wrong_checkpoint_is_refused_and_a_damaged_one_passed_over() {
     }
     place.fail(1, &["damaged"], &["eval", "knn", "--run", "run"]);
 }
+
+#[test]
+fn every_command_says_alike_how_a_path_was_understood_and_takes_the_same_options() {
+    let place = Place::new(&["narrow", "wide"]);
+    std::fs::write(place.path("photos/narrow/IMG_1.HEIC"), "heic").unwrap();
+    std::fs::write(
+        place.path("photos/preview.png"),
+        std::fs::read(place.path("photos/wide/01.png")).unwrap(),
+    )
+    .unwrap();
+    let commands: [&[&str]; 4] = [
+        &["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "run", "--no-evaluation"],
+        &["embed", "--run", "run", "--data", "photos", "--out", "f.npy"],
+        &["data", "check", "photos"],
+        &["augment", "--data", "photos", "--out", "sheet.png"],
+    ];
+    let said = |arguments: &[&str]| {
+        let output = place.swav(arguments);
+        let all = text(&output.stdout) + &text(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}:\n{all}");
+        all
+    };
+    for arguments in commands {
+        let all = said(arguments);
+        for expected in [
+            "24 images, 2 classes",
+            "left aside: 1 HEIC file (narrow/IMG_1.HEIC): convert them to JPEG or PNG",
+            "left aside: 1 image beside the folders of classes (preview.png)",
+        ] {
+            assert!(all.contains(expected), "{arguments:?}: expected `{expected}` in:\n{all}");
+        }
+    }
+    std::fs::remove_dir_all(place.path("run")).unwrap();
+    for arguments in commands {
+        let _ = std::fs::remove_file(place.path("f.npy"));
+        let _ = std::fs::remove_file(place.path("f.txt"));
+        let _ = std::fs::remove_file(place.path("sheet.png"));
+        let options = ["--format", "flat", "--orientation", "true", "--set", "data.holdout=0"];
+        let all = said(&[arguments, &options].concat());
+        assert!(all.contains("25 images, without labels"), "{arguments:?}: {all}");
+    }
+    place.fail(2, &["data."], &["data", "check", "photos", "--set", "training.epochs=3"]);
+    place.fail(2, &["holdout"], &["augment", "--data", "photos", "--set", "data.holdot=3"]);
+}

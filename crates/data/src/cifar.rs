@@ -80,11 +80,21 @@ impl Cifar {
     /// [`DataError::NoSplit`], [`DataError::Empty`], [`DataError::Io`], [`DataError::Malformed`],
     /// [`DataError::Config`] for another label column.
     pub fn open(path: &Path, config: &DataSpec) -> Result<Self, DataError> {
-        let (files, folder) = if path.is_dir() {
-            (split_files(path, config.split)?, path)
-        } else {
-            (vec![path.to_owned()], path.parent().unwrap_or(Path::new(".")))
-        };
+        if path.is_dir() {
+            let crate::layout::Located { root, layout, .. } =
+                crate::layout::locate(path, &config.with_format(crate::Format::Cifar))?;
+            let files = match layout {
+                crate::layout::Layout::Files(_, files) => files.into_iter().map(|(file, _)| file).collect(),
+                crate::layout::Layout::Images(_) => Vec::new(),
+            };
+            return Self::open_files(&root, split_files(&root, files, config.split)?, config);
+        }
+        Self::open_files(path, vec![path.to_owned()], config)
+    }
+
+    /// Opens these files of the folder or file at `path`.
+    pub(crate) fn open_files(path: &Path, files: Vec<PathBuf>, config: &DataSpec) -> Result<Self, DataError> {
+        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
         let mut data = Vec::new();
         let mut kind = None;
         for file in &files {
@@ -168,25 +178,19 @@ impl Dataset for Cifar {
     }
 }
 
-const EXPECTED: &str = "data_batch_1.bin to data_batch_5.bin and test_batch.bin, or train.bin and test.bin";
+pub(crate) const EXPECTED: &str =
+    "data_batch_1.bin to data_batch_5.bin and test_batch.bin, or train.bin and test.bin";
 
 /// Whether a file name is one of the CIFAR archives' own.
 pub(crate) fn is_cifar_name(name: &str) -> bool {
+    // What a Mac writes beside a file begins with `._`, and is none of these either.
     name == "train.bin"
         || TEST_FILES.contains(&name)
         || (name.starts_with("data_batch_") && name.ends_with(".bin"))
 }
 
-fn split_files(folder: &Path, split: Split) -> Result<Vec<PathBuf>, DataError> {
-    let io = |source| DataError::Io { path: folder.to_owned(), source };
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_cifar_name) {
-            all.push(path);
-        }
-    }
-    all.sort();
+/// The files of a split. The test files stand in for those of a validation.
+pub(crate) fn split_files(folder: &Path, all: Vec<PathBuf>, split: Split) -> Result<Vec<PathBuf>, DataError> {
     if all.is_empty() {
         return Err(DataError::Empty { path: folder.to_owned(), expected: EXPECTED.to_owned() });
     }

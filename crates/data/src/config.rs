@@ -93,6 +93,29 @@ impl Split {
         found.map(|(split, word)| (split, [&name[..word.start], &name[word.end..]].concat()))
     }
 
+    /// This part, or the one that stands in for it, if it is among those there: `val` and `test` do for each other.
+    pub(crate) fn present(self, there: &[Self]) -> Option<Self> {
+        let order: &[Self] = match self {
+            Self::Val => &[Self::Val, Self::Test],
+            Self::Test => &[Self::Test, Self::Val],
+            _ => &[self],
+        };
+        order.iter().copied().find(|split| there.contains(split))
+    }
+
+    /// What to say of data that have other parts than the one asked for.
+    pub(crate) fn found(there: &[Self]) -> String {
+        let mut splits = there.to_vec();
+        splits.sort();
+        splits.dedup();
+        let names: Vec<String> = splits.iter().map(ToString::to_string).collect();
+        let advice = match splits[..] {
+            [Self::Train] => "set `holdout` to a share, such as 0.1",
+            _ => "set `split` to one that is there, or to all",
+        };
+        format!("found only {}; {advice}", names.join(", "))
+    }
+
     /// The part that a word says, and how much of the word says it.
     fn of_word(word: &str) -> Option<(Self, usize)> {
         let lower = word.to_ascii_lowercase();
@@ -144,9 +167,12 @@ pub struct DataConfig {
     /// The memory for images kept decoded (for Parquet: half for row groups, half for decoded images), in MiB.
     /// The first images that fit are kept; 0 keeps none. Default: 256.
     pub cache_mib: usize,
+    /// Tar shards that are gzipped (`.tar.gz`, `.tgz`) are unpacked into temporary files without names; this is how much they may
+    /// take in all, in MiB. Default: 8192.
+    pub unpack_mib: usize,
     /// File name endings that count as images in folders and shards, without the dot, in lower case.
     pub extensions: Vec<String>,
-    /// Tar shards: the ending of the member that holds the label as a decimal number; with the ending `json`, an
+    /// Tar shards: the ending of the member that holds the label, a number or a name; with the ending `json`, an
     /// object whose [`label_column`](Self::label_column) is the label. Default: `cls`.
     pub label_extension: String,
     /// Parquet: the column with the images. Default: the first of `image`, `img`, `jpg`, `png` that exists.
@@ -172,6 +198,7 @@ impl Default for DataConfig {
             split: Split::Train,
             holdout: 0.0,
             cache_mib: 256,
+            unpack_mib: 8192,
             extensions: extensions.map(str::to_owned).to_vec(),
             label_extension: "cls".to_owned(),
             image_column: None,
@@ -229,6 +256,11 @@ impl DataSpec {
     #[must_use]
     pub fn with_path(&self, path: impl Into<PathBuf>) -> Self {
         Self { config: DataConfig { path: path.into(), ..self.config.clone() }, shapes: self.shapes.clone() }
+    }
+
+    /// The same with the layout told.
+    pub(crate) fn with_format(&self, format: Format) -> Self {
+        Self { config: DataConfig { format, ..self.config.clone() }, shapes: self.shapes.clone() }
     }
 
     /// The built-in images.

@@ -58,6 +58,16 @@ pub enum DataError {
         /// What is there.
         got: String,
     },
+    /// The file is of a known kind that no data set is read from.
+    #[error("{}: {kind} files are not read; {advice}", path.display())]
+    Unread {
+        /// The file.
+        path: PathBuf,
+        /// What it is, such as zip.
+        kind: &'static str,
+        /// What to do instead.
+        advice: &'static str,
+    },
     /// The path is that of a single image.
     #[error("{}: this is one image; give the folder that it is in, or a list of images", path.display())]
     OneImage {

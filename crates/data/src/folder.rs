@@ -2,8 +2,9 @@
 //! buffer, folders are stored once, and files are not looked at before they are read.
 
 use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    path::{Path, PathBuf},
+    path::{MAIN_SEPARATOR, Path, PathBuf},
     sync::Arc,
 };
 
@@ -12,8 +13,10 @@ use swav_augment::Image;
 use walkdir::WalkDir;
 
 use crate::{
-    DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, decode,
+    DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, decode, kinds,
+    layout::{class_folders, is_worth_telling, why_no_image},
     names::{Names, bytes_path, path_bytes},
+    survey::{Reason, Tally},
 };
 
 /// Image files below a folder.
@@ -29,36 +32,52 @@ pub struct Folder {
     files: Names,
     /// For each image the index of its folder.
     folder_of: Vec<u32>,
-    /// For each folder its class.
-    class_of: Option<Vec<u32>>,
+    /// For each folder its class, or [`NO_CLASS`]; empty without classes.
+    class_of: Vec<u32>,
     class_names: Vec<String>,
     decode: DecodeConfig,
-    skipped: usize,
+    aside: Tally,
     fingerprint: u64,
+}
+
+const NO_CLASS: u32 = u32::MAX;
+
+/// What is made of the folders in a folder of images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Classes {
+    /// They are classes; images beside them are left aside.
+    Folders,
+    /// They say nothing.
+    None,
+    /// They are classes unless more than one image in five lies beside them.
+    Told,
+}
+
+/// Which folders of images make up a data set.
+pub(crate) struct Parts<'a> {
+    /// The folder that names begin at.
+    pub(crate) root: &'a Path,
+    /// The folders to read, relative to the root; classes lie directly in them.
+    pub(crate) read: Vec<PathBuf>,
+    /// The whole paths of the other splits: their classes are numbered, too, so that all splits number alike.
+    pub(crate) others: Vec<PathBuf>,
+}
+
+impl<'a> Parts<'a> {
+    /// A folder without splits.
+    pub(crate) fn whole(root: &'a Path) -> Self {
+        Self { root, read: vec![PathBuf::new()], others: Vec::new() }
+    }
 }
 
 impl Folder {
     /// Lists a folder with a sub-folder for each class. Classes are numbered in the order of their names' bytes;
-    /// sub-folders without images are no classes.
+    /// sub-folders without images are no classes, and images beside the sub-folders are passed over.
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`].
     pub fn classes(root: &Path, config: &DataSpec) -> Result<Self, DataError> {
-        let mut folder = Self::list(root, config, true)?;
-        let mut class_names = Vec::new();
-        let mut class_of = vec![0; folder.folders.len()];
-        let mut last: Option<&[u8]> = None;
-        for (index, path) in folder.folders.iter().enumerate() {
-            let top = path.split(|&byte| byte == std::path::MAIN_SEPARATOR as u8).next().unwrap_or_default();
-            if last != Some(top) {
-                class_names.push(String::from_utf8_lossy(top).into_owned());
-                last = Some(top);
-            }
-            class_of[index] = class_names.len() as u32 - 1;
-        }
-        folder.class_of = Some(class_of);
-        folder.class_names = class_names;
-        Ok(folder)
+        Self::open(&Parts::whole(root), Classes::Folders, config)
     }
 
     /// Lists a folder of images without labels.
@@ -66,13 +85,13 @@ impl Folder {
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`].
     pub fn flat(root: &Path, config: &DataSpec) -> Result<Self, DataError> {
-        Self::list(root, config, false)
+        Self::open(&Parts::whole(root), Classes::None, config)
     }
 
     /// Entries that were passed over: links that go in circles, unreadable folders, and on systems whose paths are
     /// Unicode, names that are not.
     pub fn skipped(&self) -> usize {
-        self.skipped
+        self.aside.count(Reason::Unreachable)
     }
 
     /// The path of one image.
@@ -83,17 +102,27 @@ impl Folder {
         Some(path)
     }
 
-    fn list(root: &Path, config: &DataSpec, below_only: bool) -> Result<Self, DataError> {
-        let mut found = Listing::walk(root, config, below_only)?;
-        if found.files.len() > u32::MAX as usize {
-            return Err(DataError::TooMany { path: root.to_owned() });
+    /// Lists some folders below a root.
+    pub(crate) fn open(parts: &Parts<'_>, classes: Classes, config: &DataSpec) -> Result<Self, DataError> {
+        let mut found = Listing::default();
+        for part in &parts.read {
+            found.walk(parts.root, &parts.root.join(part), config)?;
         }
+        if found.files.len() > u32::MAX as usize {
+            return Err(DataError::TooMany { path: parts.root.to_owned() });
+        }
+        let plan = ClassPlan::make(&mut found, parts, classes, config);
         if found.files.len() == 0 {
-            let place = if below_only { "in sub-folders, one for each class" } else { "anywhere below" };
-            let expected = format!("files ending in {} {place}", config.extensions.join(", "));
-            return Err(DataError::Empty { path: root.to_owned(), expected });
+            let place = match classes {
+                Classes::Folders => "in sub-folders, one for each class",
+                _ => "anywhere below",
+            };
+            let expected =
+                format!("files ending in {} {place}{}", config.extensions.join(", "), found.aside.instead());
+            return Err(DataError::Empty { path: parts.root.to_owned(), expected });
         }
         found.sort();
+        let (class_of, class_names) = plan.map(|plan| plan.number(&found.folders)).unwrap_or_default();
         let mut hash = StableHash::new(found.files.len() as u64);
         for folder in found.folders.iter() {
             hash.bytes(folder);
@@ -102,20 +131,22 @@ impl Folder {
             hash.bytes(file);
             hash.number(u64::from(folder));
         }
-        if found.skipped > 0 {
-            tracing::warn!(path = %root.display(), skipped = found.skipped, "passed over entries of the folder");
-        }
         Ok(Self {
-            root: root.to_owned(),
+            root: parts.root.to_owned(),
             folders: found.folders,
             files: found.files,
             folder_of: found.folder_of,
-            class_of: None,
-            class_names: Vec::new(),
+            class_of,
+            class_names,
             decode: config.decode.clone(),
-            skipped: found.skipped,
+            aside: found.aside,
             fingerprint: hash.finish(),
         })
+    }
+
+    /// What was left aside.
+    pub(crate) fn left_aside(&self) -> &Tally {
+        &self.aside
     }
 }
 
@@ -131,7 +162,7 @@ impl Dataset for Folder {
 
     fn label(&self, index: usize) -> Option<u32> {
         let folder = *self.folder_of.get(index)?;
-        self.class_of.as_ref()?.get(folder as usize).copied()
+        self.class_of.get(folder as usize).copied().filter(|&class| class != NO_CLASS)
     }
 
     fn class_names(&self) -> &[String] {
@@ -166,67 +197,122 @@ struct Listing {
     folders: Names,
     files: Names,
     folder_of: Vec<u32>,
-    skipped: usize,
+    aside: Tally,
+    /// Why files of an ending are left aside, so that each ending is looked up once.
+    endings: HashMap<Vec<u8>, Option<Reason>>,
 }
 
 impl Listing {
-    fn walk(root: &Path, config: &DataSpec, below_only: bool) -> Result<Self, DataError> {
-        let metadata = fs::metadata(root).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => DataError::Missing { path: root.to_owned() },
-            _ => DataError::Io { path: root.to_owned(), source },
+    /// Adds the images below a folder, with paths relative to the root.
+    fn walk(&mut self, root: &Path, folder: &Path, config: &DataSpec) -> Result<(), DataError> {
+        let metadata = fs::metadata(folder).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => DataError::Missing { path: folder.to_owned() },
+            _ => DataError::Io { path: folder.to_owned(), source },
         })?;
         if !metadata.is_dir() {
             let source = std::io::Error::from(std::io::ErrorKind::NotADirectory);
-            return Err(DataError::Io { path: root.to_owned(), source });
+            return Err(DataError::Io { path: folder.to_owned(), source });
         }
-        let mut listing = Self::default();
         // Entries of one folder come together except around its sub-folders, so one remembered folder suffices to
         // keep the table small; sorting removes what repeats.
         let mut current: Option<PathBuf> = None;
-        let walk = WalkDir::new(root).follow_links(true).min_depth(1).max_open(64).into_iter();
-        let visible = |entry: &walkdir::DirEntry| {
-            entry.depth() == 0 || !entry.file_name().as_encoded_bytes().starts_with(b".")
-        };
-        for entry in walk.filter_entry(visible) {
+        let mut walk = WalkDir::new(folder).follow_links(true).min_depth(1).max_open(64).into_iter();
+        while let Some(entry) = walk.next() {
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(error) if error.depth() == 0 => {
                     let source =
                         error.into_io_error().unwrap_or_else(|| std::io::Error::other("walk failed"));
-                    return Err(DataError::Io { path: root.to_owned(), source });
+                    return Err(DataError::Io { path: folder.to_owned(), source });
                 }
                 Err(error) => {
-                    listing.skipped += 1;
-                    if listing.skipped <= 10 {
-                        tracing::warn!(%error, "passed over");
-                    }
+                    tracing::debug!(%error, "left aside");
+                    let path = error.path().unwrap_or(folder);
+                    self.leave(Reason::Unreachable, root, path);
                     continue;
                 }
             };
-            if !entry.file_type().is_file() || (below_only && entry.depth() == 1) {
+            let name = entry.file_name().as_encoded_bytes();
+            if name.starts_with(b".") {
+                if entry.file_type().is_dir() {
+                    walk.skip_current_dir();
+                } else if is_worth_telling(name, config) {
+                    self.leave(Reason::Hidden, root, entry.path());
+                }
                 continue;
             }
-            let Some(name) = path_bytes(Path::new(entry.file_name())) else {
-                listing.skipped += 1;
+            if !entry.file_type().is_file() {
+                // A pipe or the like.
+                if !entry.file_type().is_dir() {
+                    self.leave(Reason::Unreachable, root, entry.path());
+                }
+                continue;
+            }
+            if !config.is_image_name(name) {
+                if let Some(reason) = self.why(name) {
+                    self.leave(reason, root, entry.path());
+                }
+                continue;
+            }
+            let parent = entry.path().parent().unwrap_or(folder);
+            let is_new = current.as_deref() != Some(parent);
+            let relative = parent.strip_prefix(root).unwrap_or(parent);
+            let (Some(name), Some(relative)) =
+                (path_bytes(Path::new(entry.file_name())), path_bytes(relative))
+            else {
+                self.leave(Reason::Unreachable, root, entry.path());
                 continue;
             };
-            if !config.is_image_name(name) {
-                continue;
-            }
-            let parent = entry.path().parent().unwrap_or(root);
-            if current.as_deref() != Some(parent) {
-                let relative = parent.strip_prefix(root).unwrap_or(parent);
-                let Some(relative) = path_bytes(relative) else {
-                    listing.skipped += 1;
-                    continue;
-                };
-                listing.folders.push(relative);
+            if is_new {
+                self.folders.push(relative);
                 current = Some(parent.to_owned());
             }
-            listing.files.push(name);
-            listing.folder_of.push(listing.folders.len() as u32 - 1);
+            self.files.push(name);
+            self.folder_of.push(self.folders.len() as u32 - 1);
         }
-        Ok(listing)
+        Ok(())
+    }
+
+    fn leave(&mut self, reason: Reason, root: &Path, path: &Path) {
+        let path = path.strip_prefix(root).unwrap_or(path);
+        self.aside.add(reason, path.as_os_str().as_encoded_bytes());
+    }
+
+    fn why(&mut self, name: &[u8]) -> Option<Reason> {
+        let Some(dot) = name.iter().rposition(|&byte| byte == b'.').filter(|&dot| dot > 0) else {
+            return why_no_image(name);
+        };
+        // Where an ending stands for many files, it alone tells; only of two endings (`tar.gz`) the last one does not.
+        if name[..dot].contains(&b'.') || kinds::is_furniture(name) {
+            return why_no_image(name);
+        }
+        if let Some(&known) = self.endings.get(&name[dot..]) {
+            return known;
+        }
+        let reason = why_no_image(name);
+        self.endings.insert(name[dot..].to_vec(), reason);
+        reason
+    }
+
+    /// Takes out the images of some folders, and the folders.
+    fn remove(&mut self, folders: &[bool], reason: Reason) {
+        let mut place = vec![0; folders.len()];
+        let mut left = Self::default();
+        for (index, folder) in self.folders.iter().enumerate() {
+            if !folders[index] {
+                place[index] = left.folders.len() as u32;
+                left.folders.push(folder);
+            }
+        }
+        for (file, &folder) in self.files.iter().zip(&self.folder_of) {
+            if folders[folder as usize] {
+                self.aside.add(reason, file);
+            } else {
+                left.files.push(file);
+                left.folder_of.push(place[folder as usize]);
+            }
+        }
+        (self.folders, self.files, self.folder_of) = (left.folders, left.files, left.folder_of);
     }
 
     /// Puts folders and files into the order of their bytes; every folder appears once.
@@ -263,5 +349,108 @@ impl Listing {
         self.folder_of = order.iter().map(|&old| folder_of[old as usize]).collect();
         self.folders = sorted;
         self.files = files;
+    }
+}
+
+/// Which folders are classes.
+struct ClassPlan {
+    /// The parts that are read, relative to the root.
+    parts: Vec<Vec<u8>>,
+    /// Those of them whose folders are classes.
+    classed: Vec<bool>,
+    /// The names of the classes of all parts.
+    numbers: BTreeMap<Vec<u8>, u32>,
+}
+
+/// The images of one part: how many lie directly in it, and in or below each of its folders.
+#[derive(Clone, Default)]
+struct PartCount {
+    beside: usize,
+    folders: BTreeMap<Vec<u8>, usize>,
+}
+
+/// The part that a folder belongs to, and the first name below that part; `None` for the part itself.
+fn top<'a>(parts: &[Vec<u8>], folder: &'a [u8]) -> Option<(usize, Option<&'a [u8]>)> {
+    let separator = MAIN_SEPARATOR as u8;
+    parts.iter().enumerate().find_map(|(part, path)| {
+        let below = match folder.strip_prefix(&path[..])? {
+            [] => return Some((part, None)),
+            rest if path.is_empty() => rest,
+            rest => rest.strip_prefix(&[separator])?,
+        };
+        Some((part, below.split(|&byte| byte == separator).next()))
+    })
+}
+
+impl ClassPlan {
+    /// Decides whether folders are classes, and takes the images out that lie beside them. `None` if there are no classes.
+    fn make(found: &mut Listing, parts: &Parts<'_>, classes: Classes, config: &DataSpec) -> Option<Self> {
+        if classes == Classes::None {
+            return None;
+        }
+        let paths: Vec<Vec<u8>> =
+            parts.read.iter().map(|part| path_bytes(part).unwrap_or_default().to_vec()).collect();
+        let counts = Self::count(found, &paths);
+        let read: Vec<BTreeSet<&[u8]>> =
+            counts.iter().map(|count| count.folders.keys().map(Vec::as_slice).collect()).collect();
+        let is_read = |name: &[u8]| read.iter().any(|names| names.contains(name));
+        let others: Vec<Vec<Vec<u8>>> =
+            parts.others.iter().map(|part| class_folders(part, config, is_read)).collect();
+        let all: Vec<BTreeSet<&[u8]>> = (read.iter().cloned())
+            .chain(others.iter().map(|names| names.iter().map(Vec::as_slice).collect()))
+            .collect();
+        // A single folder that no other part has is none where others have several: `val/images` beside classes.
+        let is_wrapper = |part: usize| {
+            let rest = || all.iter().enumerate().filter(|(other, _)| *other != part).map(|(_, names)| names);
+            all[part].len() == 1
+                && rest().any(|names| names.len() >= 2)
+                && rest().all(|names| names.is_disjoint(&all[part]))
+        };
+        let told = |PartCount { beside, folders }: &PartCount| {
+            let few = folders.len() >= 2 && beside * 5 <= beside + folders.values().sum::<usize>();
+            !folders.is_empty() && (*beside == 0 || few)
+        };
+        let classed: Vec<bool> = (counts.iter().enumerate())
+            .map(|(part, count)| (classes == Classes::Folders || told(count)) && !is_wrapper(part))
+            .collect();
+        if !classed.contains(&true) {
+            return None;
+        }
+        let is_named = |part: &usize| classed.get(*part).copied().unwrap_or(!is_wrapper(*part));
+        let named = (0..all.len()).filter(is_named).flat_map(|part| all[part].iter());
+        let names: BTreeSet<Vec<u8>> = named.map(|name| name.to_vec()).collect();
+        let beside: Vec<bool> = (found.folders.iter())
+            .map(|folder| matches!(top(&paths, folder), Some((part, None)) if classed[part]))
+            .collect();
+        if beside.contains(&true) {
+            found.remove(&beside, Reason::BesideClasses);
+        }
+        Some(Self { parts: paths, classed, numbers: names.into_iter().zip(0..).collect() })
+    }
+
+    fn count(found: &Listing, parts: &[Vec<u8>]) -> Vec<PartCount> {
+        let mut images = vec![0_usize; found.folders.len()];
+        found.folder_of.iter().for_each(|&folder| images[folder as usize] += 1);
+        let mut counts = vec![PartCount::default(); parts.len()];
+        for (folder, images) in found.folders.iter().zip(images) {
+            match top(parts, folder) {
+                Some((part, None)) => counts[part].beside += images,
+                Some((part, Some(name))) => {
+                    *counts[part].folders.entry(name.to_vec()).or_default() += images;
+                }
+                None => {}
+            }
+        }
+        counts
+    }
+
+    /// For each folder its class, and the classes' names.
+    fn number(&self, folders: &Names) -> (Vec<u32>, Vec<String>) {
+        let class = |folder: &[u8]| match top(&self.parts, folder) {
+            Some((part, Some(name))) if self.classed[part] => self.numbers.get(name).copied(),
+            _ => None,
+        };
+        let names = self.numbers.keys().map(|name| String::from_utf8_lossy(name).into_owned());
+        (folders.iter().map(|folder| class(folder).unwrap_or(NO_CLASS)).collect(), names.collect())
     }
 }

@@ -1,6 +1,7 @@
 //! The IDX files of MNIST, Fashion-MNIST, KMNIST and EMNIST, plain or gzipped.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{BufReader, Read},
     path::{Path, PathBuf},
@@ -10,7 +11,10 @@ use std::{
 use flate2::read::MultiGzDecoder;
 use swav_augment::{Channels, Image};
 
-use crate::{DataError, DataSpec, Dataset, SampleError, Split, StableHash};
+use crate::{
+    DataError, DataSpec, Dataset, Format, SampleError, Split, StableHash,
+    layout::{self, Layout},
+};
 
 /// An array of bytes with its shape, as an IDX file holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,21 +98,27 @@ impl Idx {
     /// [`DataError::Empty`], [`DataError::NoSplit`], [`DataError::Io`], or [`DataError::Malformed`] if a file
     /// contradicts its header, or the numbers of images and labels differ.
     pub fn open(path: &Path, config: &DataSpec) -> Result<Self, DataError> {
-        let files = if path.is_dir() { images_files(path)? } else { vec![path.to_owned()] };
-        if files.is_empty() {
-            let expected = "files like train-images-idx3-ubyte or train-images-idx3-ubyte.gz".to_owned();
-            return Err(DataError::Empty { path: path.to_owned(), expected });
+        if path.is_dir() {
+            let located = layout::locate(path, &config.with_format(Format::Idx))?;
+            let Layout::Files(_, files) = located.layout else { return Err(no_files(path)) };
+            let files = files.into_iter().map(|(file, _)| file).collect();
+            let chosen = choose_split(&located.root, files, config.split)?;
+            return Self::open_files(&located.root, &chosen.files, config);
         }
-        let chosen = if path.is_dir() { choose_split(path, files, config.split)? } else { files };
+        Self::open_files(path, &[path.to_owned()], config)
+    }
+
+    /// Opens these files of the folder or file at `path`, with their labels.
+    pub(crate) fn open_files(path: &Path, files: &[PathBuf], config: &DataSpec) -> Result<Self, DataError> {
         let mut whole: Option<Self> = None;
-        for file in &chosen {
+        for file in files {
             let part = Self::open_file(file, config.split)?;
             match &mut whole {
                 None => whole = Some(part),
                 Some(whole) => whole.append(part)?,
             }
         }
-        let mut whole = whole.expect("choose_split gives at least one file");
+        let mut whole = whole.ok_or_else(|| no_files(path))?;
         path.clone_into(&mut whole.path);
         if let Some(labels) = &whole.labels {
             let n_classes = labels.iter().max().map_or(0, |&max| usize::from(max) + 1);
@@ -244,48 +254,97 @@ impl Dataset for Idx {
 /// Whether a file name is that of an IDX images file.
 pub(crate) fn is_images_name(name: &str) -> bool {
     let name = name.strip_suffix(".gz").unwrap_or(name);
-    name.contains("images") && (name.ends_with("idx3-ubyte") || name.ends_with("idx4-ubyte"))
+    name.contains("images")
+        && !name.starts_with('.')
+        && (name.ends_with("idx3-ubyte") || name.ends_with("idx4-ubyte"))
 }
 
-/// The IDX images files directly in a folder, sorted by name; the plain one where the gzipped is there too.
-pub(crate) fn images_files(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let io = |source| DataError::Io { path: folder.to_owned(), source };
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if path.file_name().and_then(|name| name.to_str()).is_some_and(is_images_name) {
-            files.push(path);
+fn no_files(path: &Path) -> DataError {
+    let expected = "files like train-images-idx3-ubyte or train-images-idx3-ubyte.gz".to_owned();
+    DataError::Empty { path: path.to_owned(), expected }
+}
+
+/// The images files of one split.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) files: Vec<PathBuf>,
+    /// Whether the files are those of a split, not all that there are.
+    pub(crate) divided: bool,
+    /// The splits that there are.
+    pub(crate) splits: Vec<Split>,
+    /// Files that belong to no split.
+    pub(crate) beside: Vec<PathBuf>,
+}
+
+/// Chooses among images files that belong together: whose names differ only in the word of the split.
+///
+/// # Errors
+/// [`DataError::Several`] if they do not, [`DataError::NoSplit`].
+pub(crate) fn choose_split(folder: &Path, files: Vec<PathBuf>, wanted: Split) -> Result<Chosen, DataError> {
+    let mut sets: BTreeMap<String, Vec<(Split, PathBuf)>> = BTreeMap::new();
+    let mut beside = Vec::new();
+    for file in files {
+        match cut(&file) {
+            Some((split, rest)) => sets.entry(rest).or_default().push((split, file)),
+            None => beside.push(file),
         }
     }
-    files.sort();
-    files.dedup_by(|gzipped, plain| gzipped.with_extension("") == *plain);
-    Ok(files)
-}
-
-fn choose_split(folder: &Path, files: Vec<PathBuf>, split: Split) -> Result<Vec<PathBuf>, DataError> {
-    if split == Split::All {
-        return Ok(files);
-    }
-    let split_of = |file: &PathBuf| file.file_name().and_then(|name| Split::of_name(&name.to_string_lossy()));
-    let wanted = |test: bool| -> Vec<_> {
-        let of_kind = |file: &&PathBuf| match split_of(file) {
-            Some(Split::Val | Split::Test) => test,
-            Some(_) => !test,
-            None => false,
-        };
-        files.iter().filter(of_kind).cloned().collect()
+    let several = |files: Vec<&PathBuf>| DataError::Several {
+        path: folder.to_owned(),
+        found: files.into_iter().filter_map(|file| file.file_name()).map(PathBuf::from).collect(),
     };
-    let chosen = wanted(split != Split::Train);
-    match chosen.len() {
-        1 => Ok(chosen),
-        0 if files.len() == 1 && split == Split::Train => Ok(files),
-        n => {
-            let found: Vec<_> = files.iter().filter_map(|file| file.file_name()).collect();
-            let reason =
-                format!("found {n} files of that split among {found:?}; give the path of one images file");
-            Err(DataError::NoSplit { path: folder.to_owned(), split, reason })
-        }
+    if sets.len() > 1 {
+        return Err(several(sets.values().filter_map(|set| set.first()).map(|(_, file)| file).collect()));
     }
+    let Some((_, set)) = sets.pop_first() else {
+        if beside.len() > 1 && wanted != Split::All {
+            return Err(several(beside.iter().collect()));
+        }
+        return Ok(Chosen { files: beside, divided: false, splits: Vec::new(), beside: Vec::new() });
+    };
+    let splits: Vec<Split> = set.iter().map(|(split, _)| *split).collect();
+    if wanted == Split::All {
+        return Ok(Chosen {
+            files: set.into_iter().map(|(_, file)| file).collect(),
+            divided: false,
+            splits,
+            beside,
+        });
+    }
+    let Some(present) = wanted.present(&splits) else {
+        return Err(DataError::NoSplit {
+            path: folder.to_owned(),
+            split: wanted,
+            reason: Split::found(&splits),
+        });
+    };
+    let files = set.into_iter().filter(|(split, _)| *split == present).map(|(_, file)| file).collect();
+    Ok(Chosen { files, divided: true, splits, beside })
+}
+
+/// The split of an images file, and its name without it.
+fn cut(file: &Path) -> Option<(Split, String)> {
+    let name = file.file_name()?.to_string_lossy();
+    Split::cut(name.strip_suffix(".gz").unwrap_or(&name))
+}
+
+/// The images file of another split beside one: `t10k-images-idx3-ubyte` beside that of `train`.
+pub(crate) fn sibling(file: &Path, wanted: Split) -> Option<PathBuf> {
+    let (_, rest) = cut(file)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut names: Vec<_> = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    let beside = names.iter().filter(|name| name.to_str().is_some_and(is_images_name));
+    let mut all: Vec<(Split, PathBuf)> = beside
+        .filter_map(|name| {
+            cut(Path::new(name)).map(|(split, other)| (split, other, file.with_file_name(name)))
+        })
+        .filter(|(_, other, _)| *other == rest)
+        .map(|(split, _, path)| (split, path))
+        .collect();
+    let present = wanted.present(&all.iter().map(|(split, _)| *split).collect::<Vec<_>>())?;
+    all.retain(|(split, path)| *split == present && path != file);
+    all.into_iter().map(|(_, path)| path).next()
 }
 
 /// The labels beside an images file, if they are there.

@@ -47,6 +47,8 @@ kinds! {
     ];
     TAR_GZ: "gzipped tar", UNPACK, ["tar.gz", "tgz"];
     TAR_OTHER: "compressed tar", UNPACK, ["tar.bz2", "tbz2", "tbz", "tar.xz", "txz", "tar.zst", "tzst", "tar.lz4", "tar.z"];
+    TAR: "tar", "to read them, give their path", ["tar"];
+    PARQUET: "Parquet", "to read them, give their path", ["parquet"];
     ZIP: "zip", UNPACK, ["zip", "zipx", "cbz"];
     SEVEN: "7z", UNPACK, ["7z"];
     RAR: "RAR", UNPACK, ["rar", "cbr"];
@@ -64,6 +66,17 @@ kinds! {
     SQLITE: "SQLite", EXPORT, ["sqlite", "sqlite3", "db3"];
     CIFAR_PICKLE: "CIFAR's Python pickle", "take the binary version of the data set (cifar-10-binary.tar.gz, cifar-100-binary.tar.gz)", [];
     IDX_FILE: "IDX", "give the folder that they are in", [];
+}
+
+/// Files of data sets within an archive.
+pub(crate) const PACKED: FileKind = FileKind { name: "packed data set", advice: UNPACK, endings: &[] };
+
+/// Whether a name is that of a file that holds many images, and would be read if it lay in a folder.
+pub(crate) fn is_packed_data(name: &[u8]) -> bool {
+    let name = std::str::from_utf8(name).unwrap_or_default();
+    crate::idx::is_images_name(name)
+        || crate::cifar::is_cifar_name(name)
+        || [".tar", ".tar.gz", ".tgz", ".parquet"].iter().any(|ending| name.ends_with(ending))
 }
 
 /// The kind that a file's name tells.

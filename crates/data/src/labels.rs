@@ -144,6 +144,11 @@ impl Labels {
         &self.values
     }
 
+    /// The labels of some images, with all names.
+    pub(crate) fn chosen(&self, indices: &[usize]) -> Self {
+        Self { values: indices.iter().map(|&index| self.values[index]).collect(), names: self.names.clone() }
+    }
+
     /// Whether any image has a class.
     pub(crate) fn has_classes(&self) -> bool {
         self.values.iter().any(|&value| value < FIRST_NONE)
@@ -178,10 +183,6 @@ impl LabelBuilder {
         *self.places.entry(name).or_insert(next)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.values.len()
-    }
-
     /// Appends the labels of another part of the data set.
     pub(crate) fn append(&mut self, other: Self) {
         let mut moved: HashMap<u32, u32> = HashMap::new();
@@ -190,6 +191,19 @@ impl LabelBuilder {
             moved.insert(place, here);
         }
         self.values.extend(other.values.iter().map(|value| moved.get(value).copied().unwrap_or(*value)));
+    }
+
+    /// Whether any label is a name.
+    pub(crate) fn has_names(&self) -> bool {
+        !self.places.is_empty()
+    }
+
+    /// Numbers the names of another part, too, without its images.
+    pub(crate) fn know(&mut self, other: Self) {
+        let numbers = other.values.iter().filter(|&&value| value < NAMED).map(ToString::to_string);
+        numbers.chain(other.places.into_keys()).for_each(|name| {
+            self.place(name);
+        });
     }
 
     /// Numbers the names in sorted order. Where there is any name, numbers are names as well.

@@ -13,10 +13,9 @@ mod folder;
 mod hash;
 mod idx;
 mod jpeg;
-#[allow(dead_code)]
 mod kinds;
-#[allow(dead_code)]
 mod labels;
+mod layout;
 mod list;
 mod loader;
 mod names;
@@ -26,9 +25,10 @@ mod parquet;
 mod sampler;
 mod shapes;
 mod shards;
-#[allow(dead_code)]
 mod survey;
+mod table;
 mod tar;
+mod unpack;
 mod views;
 
 pub use batch::{BadImage, CropGroup, MultiCropBatch, ViewKey, ViewShape, Views};
@@ -47,7 +47,7 @@ pub use jpeg::{JpegFault, jpeg_end};
 pub use labels::LabelKind;
 pub use list::{FileList, split_list_line};
 pub use loader::{BatchPlan, Loader, LoaderConfig, LoaderSpec, LoaderStats, OnBad, Position};
-pub use open::open;
+pub use open::{open, survey};
 #[cfg(feature = "parquet")]
 pub use parquet::ParquetImages;
 pub use sampler::Shuffle;

@@ -1,7 +1,6 @@
 //! File lists: a text file with one image path a line, and optionally a label.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -10,8 +9,11 @@ use std::{
 use swav_augment::Image;
 
 use crate::{
-    DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, decode,
+    DataError, DataSpec, Dataset, DecodeConfig, LabelKind, SampleError, Split, StableHash, decode, kinds,
+    labels::{LabelBuilder, Labels, RawLabel},
     names::{Names, bytes_path},
+    survey::{Found, Reason, Tally},
+    table::Dialect,
 };
 
 /// The images that a list names. Whether they exist is seen when they are read.
@@ -19,13 +21,17 @@ pub struct FileList {
     list: PathBuf,
     folder: PathBuf,
     paths: Names,
-    labels: Option<Vec<u32>>,
-    class_names: Vec<String>,
+    labels: Labels,
+    /// The splits that a column divides the list into.
+    splits: Vec<Split>,
+    divided: bool,
+    remark: Option<String>,
+    aside: Tally,
     decode: DecodeConfig,
     fingerprint: u64,
 }
 
-/// A line of a list, taken apart: the path, and the label if there is one.
+/// A line of a list, taken apart without a look at the other lines: the path, and the label if there is one.
 ///
 /// The label follows the last tab; in a line without tabs the last comma, if what follows holds no `/`; otherwise the
 /// last blank, if what follows is a number. Paths are bytes in whatever encoding the file system has. Empty lines and
@@ -62,70 +68,166 @@ pub fn split_list_line(line: &[u8]) -> Option<(&[u8], Option<&[u8]>)> {
 
 impl FileList {
     /// Reads a list. Relative paths start at the list's folder. Labels are numbers, or names that are numbered in
-    /// their sorted order.
+    /// their sorted order; lines may lack them.
+    ///
+    /// A line is a path, and optionally a label after a tab, a semicolon, a comma or a blank. A line of names above
+    /// them, quotes, a byte-order mark (UTF-16 too) and columns in another order are understood; a column of `train`, `val` and `test`
+    /// divides the list.
     ///
     /// # Errors
-    /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`], or [`DataError::Malformed`] if only some
-    /// lines have labels, or a number is too large.
+    /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`], [`DataError::TooMany`]; [`DataError::NoSplit`] if a
+    /// column divides the list and the split is not there; [`DataError::Malformed`] for a path with a zero byte.
     pub fn open(list: &Path, config: &DataSpec) -> Result<Self, DataError> {
         let text = fs::read(list).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => DataError::Missing { path: list.to_owned() },
             _ => DataError::Io { path: list.to_owned(), source },
         })?;
-        let malformed = |reason: String| DataError::Malformed {
-            path: list.to_owned(),
-            format: "file list",
-            source: reason.into(),
-        };
-        let (mut paths, mut texts) = (Names::default(), Names::default());
-        for (line_number, line) in text.split(|&byte| byte == b'\n').enumerate() {
-            let Some((path, label)) = split_list_line(line) else { continue };
-            if path.contains(&0) {
-                return Err(malformed(format!("line {}: a path cannot hold a zero byte", line_number + 1)));
-            }
-            if let Some(label) = label {
-                if texts.len() < paths.len() {
-                    return Err(malformed(format!(
-                        "line {} has a label and the lines before it have none",
-                        line_number + 1
-                    )));
-                }
-                texts.push(label);
-            } else if texts.len() > 0 {
-                return Err(malformed(format!(
-                    "line {} has no label and the lines before it have",
-                    line_number + 1
-                )));
-            }
-            paths.push(path);
-        }
+        let text = without_mark(text);
+        let lines: Vec<&[u8]> = text
+            .split(|&byte| byte == b'\n')
+            .map(<[u8]>::trim_ascii)
+            .filter(|line| !line.is_empty() && line[0] != b'#')
+            .collect();
+        let folder = list.parent().unwrap_or(Path::new("."));
+        let dialect = Dialect::of(&lines, folder, config);
+        let rows = Rows::read(&lines, &dialect, list, config)?;
+        let Rows { mut paths, labels, splits, aside } = rows;
+        let mut labels = labels.finish();
         if paths.len() == 0 {
-            let expected = "one image path a line".to_owned();
+            let expected = format!("one image path a line{}", aside.instead());
             return Err(DataError::Empty { path: list.to_owned(), expected });
         }
         if paths.len() > u32::MAX as usize {
             return Err(DataError::TooMany { path: list.to_owned() });
         }
-        let (labels, class_names) = if texts.len() > 0 {
-            let (labels, names) = labels(&texts).map_err(malformed)?;
-            (Some(labels), names)
-        } else {
-            (None, Vec::new())
-        };
+        let mut there: Vec<Split> = splits.iter().flatten().copied().collect();
+        there.sort();
+        there.dedup();
+        let wanted = config.split;
+        let divided = wanted != Split::All && dialect.has_splits() && !there.is_empty();
+        if divided {
+            let Some(present) = wanted.present(&there) else {
+                let reason = Split::found(&there);
+                return Err(DataError::NoSplit { path: list.to_owned(), split: wanted, reason });
+            };
+            let is_in = |&index: &usize| splits[index] == Some(present);
+            let chosen: Vec<usize> = (0..paths.len()).filter(is_in).collect();
+            let mut kept = Names::default();
+            chosen.iter().for_each(|&index| kept.push(paths.get(index)));
+            labels = labels.chosen(&chosen);
+            paths = kept;
+        }
         paths.shrink();
         let mut hash = StableHash::new(paths.len() as u64);
         paths.iter().for_each(|path| hash.bytes(path));
-        labels.iter().flatten().for_each(|&label| hash.number(u64::from(label)));
+        if labels.has_classes() {
+            labels.values().iter().for_each(|&label| hash.number(u64::from(label)));
+        }
         Ok(Self {
             list: list.to_owned(),
-            folder: list.parent().unwrap_or(Path::new(".")).to_owned(),
+            folder: folder.to_owned(),
             paths,
             labels,
-            class_names,
+            splits: there,
+            divided,
+            remark: dialect.remark(),
+            aside,
             decode: config.decode.clone(),
             fingerprint: hash.finish(),
         })
     }
+
+    /// Whether these are the lines of one split.
+    pub(crate) fn is_divided(&self) -> bool {
+        self.divided
+    }
+
+    /// Says how the list was understood.
+    pub(crate) fn tell(&self, found: &mut Found) {
+        found.splits.clone_from(&self.splits);
+        found.aside.append(self.aside.clone());
+        found.remarks.extend(self.remark.clone());
+    }
+}
+
+/// The lines of a list.
+struct Rows {
+    paths: Names,
+    labels: LabelBuilder,
+    /// For each line its split, if there is a column for that.
+    splits: Vec<Option<Split>>,
+    aside: Tally,
+}
+
+impl Rows {
+    fn read(lines: &[&[u8]], dialect: &Dialect, list: &Path, config: &DataSpec) -> Result<Self, DataError> {
+        let folder = list.parent().unwrap_or(Path::new("."));
+        let mut rows = Self {
+            paths: Names::default(),
+            labels: LabelBuilder::default(),
+            splits: Vec::new(),
+            aside: Tally::default(),
+        };
+        let mut backslashes = None;
+        for line in lines.iter().skip(usize::from(dialect.has_header)) {
+            let Some(mut row) = dialect.read(line, config) else {
+                rows.aside.add(Reason::NoPath, line);
+                continue;
+            };
+            if row.path.contains(&0) {
+                let source =
+                    format!("a path cannot hold a zero byte: {}", String::from_utf8_lossy(line)).into();
+                return Err(DataError::Malformed { path: list.to_owned(), format: "file list", source });
+            }
+            if row.path.contains(&b'\\')
+                && *backslashes.get_or_insert_with(|| is_of_windows(folder, &row.path))
+            {
+                row.path.to_mut().iter_mut().filter(|byte| **byte == b'\\').for_each(|byte| *byte = b'/');
+            }
+            let name = row.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+            if name.starts_with(b".") {
+                rows.aside.add(Reason::Hidden, &row.path);
+                continue;
+            }
+            if let Some(kind) = kinds::of_name(name) {
+                rows.aside.add(Reason::unread(kind), &row.path);
+                continue;
+            }
+            rows.paths.push(&row.path);
+            rows.labels.push(
+                row.label.map_or(RawLabel::None(LabelKind::Missing), |label| RawLabel::of_text(&label)),
+            );
+            if dialect.has_splits() {
+                rows.splits.push(row.split);
+            }
+        }
+        Ok(rows)
+    }
+}
+
+/// Whether a path has the separators of Windows: it is there only once they are exchanged.
+fn is_of_windows(folder: &Path, path: &[u8]) -> bool {
+    let exchanged: Vec<u8> = path.iter().map(|&byte| if byte == b'\\' { b'/' } else { byte }).collect();
+    !folder.join(bytes_path(path)).exists() && folder.join(bytes_path(&exchanged)).exists()
+}
+
+/// The text without its byte-order mark; UTF-16 becomes UTF-8.
+fn without_mark(mut text: Vec<u8>) -> Vec<u8> {
+    let decoded = |pair: fn([u8; 2]) -> u16| {
+        let units = text[2..].chunks_exact(2).map(|bytes| pair([bytes[0], bytes[1]]));
+        char::decode_utf16(units)
+            .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
+            .collect::<String>()
+            .into_bytes()
+    };
+    if text.starts_with(b"\xef\xbb\xbf") {
+        text.drain(..3);
+    } else if text.starts_with(b"\xff\xfe") {
+        return decoded(u16::from_le_bytes);
+    } else if text.starts_with(b"\xfe\xff") {
+        return decoded(u16::from_be_bytes);
+    }
+    text
 }
 
 impl Dataset for FileList {
@@ -142,11 +244,15 @@ impl Dataset for FileList {
     }
 
     fn label(&self, index: usize) -> Option<u32> {
-        self.labels.as_ref()?.get(index).copied()
+        self.labels.get(index)
+    }
+
+    fn label_kind(&self, index: usize) -> LabelKind {
+        self.labels.kind(index)
     }
 
     fn class_names(&self) -> &[String] {
-        &self.class_names
+        self.labels.names()
     }
 
     fn name(&self, index: usize) -> String {
@@ -158,7 +264,7 @@ impl Dataset for FileList {
     }
 
     fn describe(&self) -> String {
-        let labels = if self.labels.is_some() { "with labels" } else { "without labels" };
+        let labels = if self.labels.has_classes() { "with labels" } else { "without labels" };
         format!("file list {}: {} images {labels}", self.list.display(), self.len())
     }
 
@@ -166,20 +272,4 @@ impl Dataset for FileList {
     fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
-}
-
-/// Numbers for label texts: their own value if all are numbers, else their place among the sorted names.
-fn labels(texts: &Names) -> Result<(Vec<u32>, Vec<String>), String> {
-    if texts.iter().all(|text| text.iter().all(u8::is_ascii_digit)) {
-        let parse = |text: &[u8]| {
-            let text = String::from_utf8_lossy(text);
-            text.parse().map_err(|_| format!("expected a label below 2^32, found {text}"))
-        };
-        let labels = texts.iter().map(parse).collect::<Result<Vec<u32>, String>>()?;
-        return Ok((labels, Vec::new()));
-    }
-    let mut numbers: BTreeMap<&[u8], u32> = texts.iter().map(|text| (text, 0)).collect();
-    numbers.values_mut().zip(0..).for_each(|(number, place)| *number = place);
-    let names = numbers.keys().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-    Ok((texts.iter().map(|text| numbers[text]).collect(), names))
 }

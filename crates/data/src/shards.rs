@@ -2,10 +2,10 @@
 //!
 //! Members of one sample share the path up to the first dot of the file name; what follows the dot says what a member
 //! is: `n01/0001.jpg` and `n01/0001.cls` are an image and its label. Opening reads headers and labels only. Images are
-//! then read by offset, so that any order, resumption and sharding work as for files, and nothing is unpacked.
+//! then read by offset, so that any order, resumption and sharding work as for files, and nothing is unpacked; only
+//! gzipped shards are, once, into a temporary file that has no name.
 
 use std::{
-    fs::File,
     io::{self, Read, Seek, SeekFrom},
     ops::Range,
     path::{Path, PathBuf},
@@ -16,8 +16,13 @@ use rayon::prelude::*;
 use swav_augment::Image;
 
 use crate::{
-    DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, TarMember, decode, names::Names,
+    DataError, DataSpec, Dataset, DecodeConfig, LabelKind, SampleError, StableHash, TarMember, decode, kinds,
+    labels::{LabelBuilder, Labels, RawLabel},
+    layout::is_worth_telling,
+    names::Names,
     scan_tar,
+    survey::{Reason, Tally},
+    unpack::{Budget, Shard},
 };
 
 /// Divides a member's path into the key of its sample and its ending: at the first dot of the file name.
@@ -37,13 +42,13 @@ pub fn split_member_name(name: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// Images in tar shards.
 pub struct Shards {
-    shards: Vec<PathBuf>,
+    shards: Vec<Shard>,
     samples: Vec<Sample>,
     keys: Names,
+    labels: Labels,
     blocks: Vec<Range<usize>>,
-    n_classes: u32,
     decode: DecodeConfig,
-    n_corrupt: usize,
+    aside: Tally,
     fingerprint: u64,
 }
 
@@ -52,76 +57,104 @@ struct Sample {
     offset: u64,
     shard: u32,
     size: u32,
-    label: u32,
 }
 
-const NO_LABEL: u32 = u32::MAX;
-/// Labels are numbers or small objects; a longer member is not read.
+/// Labels are numbers, names or small objects; a longer member is not read.
 const MAX_LABEL_BYTES: u64 = 1 << 20;
 
 impl Shards {
-    /// Indexes the shards, in the given order. Images are the members whose whole ending is one of
-    /// [`DataConfig::extensions`](crate::DataConfig::extensions) (the first one of each sample), labels those with
-    /// [`DataConfig::label_extension`](crate::DataConfig::label_extension). Damaged members are passed over, counted and logged.
+    /// Indexes the shards, in the given order. Images are the members with one of
+    /// [`DataConfig::extensions`](crate::DataConfig::extensions), unless they go with another image of their sample, such as `0001.seg.png`; labels are those with
+    /// [`DataConfig::label_extension`](crate::DataConfig::label_extension). Damaged members are left aside and counted. Gzipped shards are
+    /// unpacked into temporary files, of [`DataConfig::unpack_mib`](crate::DataConfig::unpack_mib) at most.
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`]; [`DataError::Empty`] if no shard holds an image;
-    /// [`DataError::Malformed`] for a compressed shard, which cannot be read by offset, or a label that is no number.
+    /// [`DataError::Malformed`] for a shard that is compressed otherwise, or too large to unpack.
     pub fn open(shards: Vec<PathBuf>, config: &DataSpec) -> Result<Self, DataError> {
+        Self::open_part(shards, &[], config)
+    }
+
+    /// As [`open`](Self::open); where labels are names, those of the other splits' shards are numbered, too, so that all
+    /// splits number alike.
+    pub(crate) fn open_part(
+        shards: Vec<PathBuf>,
+        others: &[PathBuf],
+        config: &DataSpec,
+    ) -> Result<Self, DataError> {
+        let budget = Budget::of_mib(config.unpack_mib);
         let parts: Vec<Part> =
-            shards.par_iter().map(|shard| Part::index(shard, config)).collect::<Result<_, _>>()?;
+            shards.par_iter().map(|shard| Part::index(shard, config, &budget)).collect::<Result<_, _>>()?;
         let first = shards.first().cloned().unwrap_or_default();
         let total: usize = parts.iter().map(|part| part.samples.len()).sum();
         if total > u32::MAX as usize {
             return Err(DataError::TooMany { path: first });
         }
-        if total == 0 {
-            let expected =
-                format!("members ending in {} in {} shards", config.extensions.join(", "), shards.len());
-            return Err(DataError::Empty { path: first, expected });
-        }
         let mut all = Self {
             samples: Vec::with_capacity(total),
             keys: Names::default(),
+            labels: Labels::default(),
             blocks: Vec::new(),
-            n_classes: 0,
             decode: config.decode.clone(),
-            n_corrupt: 0,
+            aside: Tally::default(),
             fingerprint: 0,
-            shards,
+            shards: Vec::with_capacity(shards.len()),
         };
-        let mut hash = StableHash::new(total as u64);
+        let mut labels = LabelBuilder::default();
         for (shard, part) in parts.into_iter().enumerate() {
-            if part.n_corrupt > 0 {
-                let path = all.shards[shard].display();
-                tracing::warn!(shard = %path, damaged = part.n_corrupt, "passed over damaged members");
+            let damaged = part.aside.count(Reason::Damaged);
+            if damaged > 0 {
+                let path = shards[shard].display();
+                tracing::warn!(shard = %path, damaged, "passed over damaged members");
             }
-            all.n_corrupt += part.n_corrupt;
+            all.aside.append(part.aside);
             let from = all.samples.len();
             for (mut sample, key) in part.samples.into_iter().zip(part.keys.iter()) {
                 sample.shard = shard as u32;
-                hash.bytes(key);
-                hash.number(sample.offset);
-                hash.number(u64::from(sample.size) << 32 | u64::from(sample.label));
-                if sample.label != NO_LABEL {
-                    all.n_classes = all.n_classes.max(sample.label + 1);
-                }
                 all.samples.push(sample);
                 all.keys.push(key);
             }
+            labels.append(part.labels);
+            all.shards.push(part.shard);
             let to = all.samples.len();
             if to > from {
                 all.blocks.push(from..to);
             }
         }
+        if total == 0 {
+            let expected = format!(
+                "members ending in {} in {} shards{}",
+                config.extensions.join(", "),
+                shards.len(),
+                all.aside.instead()
+            );
+            return Err(DataError::Empty { path: first, expected });
+        }
+        if labels.has_names() {
+            let index = |shard: &PathBuf| Part::index(shard, config, &budget).map(|part| part.labels);
+            let others: Vec<LabelBuilder> = others.par_iter().map(index).collect::<Result<_, _>>()?;
+            others.into_iter().for_each(|other| labels.know(other));
+        }
         all.keys.shrink();
+        all.labels = labels.finish();
+        let mut hash = StableHash::new(total as u64);
+        for ((sample, key), &label) in all.samples.iter().zip(all.keys.iter()).zip(all.labels.values()) {
+            hash.bytes(key);
+            hash.number(sample.offset);
+            hash.number(u64::from(sample.size) << 32 | u64::from(label));
+        }
         all.fingerprint = hash.finish();
         Ok(all)
     }
 
     /// Members that were damaged and passed over.
     pub fn n_corrupt(&self) -> usize {
-        self.n_corrupt
+        self.aside.count(Reason::Damaged)
+    }
+
+    /// What was left aside.
+    pub(crate) fn left_aside(&self) -> &Tally {
+        &self.aside
     }
 }
 
@@ -132,18 +165,26 @@ impl Dataset for Shards {
 
     fn image(&self, index: usize) -> Result<Arc<Image>, SampleError> {
         let sample = self.samples.get(index).ok_or(SampleError::OutOfRange { index, len: self.len() })?;
-        let bytes = read_at(&self.shards[sample.shard as usize], sample.offset, sample.size)?;
+        let bytes = self.shards[sample.shard as usize].read_at(sample.offset, sample.size as usize)?;
         decode(&bytes, &self.decode).map(Arc::new)
     }
 
     fn label(&self, index: usize) -> Option<u32> {
-        self.samples.get(index).map(|sample| sample.label).filter(|&label| label != NO_LABEL)
+        self.labels.get(index)
+    }
+
+    fn label_kind(&self, index: usize) -> LabelKind {
+        self.labels.kind(index)
+    }
+
+    fn class_names(&self) -> &[String] {
+        self.labels.names()
     }
 
     fn name(&self, index: usize) -> String {
         match self.samples.get(index) {
             Some(sample) => {
-                let shard = self.shards[sample.shard as usize].file_name().unwrap_or_default();
+                let shard = self.shards[sample.shard as usize].path().file_name().unwrap_or_default();
                 format!("{}/{}", shard.to_string_lossy(), String::from_utf8_lossy(self.keys.get(index)))
             }
             None => format!("image {index}"),
@@ -151,11 +192,12 @@ impl Dataset for Shards {
     }
 
     fn describe(&self) -> String {
-        let classes = match self.n_classes {
-            0 => "without labels".to_owned(),
-            n => format!("labels below {n}"),
+        let classes = match (self.labels.n_classes(), self.labels.names().len()) {
+            (0, _) => "without labels".to_owned(),
+            (n, 0) => format!("labels below {n}"),
+            (n, _) => format!("{n} classes"),
         };
-        let first = self.shards.first().map(|path| path.display().to_string()).unwrap_or_default();
+        let first = self.shards.first().map(|shard| shard.path().display().to_string()).unwrap_or_default();
         format!("{} tar shards from {first}: {} images, {classes}", self.shards.len(), self.len())
     }
 
@@ -171,123 +213,202 @@ impl Dataset for Shards {
 
 /// The index of one shard.
 struct Part {
+    shard: Shard,
     samples: Vec<Sample>,
     keys: Names,
-    n_corrupt: usize,
+    labels: LabelBuilder,
+    aside: Tally,
 }
 
 impl Part {
-    fn index(shard: &Path, config: &DataSpec) -> Result<Self, DataError> {
+    fn index(path: &Path, config: &DataSpec, budget: &Budget) -> Result<Self, DataError> {
         let io = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => DataError::Missing { path: shard.to_owned() },
-            _ => DataError::Io { path: shard.to_owned(), source },
+            io::ErrorKind::NotFound => DataError::Missing { path: path.to_owned() },
+            _ => DataError::Io { path: path.to_owned(), source },
         };
-        let malformed = |reason: String| DataError::Malformed {
-            path: shard.to_owned(),
-            format: "tar",
-            source: reason.into(),
+        let shard = Shard::open(path, budget)?;
+        let mut file = shard.reader().map_err(io)?;
+        let mut index = Index {
+            config,
+            group: Group::default(),
+            found: Vec::new(),
+            keys: Names::default(),
+            aside: Tally::default(),
         };
-        let mut file = File::open(shard).map_err(io)?;
-        let mut start = Vec::new();
-        (&mut file).take(6).read_to_end(&mut start).map_err(io)?;
-        let compressions: [(&[u8], &str); 3] =
-            [(&[0x1f, 0x8b], "gzip"), (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"), (b"BZh", "bzip2")];
-        if let Some((_, name)) = compressions.iter().find(|(magic, _)| start.starts_with(magic)) {
-            let reason = format!(
-                "compressed with {name}; images are read by offset, so decompress the shard first (pictures hardly shrink anyway)"
-            );
-            return Err(malformed(reason));
-        }
-        let (mut samples, mut keys) = (Vec::new(), Names::default());
-        let mut group = Group::default();
-        let mut labels = Vec::new();
-        let mut n_large = 0;
-        let summary = scan_tar(&mut file, |member| {
-            let Some((key, ending)) = split_member_name(&member.name) else { return };
-            if key != group.key {
-                group.finish(&mut samples, &mut keys, &mut labels, &mut n_large);
-                group.key = key.to_vec();
-            }
-            let is = |extension: &str| ending.eq_ignore_ascii_case(extension.as_bytes());
-            if is(&config.label_extension) {
-                group.label.get_or_insert(member);
-            } else if config.extensions.iter().any(|extension| is(extension)) {
-                group.image.get_or_insert(member);
-            }
-        })
-        .map_err(io)?;
-        group.finish(&mut samples, &mut keys, &mut labels, &mut n_large);
-        for (sample, label) in samples.iter_mut().zip(labels) {
-            let Some((offset, size)) = label else { continue };
-            let mut text = vec![0; size as usize];
-            file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(&mut text)).map_err(io)?;
-            sample.label = parse_label(&text, config).map_err(malformed)?;
+        let summary = scan_tar(&mut file, |member| index.visit(member)).map_err(io)?;
+        index.finish();
+        let Index { found, keys, mut aside, .. } = index;
+        aside.add_count(Reason::Damaged, summary.n_corrupt);
+        let mut samples = Vec::with_capacity(found.len());
+        let mut labels = LabelBuilder::default();
+        for (sample, label) in found {
+            samples.push(sample);
+            labels.push(match label {
+                None => RawLabel::None(LabelKind::Missing),
+                Some(member) if member.size > MAX_LABEL_BYTES => RawLabel::None(LabelKind::Unreadable),
+                Some(member) => {
+                    let mut text = vec![0; member.size as usize];
+                    file.seek(SeekFrom::Start(member.offset))
+                        .and_then(|_| file.read_exact(&mut text))
+                        .map_err(io)?;
+                    label_of(&text, config)
+                }
+            });
         }
         if summary.truncated {
-            tracing::warn!(shard = %shard.display(), "the shard ends within a member");
+            tracing::warn!(shard = %path.display(), "the shard ends within a member");
         }
-        Ok(Self { samples, keys, n_corrupt: summary.n_corrupt + n_large })
+        Ok(Self { shard, samples, keys, labels, aside })
     }
 }
 
-/// The members seen of one sample.
+/// Gathers the members of a shard into samples.
+struct Index<'a> {
+    config: &'a DataSpec,
+    group: Group,
+    found: Vec<(Sample, Option<Place>)>,
+    keys: Names,
+    aside: Tally,
+}
+
+/// Where a label lies.
+#[derive(Clone, Copy)]
+struct Place {
+    offset: u64,
+    size: u64,
+}
+
+/// The members seen of one sample: their names agree up to the first dot.
 #[derive(Default)]
 struct Group {
     key: Vec<u8>,
-    image: Option<TarMember>,
-    label: Option<TarMember>,
+    images: Vec<TarMember>,
+    labels: Vec<(Vec<u8>, Place)>,
 }
 
-impl Group {
-    fn finish(
-        &mut self,
-        samples: &mut Vec<Sample>,
-        keys: &mut Names,
-        labels: &mut Vec<Option<(u64, u64)>>,
-        n_large: &mut usize,
-    ) {
-        let (image, label) = (self.image.take(), self.label.take());
-        let Some(image) = image else { return };
-        let Ok(size) = u32::try_from(image.size) else {
-            *n_large += 1;
+/// The name without its last ending, and that ending.
+fn stem(name: &[u8]) -> (&[u8], &[u8]) {
+    match name.iter().rposition(|&byte| byte == b'.') {
+        Some(dot) => (&name[..dot], &name[dot + 1..]),
+        None => (name, &[]),
+    }
+}
+
+impl Index<'_> {
+    fn visit(&mut self, member: TarMember) {
+        let name = &member.name[..];
+        let base = name.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        let is_hidden = |part: &[u8]| part.starts_with(b".") && part != b"." && part != b"..";
+        if name.split(|&byte| byte == b'/').any(is_hidden) {
+            if is_worth_telling(base, self.config) {
+                self.aside.add(Reason::Hidden, name);
+            }
+            return;
+        }
+        let Some((key, _)) = split_member_name(name) else {
+            self.leave(name, base);
             return;
         };
-        samples.push(Sample { offset: image.offset, shard: 0, size, label: NO_LABEL });
-        keys.push(&self.key);
-        labels.push(
-            label.filter(|label| label.size <= MAX_LABEL_BYTES).map(|label| (label.offset, label.size)),
-        );
-    }
-}
-
-/// The label in a member: a decimal number, or the label field of a JSON object. -1 means that there is none.
-fn parse_label(text: &[u8], config: &DataSpec) -> Result<u32, String> {
-    let shown = || String::from_utf8_lossy(&text[..text.len().min(40)]).into_owned();
-    let value = if config.label_extension.eq_ignore_ascii_case("json") {
-        let field = config.label_column.as_deref().unwrap_or("label");
-        let object: serde_json::Value =
-            serde_json::from_slice(text).map_err(|error| format!("label: {error}"))?;
-        match object.get(field) {
-            None | Some(serde_json::Value::Null) => Some(-1),
-            Some(value) => value.as_i64(),
+        if key != self.group.key {
+            let key = key.to_vec();
+            self.finish();
+            self.group.key = key;
         }
-    } else {
-        std::str::from_utf8(text).ok().and_then(|text| text.trim().parse::<i64>().ok())
-    };
-    match value {
-        Some(-1) => Some(NO_LABEL),
-        Some(value) => u32::try_from(value).ok().filter(|&label| label != NO_LABEL),
-        None => None,
+        let (stem, ending) = stem(name);
+        if ending.eq_ignore_ascii_case(self.config.label_extension.as_bytes()) {
+            let place = Place { offset: member.offset, size: member.size };
+            self.group.labels.push((stem.to_vec(), place));
+        } else if self.config.is_image_name(base) {
+            self.group.images.push(member);
+        } else {
+            self.leave(name, base);
+        }
     }
-    .ok_or_else(|| format!("expected a label from 0 on as a decimal number, found {:?}", shown()))
+
+    /// Counts a member that is neither image nor label. What samples usually have besides is not worth a word.
+    fn leave(&mut self, name: &[u8], base: &[u8]) {
+        let (_, ending) = stem(base);
+        let usual: [&[u8]; 5] = [b"json", b"txt", b"cls", b"caption", b"md"];
+        if kinds::is_packed_data(base) {
+            self.aside.add(Reason::unread(&kinds::PACKED), name);
+        } else if let Some(kind) = kinds::of_name(base) {
+            self.aside.add(Reason::unread(kind), name);
+        } else if !usual.contains(&ending) && !kinds::is_furniture(base) {
+            self.aside.add(Reason::NoImage, name);
+        }
+    }
+
+    /// Makes samples of the group's images. An image with more than one ending is one of its own (`22.05.png`), unless the
+    /// middle is a word and there is an image without it, or the word is that of a mask or the like.
+    fn finish(&mut self) {
+        let Group { key, images, labels } = std::mem::take(&mut self.group);
+        let is_plain = |member: &TarMember| stem(&member.name).0.len() == key.len();
+        let has_plain = images.iter().any(is_plain);
+        let mut last: Vec<u8> = Vec::new();
+        for image in images {
+            let (own, _) = stem(&image.name);
+            let middle = own.get(key.len() + 1..).unwrap_or_default();
+            if !middle.is_empty() && is_companion(middle, has_plain) {
+                self.aside.add(Reason::Companion, &image.name);
+                continue;
+            }
+            let Ok(size) = u32::try_from(image.size) else {
+                self.aside.add(Reason::Damaged, &image.name);
+                continue;
+            };
+            let of = |stem: &[u8]| labels.iter().find(|(name, _)| name == stem).map(|(_, place)| *place);
+            self.found.push((Sample { offset: image.offset, shard: 0, size }, of(own).or_else(|| of(&key))));
+            // A second image of the same name but for its ending is called by its whole name.
+            self.keys.push(if own == last { &image.name } else { own });
+            last = own.to_vec();
+        }
+    }
 }
 
-/// Reads part of a file. The file is opened for each read: that is cheap beside decoding, needs no limit on open
-/// files, and notices a shard that has vanished.
-fn read_at(path: &Path, offset: u64, size: u32) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    let mut bytes = vec![0; size as usize];
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
+/// Whether an image goes with another, by what stands between its key and its ending.
+fn is_companion(middle: &[u8], has_plain: bool) -> bool {
+    const WORDS: [&str; 24] = [
+        "mask",
+        "masks",
+        "seg",
+        "segmentation",
+        "segm",
+        "semantic",
+        "instance",
+        "panoptic",
+        "label",
+        "labels",
+        "annotation",
+        "depth",
+        "disparity",
+        "normal",
+        "normals",
+        "alpha",
+        "trimap",
+        "edge",
+        "edges",
+        "gt",
+        "saliency",
+        "flow",
+        "thumb",
+        "thumbnail",
+    ];
+    let word = middle.rsplit(|&byte| byte == b'.').next().unwrap_or_default();
+    let is_number = middle.iter().all(|byte| byte.is_ascii_digit() || b"._- ".contains(byte));
+    WORDS.iter().any(|known| word.eq_ignore_ascii_case(known.as_bytes())) || (has_plain && !is_number)
+}
+
+/// The label in a member: a text, or the label field of a JSON object.
+fn label_of(text: &[u8], config: &DataSpec) -> RawLabel {
+    if !config.label_extension.eq_ignore_ascii_case("json") {
+        return RawLabel::of_text(text);
+    }
+    let field = config.label_column.as_deref().unwrap_or("label");
+    match serde_json::from_slice::<serde_json::Value>(text) {
+        Ok(serde_json::Value::Object(object)) => {
+            object.get(field).map_or(RawLabel::None(LabelKind::Missing), RawLabel::of_json)
+        }
+        Ok(value) => RawLabel::of_json(&value),
+        Err(_) => RawLabel::None(LabelKind::Unreadable),
+    }
 }

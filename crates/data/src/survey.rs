@@ -7,7 +7,7 @@ use crate::{Dataset, Format, Split, kinds::FileKind};
 /// How a path was understood. Shown, it has a line for what the images are, and one for each reason why something was left
 /// aside; where all is plain it is one line.
 ///
-/// ```ignore
+/// ```
 /// use swav_data::{DataConfig, Dataset, Format};
 /// let data = DataConfig::default().open()?;
 /// let survey = data.survey().expect("every path is surveyed");

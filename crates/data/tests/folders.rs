@@ -5,7 +5,10 @@ mod common;
 use std::{fs, path::Path};
 
 use common::{jpeg, picture, png, put};
-use swav_data::{DataConfig, DataError, Dataset, Folder, Format, SampleError, Split, open};
+use swav_data::{
+    DataConfig, DataError, Dataset, Folder, Format, LabelCensus, LabelKind, Reason, SampleError, Split,
+    Survey, open,
+};
 use tempfile::tempdir;
 
 fn names(data: &dyn Dataset) -> Vec<String> {
@@ -187,11 +190,279 @@ fn lists_have_paths_and_labels_of_one_kind() {
     let csv = open_list("pics/0 x.png,4\nmissing.png,5").unwrap();
     assert_eq!(labels(&*csv), [Some(4), Some(5)]);
     assert!(matches!(csv.image(1), Err(SampleError::Vanished)));
-    assert!(matches!(open_list("a.png 1\nb.png\n"), Err(DataError::Malformed { .. })));
-    assert!(matches!(open_list("a.png\nb.png 1\n"), Err(DataError::Malformed { .. })));
-    assert!(matches!(open_list("a.png 99999999999\n"), Err(DataError::Malformed { .. })));
+    // What is no label stops nothing.
+    assert_eq!(labels(&*open_list("a.png 1\nb.png\n").unwrap()), [Some(1), None]);
+    assert_eq!(labels(&*open_list("a.png\nb.png 1\n").unwrap()), [None, Some(1)]);
+    assert_eq!(open_list("a.png 99999999999\n").unwrap().class_names(), ["99999999999"]);
     assert!(matches!(open_list("a\0.png\n"), Err(DataError::Malformed { .. })));
     assert!(matches!(open_list("\n# nothing\n"), Err(DataError::Empty { .. })));
+}
+
+/// The images of a list by label, `-` for none, in one line.
+fn shown(data: &dyn Dataset) -> String {
+    let label = |index| match data.label(index) {
+        Some(label) => data.class_names().get(label as usize).cloned().unwrap_or_else(|| label.to_string()),
+        None => "-".to_owned(),
+    };
+    (0..data.len())
+        .map(|index| format!("{}={}", data.name(index), label(index)))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[test]
+fn lists_are_read_as_people_and_programs_write_them() {
+    let root = tempdir().unwrap();
+    for name in ["a.png", "b.png", "c, d.png", "sub/e.png"] {
+        put(root.path().join(name), png(&picture(3, 3, 0)));
+    }
+    let utf16: Vec<u8> =
+        "\u{feff}file;label\r\na.png;cat\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let list = root.path().join("list.csv");
+    let cases: Vec<(&[u8], &str)> = vec![
+        (b"\xef\xbb\xbfa.png,1\nb.png,2\n", "a.png=1 b.png=2"),
+        (b"path,label\na.png,cat\nb.png,dog\n", "a.png=cat b.png=dog"),
+        (b"filename\na.png\nb.png\n", "a.png=- b.png=-"),
+        (b"\"a.png\",\"cat\"\n\"c, d.png\",\"dog, wild\"\n", "a.png=cat c, d.png=dog, wild"),
+        (b"\"a.png\"\n\"c, d.png\"\n", "a.png=- c, d.png=-"),
+        (b"c, d.png\nsub/e.png\n", "c, d.png=- sub/e.png=-"),
+        (b"a.png;cat\nb.png;dog\n", "a.png=cat b.png=dog"),
+        (b"a.png\tcat\textra\nb.png\tdog\textra\n", "a.png=cat b.png=dog"),
+        (b"a.png 3 x\nb.png -1 y\n", "a.png=3 b.png=-"),
+        (b"a.png cat\nb.png dog\n", "a.png=cat b.png=dog"),
+        (b"class,id,image\ncat,7,a.png\ndog,9,b.png\n", "a.png=cat b.png=dog"),
+        (b",file,label\n0,a.png,x\n1,b.png,y\n", "a.png=x b.png=y"),
+        (b"cat,a.png\ndog,b.png\n", "a.png=cat b.png=dog"),
+        (b"1 a.png\n2 b.png\n", "a.png=- b.png=-"),
+        (b"file,label,split\na.png,x,train\nb.png,y,test\n", "a.png=x"),
+        (b"a.png,x,train\nb.png,y,val\n", "a.png=x"),
+        (b"a.png,0.5\nb.png,1.0\nsub/e.png,nan\n", "a.png=- b.png=1 sub/e.png=-"),
+        (b"._a.png,1\na.png,2\n.hidden/b.heic,3\n", "a.png=2"),
+        (b"sub\\e.png,1\n", "sub/e.png=1"),
+        (&utf16, "a.png=cat"),
+    ];
+    for (text, expected) in cases {
+        put(&list, text);
+        let told = || String::from_utf8_lossy(text).into_owned();
+        let data =
+            open(&list, &DataConfig::default()).unwrap_or_else(|error| panic!("{:?}: {error}", told()));
+        assert_eq!(shown(&*data), expected, "{:?}", told());
+    }
+    let survey = open(&list, &DataConfig::default()).unwrap().survey().unwrap().to_string();
+    assert!(survey.contains("the first line names the columns"), "{survey}");
+    put(&list, "file,label,split\na.png,x,train\nb.png,y,test\n");
+    let of = |split| open(&list, &DataConfig { split, ..DataConfig::default() });
+    assert_eq!(shown(&*of(Split::Test).unwrap()), "b.png=y");
+    assert_eq!(of(Split::Test).unwrap().label(0), Some(1), "classes are numbered over all splits");
+    assert_eq!(of(Split::All).unwrap().len(), 2);
+}
+
+fn surveyed(root: &Path, config: &DataConfig) -> (std::sync::Arc<dyn Dataset>, Survey) {
+    let data = open(root, config).unwrap_or_else(|error| panic!("{error}"));
+    let survey = data.survey().unwrap().clone();
+    assert_eq!((survey.n_images, &survey.class_names[..]), (data.len(), data.class_names()));
+    (data, survey)
+}
+
+#[test]
+fn what_is_left_aside_is_counted_and_named() {
+    let root = tempdir().unwrap();
+    let place = |name: &str| root.path().join(name);
+    put(place("1.png"), png(&picture(4, 4, 0)));
+    put(place("2.jfif"), jpeg(&picture(4, 4, 0)));
+    put(place("sub/3.JPE"), jpeg(&picture(4, 4, 0)));
+    (0..10).for_each(|id| put(place(&format!("IMG_{id}.HEIC")), "heic"));
+    for name in [
+        "a.svg",
+        "sub/b.svg",
+        "c.avif",
+        "sub/old.tar.gz",
+        "x.mat",
+        ".hidden.png",
+        "._1.png",
+        "notes.txt",
+        "README.md",
+    ] {
+        put(place(name), "x");
+    }
+    put(place(".cache/4.png"), png(&picture(4, 4, 0)));
+    let (data, survey) = surveyed(root.path(), &DataConfig::default());
+    assert_eq!((data.len(), survey.format), (3, Format::Flat));
+    assert!((0..3).all(|index| data.image(index).is_ok()));
+    let aside: Vec<String> = survey.left_aside.iter().map(ToString::to_string).collect();
+    let expected = [
+        "1 AVIF file (c.avif): convert them to JPEG or PNG",
+        "10 HEIC files (IMG_0.HEIC, IMG_1.HEIC, IMG_2.HEIC, ...): convert them to JPEG or PNG",
+        "1 MATLAB file (x.mat): write the images to files, one folder for each class, or to tar shards",
+        "2 SVG files (a.svg, sub/b.svg): draw them as PNG",
+        "1 gzipped tar file (sub/old.tar.gz): unpack them",
+        "2 with a name that begins with a dot (._1.png, .hidden.png)",
+        "1 other file (notes.txt)",
+    ];
+    assert_eq!(aside, expected);
+    assert_eq!(survey.to_string().lines().count(), 1 + expected.len());
+    put(place("5.jpg"), b"\0\0\0\x18ftypheic\0\0\0\0mif1heic");
+    let wrong = open(root.path(), &DataConfig::default()).unwrap().image(2).unwrap_err();
+    assert!(wrong.explain().contains("HEIC"), "{}", wrong.explain());
+}
+
+/// What cannot be read is named with what to do, alone in a folder and as the path itself.
+#[test]
+fn known_formats_that_are_not_read_are_named() {
+    for (name, words) in [
+        ("data_batch_1", ["CIFAR's Python pickle", "binary version"]),
+        ("train_32x32.mat", ["MATLAB", "tar shards"]),
+        ("train.h5", ["HDF5", "tar shards"]),
+        ("data.mdb", ["LMDB", "tar shards"]),
+        ("photos.zip", ["zip", "unpack"]),
+        ("photos.tar.xz", ["compressed tar", "unpack"]),
+        ("a.HEIC", ["HEIC", "convert"]),
+        ("train.tfrecord-00000-of-00002", ["TFRecord", "tar shards"]),
+    ] {
+        let root = tempdir().unwrap();
+        put(root.path().join(name), "x");
+        for path in [root.path().to_owned(), root.path().join(name)] {
+            let error = open_error(&path, &DataConfig::default()).to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{name}: {error}");
+        }
+    }
+}
+
+/// Images are put at these places; what comes is each name with its class.
+#[test]
+fn layouts_are_told_as_people_mean_them() {
+    let cases: &[(&[&str], Split, &str)] = &[
+        // A few images beside classes are left aside, many make the folder flat.
+        (
+            &["preview.png", "cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png"],
+            Split::Train,
+            "cat/1.png=cat cat/2.png=cat dog/3.png=dog dog/4.png=dog",
+        ),
+        (&["0.png", "1.png", "x/2.png", "y/3.png"], Split::Train, "0.png=- 1.png=- x/2.png=- y/3.png=-"),
+        // A class that happens to be called so.
+        (
+            &["train/1.png", "plane/2.png", "car/3.png"],
+            Split::Train,
+            "car/3.png=car plane/2.png=plane train/1.png=train",
+        ),
+        (&["test/1.png", "plane/2.png"], Split::All, "plane/2.png=plane test/1.png=test"),
+        (
+            &["train/1.png", "test/2.png", "plane/3.png", "car/4.png"],
+            Split::Train,
+            "car/4.png=car plane/3.png=plane test/2.png=test train/1.png=train",
+        ),
+        // Splits in any case, and what lies beside them.
+        (&["Train/cat/1.png", "Test/cat/2.png"], Split::Train, "cat/1.png=cat"),
+        (&["Train/cat/1.png", "Test/cat/2.png"], Split::Test, "cat/2.png=cat"),
+        (&["TRAIN/a/1.png", "Validation/b/2.png"], Split::Val, "b/2.png=b"),
+        (&["training/a/1.png", "dev/b/2.png"], Split::Test, "b/2.png=b"),
+        (
+            &["train/a/1.png", "valid/b/2.png", "labels/a/1.png"],
+            Split::All,
+            "train/a/1.png=a valid/b/2.png=b",
+        ),
+        (&["train2017/1.png", "val2017/2.png"], Split::Train, "1.png=-"),
+        (&["training_set/a/1.png", "test_set/a/2.png"], Split::Test, "a/2.png=a"),
+        (
+            &["seg_train/seg_train/a/1.png", "seg_train/seg_train/b/2.png", "seg_test/seg_test/b/3.png"],
+            Split::Train,
+            "a/1.png=a b/2.png=b",
+        ),
+        (&["train/a/1.png", "notes/x.txt"], Split::Train, "a/1.png=a"),
+        // All is everything, and classes stay the classes.
+        (
+            &["train/a/1.png", "train/b/2.png", "test/b/3.png"],
+            Split::All,
+            "test/b/3.png=b train/a/1.png=a train/b/2.png=b",
+        ),
+        (
+            &["train/a/1.png", "train/b/2.png", "test/3.png"],
+            Split::All,
+            "test/3.png=- train/a/1.png=a train/b/2.png=b",
+        ),
+        (
+            &["train/a/1.png", "train/b/2.png", "val/images/3.png"],
+            Split::All,
+            "train/a/1.png=a train/b/2.png=b val/images/3.png=-",
+        ),
+        // A folder above the data.
+        (&["set/images/train/a/1.png", "set/images/val/a/2.png"], Split::Val, "a/2.png=a"),
+        (&["set/a/1.png", "set/b/2.png"], Split::Train, "a/1.png=a b/2.png=b"),
+        (&["holiday/1.png"], Split::Train, "holiday/1.png=holiday"),
+    ];
+    for (files, split, expected) in cases {
+        let root = tempdir().unwrap();
+        for name in *files {
+            let bytes = if name.ends_with("txt") { b"x".to_vec() } else { png(&picture(2, 2, 0)) };
+            put(root.path().join(name), bytes);
+        }
+        let (data, _) = surveyed(root.path(), &DataConfig { split: *split, ..DataConfig::default() });
+        assert_eq!(shown(&*data), *expected, "{files:?} {split}");
+    }
+}
+
+#[test]
+fn classes_are_numbered_alike_in_all_splits() {
+    let root = tempdir().unwrap();
+    for name in ["train/ant/1.png", "train/owl/2.png", "val/bee/3.png", "val/owl/4.png"] {
+        put(root.path().join(name), png(&picture(2, 2, 0)));
+    }
+    for split in [Split::Train, Split::Val, Split::All] {
+        let (data, survey) = surveyed(root.path(), &DataConfig { split, ..DataConfig::default() });
+        assert_eq!(survey.class_names, ["ant", "bee", "owl"], "{split}");
+        assert_eq!(survey.splits, [Split::Train, Split::Val]);
+        let owl = (0..data.len()).find(|&index| data.name(index).contains("owl")).unwrap();
+        assert_eq!(data.label(owl), Some(2), "{split}");
+    }
+}
+
+/// A hold-out divides what is all called `train`; without one there is nothing to test on.
+#[test]
+fn a_hold_out_divides_a_folder_of_training_images() {
+    let root = tempdir().unwrap();
+    (0..60).for_each(|id| put(root.path().join(format!("train/c/{id}.png")), png(&picture(2, 2, id))));
+    let of = |split, holdout| open(root.path(), &DataConfig { split, holdout, ..DataConfig::default() });
+    let (train, test) = (of(Split::Train, 0.3).unwrap(), of(Split::Test, 0.3).unwrap());
+    assert_eq!(train.len() + test.len(), 60);
+    assert!(!names(&*train).contains(&test.name(0)));
+    assert_eq!(of(Split::Train, 0.0).unwrap().len(), 60);
+    let error = of(Split::Test, 0.0).err().unwrap().to_string();
+    assert!(error.contains("found only train") && error.contains("holdout"), "{error}");
+}
+
+#[test]
+fn a_census_says_which_labels_there_are() {
+    let root = tempdir().unwrap();
+    let list = root.path().join("list.csv");
+    let census = |text: &str| {
+        put(&list, text);
+        LabelCensus::of(&open(&list, &DataConfig::default()).unwrap())
+    };
+    let mixed = census("a.png,1\nb.png,2\nc.png,2\nd.png,-1\ne.png,0.5\nf.png,\"[1, 2]\"\n");
+    assert_eq!((mixed.n_images, mixed.n_labelled(), mixed.n_classes(), mixed.unfit()), (6, 3, 2, None));
+    assert_eq!(mixed.without[&LabelKind::Fraction], 1);
+    assert_eq!(
+        mixed.to_string(),
+        "6 images in 2 classes of 1 to 2, 1 without a label, 1 with a list for a label, 1 with a fraction for a label"
+    );
+    assert_eq!(census("a.png\nb.png\n").to_string(), "2 images without labels");
+    assert!(census("a.png\nb.png\n").unfit().unwrap().contains("no labels"));
+    assert!(census("a.png,.5\nb.png,.7\n").unfit().unwrap().contains("fraction"));
+    assert!(census("a.png,3\nb.png,3\n").unfit().unwrap().contains("one class"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_data_set() {
+    let root = tempdir().unwrap();
+    let pipe = root.path().join("pipe.png");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    assert!(matches!(open_error(&pipe, &DataConfig::default()), DataError::Io { .. }));
+    let error = open_error(root.path(), &DataConfig::default());
+    assert!(error.to_string().contains("pipe.png"), "{error}");
+    put(root.path().join("1.png"), png(&picture(2, 2, 0)));
+    let (data, survey) = surveyed(root.path(), &DataConfig::default());
+    assert_eq!((data.len(), survey.left_aside[0].reason), (1, Reason::Unreachable));
 }
 
 #[test]

@@ -5,7 +5,9 @@ mod common;
 use std::fs;
 
 use common::{gzip, idx, jpeg, labels, malformed, of, picture, png, put, tar_of};
-use swav_data::{DataConfig, DataError, Dataset, Format, SampleError, Shards, Split, open};
+use swav_data::{
+    DataConfig, DataError, Dataset, Format, LabelCensus, LabelKind, SampleError, Shards, Split, open,
+};
 use tempfile::tempdir;
 
 #[test]
@@ -165,13 +167,8 @@ fn damaged_shards_cost_their_damaged_members() {
     put(&path, &good[..good.len() - 1600]);
     assert_eq!(Shards::open(vec![path.clone()], &DataConfig::default().check().unwrap()).unwrap().len(), 5);
 
-    put(&path, gzip(&good));
-    assert!(malformed(open(&path, &DataConfig::default())).contains("gzip"));
-    put(
-        &path,
-        tar_of(&[("a.cls".to_owned(), b"cat".to_vec()), ("a.png".to_owned(), png(&picture(2, 2, 0)))]),
-    );
-    assert!(malformed(open(&path, &DataConfig::default())).contains("decimal number"));
+    put(&path, b"BZh91AY&SY");
+    assert!(malformed(open(&path, &DataConfig::default())).contains("bzip2"));
     put(&path, tar_of(&[("readme.txt".to_owned(), b"hello".to_vec())]));
     assert!(matches!(open(&path, &DataConfig::default()), Err(DataError::Empty { .. })));
 }
@@ -194,4 +191,173 @@ fn formats_are_told_by_content_and_can_be_overridden() {
     assert_eq!(open(root.path().join("list"), &as_list).unwrap().image(0).unwrap().width(), 7);
     let builtin = DataConfig { format: Format::Builtin, ..DataConfig::default() };
     assert_eq!(open("anything", &builtin).unwrap().len(), 6000);
+}
+
+fn members(list: &[(&str, &[u8])]) -> Vec<u8> {
+    let picture = png(&picture(6, 5, 1));
+    let content = |name: &str, text: &[u8]| {
+        let is_image = text.is_empty() && (name.ends_with("png") || name.ends_with("jpg"));
+        if is_image { picture.clone() } else { text.to_vec() }
+    };
+    tar_of(&list.iter().map(|(name, text)| ((*name).to_owned(), content(name, text))).collect::<Vec<_>>())
+}
+
+/// Each member that is an image is one image; what is not is counted.
+#[test]
+fn members_of_shards_are_not_lost() {
+    let none: &[u8] = b"";
+    let cases: &[(&[&str], &[&str], &[&str])] = &[
+        (&["22.05.png", "22.06.png", "plain.png"], &["22.05", "22.06", "plain"], &[]),
+        (&["22.05.png", "22.png"], &["22.05", "22"], &[]),
+        (&["a.jpg", "a.jpg", "b.png"], &["a", "a.jpg", "b"], &[]),
+        (&["a.jpg", "a.png"], &["a", "a.png"], &[]),
+        (&["a.jpg", "a.seg.png", "b.mask.png"], &["a"], &["2 that go with an image (a.seg.png, b.mask.png)"]),
+        (
+            &["x/._a.jpg", "x/a.jpg", ".git/b.png"],
+            &["x/a"],
+            &["2 with a name that begins with a dot (.git/b.png, x/._a.jpg)"],
+        ),
+        (&["a.heic", "a.json", "b.jpg"], &["b"], &["1 HEIC file (a.heic): convert them to JPEG or PNG"]),
+    ];
+    for (names, images, aside) in cases {
+        let root = tempdir().unwrap();
+        put(root.path().join("s.tar"), members(&names.iter().map(|name| (*name, none)).collect::<Vec<_>>()));
+        let data = open(root.path(), &DataConfig::default()).unwrap();
+        let found: Vec<String> =
+            (0..data.len()).map(|index| data.name(index).replace("s.tar/", "")).collect();
+        assert_eq!(found, *images, "{names:?}");
+        assert!((0..data.len()).all(|index| data.image(index).is_ok()), "{names:?}");
+        let told: Vec<String> = data.survey().unwrap().left_aside.iter().map(ToString::to_string).collect();
+        assert_eq!(told, *aside, "{names:?}");
+    }
+}
+
+#[test]
+fn labels_of_any_kind_stop_no_shard() {
+    let root = tempdir().unwrap();
+    let labelled = |ending: &str, labels: &[&str]| {
+        let all: Vec<(String, Vec<u8>)> = (labels.iter().enumerate())
+            .flat_map(|(id, label)| {
+                let label = (format!("{id}.{ending}"), label.as_bytes().to_vec());
+                [(format!("{id}.png"), png(&picture(6, 5, 1))), label]
+            })
+            .collect();
+        put(root.path().join("s.tar"), tar_of(&all));
+        let config = DataConfig { label_extension: ending.to_owned(), ..DataConfig::default() };
+        open(root.path(), &config).unwrap()
+    };
+    let data = labelled("cls", &["3", "-1", "2.0", "0.5", "", "[1]"]);
+    assert_eq!(labels(&*data), [Some(3), None, Some(2), None, None, None]);
+    assert_eq!([3, 5].map(|index| data.label_kind(index)), [LabelKind::Fraction, LabelKind::List]);
+    let data = labelled("cls", &["owl", "ant", "owl"]);
+    assert_eq!(
+        (labels(&*data), data.class_names()),
+        (vec![Some(1), Some(0), Some(1)], &["ant".to_owned(), "owl".into()][..])
+    );
+    let json = [
+        "{\"label\": \"ant\"}",
+        "{\"label\": [1, 2]}",
+        "{\"label\": null}",
+        "{}",
+        "{broken",
+        "{\"label\": 4}",
+    ];
+    let data = labelled("json", &json);
+    assert_eq!(labels(&*data), [Some(1), None, None, None, None, Some(0)]);
+    assert_eq!((data.class_names().len(), data.label_kind(4)), (2, LabelKind::Unreadable));
+    assert_eq!(LabelCensus::of(&data).n_labelled(), 2);
+}
+
+#[test]
+fn gzipped_shards_are_unpacked_within_a_limit() {
+    let root = tempdir().unwrap();
+    let whole = shard(0, 5);
+    put(root.path().join("s.tar"), &whole);
+    let plain = open(root.path().join("s.tar"), &DataConfig::default()).unwrap();
+    fs::remove_file(root.path().join("s.tar")).unwrap();
+    for name in ["train-0.tar.gz", "x.tgz", "without-ending"] {
+        let path = root.path().join(name);
+        put(&path, gzip(&whole));
+        let packed = open(&path, &DataConfig::default()).unwrap();
+        assert_eq!((labels(&*packed), packed.fingerprint()), (labels(&*plain), plain.fingerprint()));
+        assert_eq!(packed.image(3).unwrap().data(), picture(6, 5, 3).as_raw().as_slice());
+        fs::remove_file(&path).unwrap();
+    }
+    put(root.path().join("train-0.tar.gz"), gzip(&whole));
+    put(root.path().join("test-0.tar.gz"), gzip(&shard(5, 7)));
+    assert_eq!(of(root.path(), Split::Test).unwrap().len(), 2);
+    put(root.path().join("test-0.tar.gz"), gzip(&vec![0; 3 << 20]));
+    let small = DataConfig { unpack_mib: 2, split: Split::Test, ..DataConfig::default() };
+    assert!(malformed(open(root.path(), &small)).contains("unpack_mib"));
+    // Beside images an archive is what they came from.
+    put(root.path().join("photos/1.png"), png(&picture(2, 2, 0)));
+    let data = open(root.path(), &DataConfig::default()).unwrap();
+    assert_eq!(data.len(), 1);
+    assert!(data.survey().unwrap().to_string().contains("2 gzipped tar files"));
+}
+
+#[test]
+fn data_sets_are_found_below_the_folder_of_their_name() {
+    let digits = |n: u8| idx(&[u32::from(n), 2, 2], &vec![n; 4 * usize::from(n)]);
+    let root = tempdir().unwrap();
+    let place = |name: &str| root.path().join(name);
+    put(place("FashionMNIST/raw/train-images-idx3-ubyte"), digits(3));
+    put(place("FashionMNIST/raw/train-images-idx3-ubyte.gz"), gzip(&digits(3)));
+    put(place("FashionMNIST/raw/t10k-images-idx3-ubyte"), digits(2));
+    put(place("FashionMNIST/processed/training.pt"), "x");
+    for below in ["", "FashionMNIST", "FashionMNIST/raw"] {
+        assert_eq!(of(&place(below), Split::Train).unwrap().len(), 3, "{below}");
+        assert_eq!(of(&place(below), Split::Test).unwrap().len(), 2, "{below}");
+    }
+    // A data set beside it: which one is meant has to be said.
+    put(place("cifar-10-batches-bin/data_batch_1.bin"), cifar(&[&[3], &[9]]));
+    match of(root.path(), Split::Train) {
+        Err(DataError::Several { found, .. }) => assert_eq!(found.len(), 2),
+        other => panic!("{:?}", other.map(|data| data.describe())),
+    }
+    let cifar_10 = tempdir().unwrap();
+    put(cifar_10.path().join("cifar-10-batches-bin/data_batch_1.bin"), cifar(&[&[3], &[9]]));
+    put(cifar_10.path().join("cifar-10-batches-bin/._data_batch_1.bin"), "x");
+    put(cifar_10.path().join("cifar-10-batches-bin/test_batch.bin"), cifar(&[&[1]]));
+    put(cifar_10.path().join("cifar-10-binary.tar.gz"), gzip(b"x"));
+    let data = of(cifar_10.path(), Split::Train).unwrap();
+    assert_eq!(labels(&*data), [Some(3), Some(9)]);
+    assert!(data.survey().unwrap().to_string().contains("cifar-10-binary.tar.gz"));
+    // Shards in folders of splits, and names that have the word anywhere.
+    for names in [
+        ["Train/0.tar", "Val/0.tar"],
+        ["data/x-train-0.tar", "data/x-validation-0.tar"],
+        ["x/trainset_0.tar", "x/devset_0.tar"],
+    ] {
+        let shards = tempdir().unwrap();
+        put(shards.path().join(names[0]), shard(0, 3));
+        put(shards.path().join(names[1]), shard(3, 5));
+        let lengths =
+            [Split::Train, Split::Val, Split::All].map(|split| of(shards.path(), split).unwrap().len());
+        assert_eq!(lengths, [3, 2, 5], "{names:?}");
+    }
+}
+
+#[test]
+fn emnist_is_known_by_its_names() {
+    let root = tempdir().unwrap();
+    let file = |set: &str, part: &str| root.path().join(format!("emnist-{set}-{part}-images-idx3-ubyte"));
+    put(file("letters", "train"), idx(&[3, 2, 2], &[1; 12]));
+    put(file("letters", "test"), idx(&[2, 2, 2], &[2; 8]));
+    put(root.path().join("emnist-letters-test-labels-idx1-ubyte.gz"), gzip(&idx(&[2], &[5, 6])));
+    assert_eq!(of(root.path(), Split::Train).unwrap().len(), 3);
+    assert_eq!(labels(&*of(root.path(), Split::Test).unwrap()), [Some(5), Some(6)]);
+    assert_eq!(of(root.path(), Split::All).unwrap().len(), 5);
+    put(file("digits", "train"), idx(&[1, 2, 2], &[1; 4]));
+    for split in [Split::Train, Split::Test, Split::All] {
+        let error = of(root.path(), split).err().unwrap();
+        assert!(
+            matches!(error, DataError::Several { .. }) && error.to_string().contains("emnist-digits"),
+            "{error}"
+        );
+    }
+    // One file says which; its test images lie beside it.
+    assert_eq!(of(&file("letters", "train"), Split::Train).unwrap().len(), 3);
+    assert_eq!(labels(&*of(&file("letters", "train"), Split::Test).unwrap()), [Some(5), Some(6)]);
+    assert!(matches!(of(&file("digits", "train"), Split::Test), Err(DataError::NoSplit { .. })));
 }

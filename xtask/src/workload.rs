@@ -121,6 +121,7 @@ impl Workload {
             precision: named::<Precision>("--precision", &options.precision)?,
             exact: options.exact,
             checkpointing: named::<Checkpointing>("--checkpointing", &options.checkpointing)?,
+            init: None,
         };
         let spec = config.check().map_err(swav_cli::usage)?;
         if options.threads > MOST_THREADS {

@@ -10,8 +10,10 @@ mod data;
 mod embed;
 mod eval;
 mod exit;
+mod export;
 mod glyphs;
 mod gpu;
+mod import;
 mod judge;
 mod names;
 mod open;
@@ -43,6 +45,8 @@ pub enum Command {
     Pretrain(pretrain::Args),
     Eval(eval::Args),
     Embed(embed::Args),
+    Import(import::Args),
+    Export(export::Args),
     Data(data::Args),
     Augment(augment::Args),
     Gpu(gpu::Args),
@@ -58,6 +62,8 @@ impl Command {
             Self::Pretrain(args) => pretrain::run(args),
             Self::Eval(args) => eval::run(args),
             Self::Embed(args) => embed::run(args),
+            Self::Import(args) => import::run(args),
+            Self::Export(args) => export::run(args),
             Self::Data(args) => data::run(args),
             Self::Augment(args) => augment::run(args),
             Self::Gpu(args) => gpu::run(args),

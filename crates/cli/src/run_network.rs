@@ -25,8 +25,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// The run's settings with the changes, and its network from the newest checkpoint. The pool of threads is made
-    /// as the settings say. Batch-norm statistics are those of the checkpoint.
+    /// The run's settings with the changes, and its network from the newest checkpoint, or from imported weights. The pool of
+    /// threads is made as the settings say. Batch-norm statistics are those of the checkpoint.
     pub fn load(&self) -> anyhow::Result<(Settings, Box<dyn Encoder>)> {
         let folder = RunFolder::at(&self.run);
         let mut config = configuration::of_run(&folder, &self.changes)?;
@@ -39,12 +39,13 @@ impl Options {
         // Another command of this process may have made it already.
         let _ =
             rayon::ThreadPoolBuilder::new().num_threads(training.threads).use_current_thread().build_global();
-        let (checkpoint, path) = folder.newest()?;
+        let weights = folder.network()?;
         let mut network = swav_encoder::build(&training.device, settings.encoder(), training.seed)?;
         network
-            .load_state(&checkpoint.encoder_state())
-            .with_context(|| format!("checkpoint {}", name(&path)))?;
-        note!("network  {} (step {})", name(&path), checkpoint.position.step);
+            .load_state(&weights.encoder)
+            .with_context(|| format!("checkpoint {}", name(&weights.path)))?;
+        let step = weights.step.map(|step| format!(" (step {step})")).unwrap_or_default();
+        note!("network  {}{step}", name(&weights.path));
         Ok((settings, network))
     }
 }

@@ -1,5 +1,7 @@
 //! The configuration of an encoder: raw values from a file, checked once into an [`EncoderSpec`].
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 pub use swav_kernels::net::BlockKind;
 pub use swav_kernels::{Checkpointing, Precision};
@@ -33,6 +35,9 @@ pub struct EncoderConfig {
     /// What is kept between forward and backward: everything, or only the input of each residual block, which runs
     /// again in backward, with the same results and a third more work.
     pub checkpointing: Checkpointing,
+    /// Where training starts from, in place of weights that are drawn: a file of weights, or the folder of a run or an
+    /// import. What trains reads it (`swav-train`); [`build`](crate::build) does not.
+    pub init: Option<PathBuf>,
 }
 
 impl Default for EncoderConfig {
@@ -45,6 +50,7 @@ impl Default for EncoderConfig {
             precision: Precision::F32,
             exact: false,
             checkpointing: Checkpointing::Off,
+            init: None,
         }
     }
 }
@@ -125,6 +131,21 @@ pub enum Variant {
     },
 }
 
+impl Variant {
+    /// The kind of all blocks, how many each stage has, and the factor of all widths.
+    pub fn blocks(&self) -> (BlockKind, Vec<usize>, usize) {
+        match self {
+            Self::Resnet18 => (BlockKind::Basic, vec![2, 2, 2, 2], 1),
+            Self::Resnet34 => (BlockKind::Basic, vec![3, 4, 6, 3], 1),
+            Self::Resnet50 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 1),
+            Self::Resnet50w2 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 2),
+            Self::Resnet50w4 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 4),
+            Self::Resnet50w5 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 5),
+            Self::Custom { block, layers } => (*block, layers.clone(), 1),
+        }
+    }
+}
+
 /// What comes before the residual blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -163,6 +184,8 @@ struct Flat {
     precision: Precision,
     exact: bool,
     checkpointing: Checkpointing,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init: Option<PathBuf>,
 }
 
 impl Default for Flat {
@@ -173,17 +196,17 @@ impl Default for Flat {
 
 impl From<EncoderConfig> for Flat {
     fn from(config: EncoderConfig) -> Self {
-        let EncoderConfig { arch, head, dim, precision, exact, checkpointing } = config;
+        let EncoderConfig { arch, head, dim, precision, exact, checkpointing, init } = config;
         let Arch::ResNet(ResNet { variant, width, stem }) = arch;
-        Self { arch: variant, width, stem, head, dim, precision, exact, checkpointing }
+        Self { arch: variant, width, stem, head, dim, precision, exact, checkpointing, init }
     }
 }
 
 impl From<Flat> for EncoderConfig {
     fn from(flat: Flat) -> Self {
-        let Flat { arch, width, stem, head, dim, precision, exact, checkpointing } = flat;
+        let Flat { arch, width, stem, head, dim, precision, exact, checkpointing, init } = flat;
         let arch = ResNet { variant: arch, width, stem }.into();
-        Self { arch, head, dim, precision, exact, checkpointing }
+        Self { arch, head, dim, precision, exact, checkpointing, init }
     }
 }
 
@@ -244,15 +267,7 @@ impl EncoderConfig {
 
 impl ResNet {
     fn check(&self) -> Result<ResNetSpec, EncoderError> {
-        let (block, layers, widening) = match &self.variant {
-            Variant::Resnet18 => (BlockKind::Basic, vec![2, 2, 2, 2], 1),
-            Variant::Resnet34 => (BlockKind::Basic, vec![3, 4, 6, 3], 1),
-            Variant::Resnet50 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 1),
-            Variant::Resnet50w2 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 2),
-            Variant::Resnet50w4 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 4),
-            Variant::Resnet50w5 => (BlockKind::Bottleneck, vec![3, 4, 6, 3], 5),
-            Variant::Custom { block, layers } => (*block, layers.clone(), 1),
-        };
+        let (block, layers, widening) = self.variant.blocks();
         if layers.is_empty() || layers.len() > 6 || layers.iter().any(|&n| n == 0 || n > 1000) {
             return Err(EncoderError::Config {
                 key: "arch.custom.layers",
@@ -277,6 +292,20 @@ impl EncoderSpec {
     /// The configuration that was checked.
     pub fn config(&self) -> &EncoderConfig {
         &self.config
+    }
+
+    /// Names and shapes of all tensors that the network's state has: parameters in the order of the layers, then the
+    /// statistics of batch norms. Nothing is built.
+    ///
+    /// ```
+    /// use swav_encoder::EncoderConfig;
+    /// let tensors = EncoderConfig::default().check()?.tensors();
+    /// assert_eq!(tensors[0], ("conv1.weight".to_owned(), vec![64, 3, 7, 7]));
+    /// assert!(tensors.contains(&("bn1.num_batches_tracked".to_owned(), vec![])));
+    /// # Ok::<(), swav_encoder::EncoderError>(())
+    /// ```
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        crate::layers::Layers::new(self).tensors()
     }
 
     /// The backbone that was checked.

@@ -14,6 +14,11 @@ use crate::engine::Part;
 use crate::init::Initial;
 use crate::{BlockKind, EncoderSpec, Head, Stem};
 
+/// What the statistics of a batch norm are called.
+pub(crate) const MEAN: &str = "running_mean";
+pub(crate) const VAR: &str = "running_var";
+pub(crate) const BATCHES: &str = "num_batches_tracked";
+
 /// One operation of the network: coarse enough that an engine can fuse what is inside.
 #[derive(Clone, Debug)]
 pub(crate) enum Unit {
@@ -210,6 +215,19 @@ impl Layers {
             Part::Stage(n) => (self.stage_ends[n - 1], &[][..]),
         };
         self.backbone[..end].iter().chain(&self.backbone[pooling..]).chain(head)
+    }
+
+    /// Names and shapes of what a state holds.
+    pub(crate) fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let parameters = self.parameters.iter().map(|info| (info.name.clone(), info.shape.clone()));
+        let statistics = self.norms.iter().flat_map(|NormInfo { name, channels }| {
+            [
+                (format!("{name}.{MEAN}"), vec![*channels]),
+                (format!("{name}.{VAR}"), vec![*channels]),
+                (format!("{name}.{BATCHES}"), Vec::new()),
+            ]
+        });
+        parameters.chain(statistics).collect()
     }
 
     /// Stem and blocks of a residual network, and the channels that come out.

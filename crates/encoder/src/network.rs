@@ -10,16 +10,12 @@ use swav_kernels::BN_MOMENTUM;
 use crate::encoder::{check_groups, check_images};
 use crate::engine::{Engine, Part, Value};
 use crate::init::initial_values;
-use crate::layers::{Layers, ParameterInfo};
+use crate::layers::{BATCHES, Layers, MEAN, ParameterInfo, VAR};
 use crate::unit_length::{to_unit_length, unit_length_gradient};
 use crate::{
     Description, Encoder, EncoderError, EncoderSpec, Output, RunningStatistics, Slots, StateDict,
     StateTensor, StepInputs, StepPlan, StepReport, SyncBatchNorm, UpdateRule, UpdateStats, WholeStep,
 };
-
-const MEAN: &str = "running_mean";
-const VAR: &str = "running_var";
-const BATCHES: &str = "num_batches_tracked";
 
 /// Where a step is between its passes.
 enum Phase {

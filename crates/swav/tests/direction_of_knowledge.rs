@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("swav-fixtures", &[]),
     ("swav-data", &["swav-augment"]),
     ("swav-encoder", &["swav-collective", "swav-cuda", "swav-kernels", "swav-optim"]),
+    ("swav-weights", &["swav-augment", "swav-encoder"]),
     (
         "swav-train",
         &[
@@ -34,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "swav-optim",
             "swav-ot",
             "swav-prototypes",
+            "swav-weights",
         ],
     ),
     ("swav-eval", &["swav-augment", "swav-data", "swav-encoder"]),
@@ -54,6 +56,7 @@ const LIBRARIES: &[&str] = &[
     "swav-ot",
     "swav-prototypes",
     "swav-train",
+    "swav-weights",
 ];
 
 /// What the program may know: every library.

@@ -63,6 +63,14 @@ pub enum TrainError {
         /// Who has it, as that says of itself; empty if it does not.
         holder: String,
     },
+    /// Weights cannot be read, written, or used here.
+    #[error("{what}")]
+    Weights {
+        /// What was to be done with them.
+        what: &'static str,
+        /// Why not.
+        source: swav_weights::WeightsError,
+    },
     /// The encoder refused its input or failed.
     #[error("the encoder failed")]
     Encoder(#[source] swav_encoder::EncoderError),

@@ -32,9 +32,10 @@ mod tensorboard;
 mod threads;
 mod totals;
 mod trainer;
+mod weights;
 mod whole;
 
-pub use checkpoint::{Checkpoint, CheckpointError, RunPosition, write_weights};
+pub use checkpoint::{Checkpoint, CheckpointError, RunPosition};
 pub use codes::{AssignCodes, Assigned, Code, CodesInput, EpochStart, QueueShape, Remembered, SinkhornCodes};
 pub use config::{
     CheckpointConfig, ConfigError, LossConfig, MemoryEstimate, MemoryPart, MonitorConfig, OnCollapse,
@@ -60,3 +61,4 @@ pub use tensorboard::EventWriter;
 pub use threads::thread_pool;
 pub use totals::Outcome;
 pub use trainer::Trainer;
+pub use weights::RunWeights;

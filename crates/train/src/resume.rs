@@ -8,7 +8,7 @@ use crate::config::{ConfigError, TrainConfig};
 
 /// The keys (or sections, with a trailing dot) of a configuration that may change at a resume, and what the change does.
 /// Everything else is part of what the run is, and needs a new one.
-pub const MAY_CHANGE: [(&str, Effect); 21] = [
+pub const MAY_CHANGE: [(&str, Effect); 22] = [
     // The data's path may, because their contents are compared; the batch size of a process may, because that of all is.
     ("training.threads", Effect::SameNumbers),
     ("training.device", Effect::SameNumbers),
@@ -19,6 +19,7 @@ pub const MAY_CHANGE: [(&str, Effect); 21] = [
     ("data.path", Effect::SameNumbers),
     ("data.cache_mib", Effect::SameNumbers),
     ("encoder.checkpointing", Effect::SameNumbers),
+    ("encoder.init", Effect::SameNumbers),
     ("checkpoint.", Effect::SameNumbers),
     ("monitor.", Effect::SameNumbers),
     ("reestimation.", Effect::SameNumbers),

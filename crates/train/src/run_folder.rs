@@ -6,7 +6,8 @@
 //! checkpoints/epoch-0025.safetensors      those that stay for good
 //! metrics.jsonl                           one JSON object a step
 //! tensorboard/                            the same for TensorBoard
-//! weights.safetensors                     the trained network, when the run has ended
+//! weights.safetensors                     the trained network, when the run has ended, or an imported one
+//! import.json                             where imported weights come from
 //! .lock                                   whose run it is, while a process trains
 //! ```
 
@@ -71,6 +72,11 @@ impl RunFolder {
     /// The trained network.
     pub fn weights(&self) -> PathBuf {
         self.root.join("weights.safetensors")
+    }
+
+    /// What an import says of itself; there is none in the folder of a training.
+    pub fn import_record(&self) -> PathBuf {
+        self.root.join("import.json")
     }
 
     /// The folder of the checkpoints.
@@ -177,8 +183,9 @@ impl RunFolder {
         // The failure that led here is what is reported.
         let _ = fs::remove_dir(self.checkpoints());
         let _ = fs::remove_dir_all(self.tensorboard());
-        for file in [self.config(), self.config().with_extension("tmp"), self.metrics(), self.root.join(LOCK)]
-        {
+        let temporary = self.config().with_extension("tmp");
+        let record = self.import_record();
+        for file in [self.config(), temporary, record, self.metrics(), self.root.join(LOCK)] {
             let _ = fs::remove_file(file);
         }
         let _ = fs::remove_dir(&self.root);
@@ -218,10 +225,13 @@ impl RunFolder {
     /// Whether there is a checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointError::Lost`] if there is none, but the weights of a run that has ended.
+    /// [`CheckpointError::Lost`] if there is none, but the weights of a run that has ended; [`CheckpointError::Imported`].
     pub(crate) fn has_state(&self) -> Result<bool, CheckpointError> {
         match !self.resumable().is_empty() || !self.lasting().is_empty() {
             true => Ok(true),
+            false if self.import_record().exists() => {
+                Err(CheckpointError::Imported { path: self.root.clone() })
+            }
             false if self.weights().exists() => Err(CheckpointError::Lost { path: self.root.clone() }),
             false => Ok(false),
         }

@@ -25,6 +25,7 @@ use crate::schedule::Schedule;
 use crate::section::Section;
 use crate::step::Swav;
 use crate::trainer::Trainer;
+use crate::weights::RunWeights;
 
 /// Stream of the random numbers that prototypes are drawn from, beside those of crops and order.
 const PROTOTYPES_STREAM: u64 = 0x7072_6f74_6f74_7970;
@@ -119,6 +120,7 @@ impl Setup {
 
     fn begin(self) -> Result<Trainer, TrainError> {
         let mut trainer = self.build()?;
+        trainer.start_from_init()?;
         if trainer.is_first() {
             trainer.lock = Some(trainer.folder.create(&trainer.settings.config().to_toml()?)?);
             trainer.is_new = true;
@@ -141,6 +143,7 @@ impl Setup {
             let RunPosition { epoch, batch, step } = trainer.position;
             tracing::info!("resuming {} at epoch {epoch}, batch {batch}, step {step}", path.display());
         } else {
+            trainer.start_from_init()?;
             tracing::info!("no checkpoint yet in {}, starting over", trainer.folder.root().display());
         }
         let trainer = trainer.together()?;
@@ -229,6 +232,20 @@ impl Trainer {
         let all = self.collective.all_gather(bytes)?;
         let differs = all.iter().position(|other| *other != all[0]);
         differs.map_or(Ok(()), |rank| Err(TrainError::RanksDiffer { what, rank }))
+    }
+
+    /// Puts the weights that `encoder.init` names in place of those that were drawn.
+    fn start_from_init(&mut self) -> Result<(), TrainError> {
+        let Some(path) = self.settings.config().encoder.init.clone() else { return Ok(()) };
+        let start = RunWeights::start(&path, self.settings.encoder())?;
+        let mut state = self.encoder.state()?;
+        let head = if start.with_head { "with its head" } else { "with a new head" };
+        for (name, tensor) in start.state {
+            state.insert(name, tensor);
+        }
+        self.encoder.load_state(&state)?;
+        tracing::info!("the encoder starts from {}, {head}", path.display());
+        Ok(())
     }
 
     /// The newest usable checkpoint; `None` for a run without any.

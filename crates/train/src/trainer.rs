@@ -9,7 +9,7 @@ use swav_collective::{Collective, Decision, Vote};
 use swav_data::{Dataset, MultiCropBatch};
 use swav_encoder::{Encoder, StateDict};
 
-use crate::checkpoint::{Checkpoint, RunPosition, write_weights};
+use crate::checkpoint::{Checkpoint, RunPosition};
 use crate::codes::EpochStart;
 use crate::collective::agreed;
 use crate::config::{OnCollapse, Settings};
@@ -516,7 +516,7 @@ impl Trainer {
                 return Ok(false);
             }
         }
-        write_weights(&self.state()?, &self.folder.weights())?;
+        self.folder.write_weights(&self.state()?, &self.settings)?;
         tracing::info!("weights written to {}", self.folder.weights().display());
         Ok(true)
     }

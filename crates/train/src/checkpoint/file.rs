@@ -189,16 +189,6 @@ pub(super) fn checksum<'a>(header: &impl Serialize, tensors: impl Iterator<Item 
     crc
 }
 
-/// Writes weights alone, under the reference's names, for other programs; atomically.
-///
-/// # Errors
-/// [`CheckpointError::Write`].
-pub fn write_weights(state: &StateDict, path: &Path) -> Result<(), CheckpointError> {
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let tensors = state.iter().map(|(name, tensor)| (name, Floats(tensor)));
-    write_safetensors(path, safetensors::serialize(tensors, Some(metadata)))
-}
-
 fn write_safetensors(
     path: &Path,
     bytes: Result<Vec<u8>, safetensors::SafeTensorError>,

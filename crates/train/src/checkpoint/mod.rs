@@ -20,7 +20,6 @@ mod file;
 mod version1;
 
 pub(crate) use file::write_atomically;
-pub use file::write_weights;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -78,6 +77,14 @@ pub enum CheckpointError {
         expected: u32,
         /// The file's version.
         got: u32,
+    },
+    /// The folder holds imported weights, which no training can go on from.
+    #[error(
+        "{path} holds imported weights and no training; start one from them in another folder, with encoder.init={path}"
+    )]
+    Imported {
+        /// The folder.
+        path: PathBuf,
     },
     /// Nothing to resume from.
     #[error("no usable checkpoint in {path}{}", damaged_list(.damaged))]

@@ -1,0 +1,94 @@
+//! Files that PyTorch wrote, and what its network computes with them.
+
+use ndarray::{Array2, Array4, ArrayView2, Ix2, Ix4};
+use swav_encoder::{BlockKind, Head, Output, ResNet, build_cpu};
+use swav_fixtures::{Tensors, max_abs_difference, path};
+
+use crate::{Format, Import, WeightsError, WeightsFile};
+
+#[test]
+fn checkpoints_of_the_reference_give_its_embeddings_and_scores() {
+    let expected = Tensors::open("checkpoint_expected");
+    let x = expected.f32("x").into_dimensionality::<Ix4>().unwrap();
+    let images: Array4<f32> = x.permuted_axes([0, 2, 3, 1]).as_standard_layout().into_owned();
+    for (name, format) in
+        [("reference_zip.pth.tar", Format::TorchZip), ("reference_legacy.pth.tar", Format::TorchLegacy)]
+    {
+        let mut file = WeightsFile::open(path(name)).unwrap();
+        assert_eq!(file.format(), format);
+        let import = Import::read(&mut file, None).unwrap();
+        let encoder = &import.encoder;
+        assert_eq!(encoder.arch, ResNet::custom(BlockKind::Bottleneck, [1, 1, 1, 1]).with_width(8).into());
+        assert_eq!((encoder.head, encoder.dim), (Head::Mlp { hidden: 24 }, 16));
+        assert_eq!(import.n_prototypes, [20]);
+        assert_eq!(import.account.prefix, "state_dict.module.");
+        assert_eq!(
+            (&import.account.missing, &import.account.left_over),
+            (&Vec::new(), &Vec::new()),
+            "{name}"
+        );
+
+        for name in expected.names().iter().filter(|name| !["x", "z", "scores"].contains(&name.as_str())) {
+            let tensor = import.state.get(name).or(import.prototypes.get(name)).unwrap();
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(tensor.data()), bits(expected.f32(name).as_slice().unwrap()), "{name}");
+        }
+        let mut network = build_cpu(&encoder.check().unwrap(), 0).unwrap();
+        network.load_state(&import.state).unwrap();
+        let z = network.embed(images.view(), Output::Embedding).unwrap();
+        let weights = import.prototypes.get("prototypes.weight").unwrap();
+        let weights = ArrayView2::from_shape((20, 16), weights.data()).unwrap();
+        let scores: Array2<f32> = z.dot(&weights.t());
+        for (what, got) in [("z", z), ("scores", scores)] {
+            let wanted = expected.f32(what).into_dimensionality::<Ix2>().unwrap();
+            let difference = max_abs_difference(&got, &wanted);
+            assert!(difference < 1e-4, "{name}, {what}: {difference}");
+        }
+    }
+}
+
+/// Every cut is found when the file is opened or when the network is read; nothing panics.
+#[test]
+fn files_cut_anywhere_are_refused() {
+    for name in ["reference_zip.pth.tar", "reference_legacy.pth.tar", "checkpoint_expected.safetensors"] {
+        let whole = std::fs::read(path(name)).unwrap();
+        for percent in 0..100 {
+            let cut = whole[..whole.len() * percent / 100].to_vec();
+            let read = WeightsFile::from_bytes(cut).and_then(|mut file| Import::read(&mut file, None));
+            match read {
+                Err(
+                    WeightsError::Truncated { .. }
+                    | WeightsError::Format { .. }
+                    | WeightsError::Malformed { .. },
+                ) => {}
+                other => panic!("{name} at {percent} %: {other:?}"),
+            }
+        }
+    }
+}
+
+/// A byte changed anywhere gives an error or other numbers of the same network, and no panic.
+#[test]
+fn files_with_changed_bytes_do_no_harm() {
+    use rand::{Rng, SeedableRng};
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(31);
+    for (name, rounds) in [("reference_zip.pth.tar", 300), ("reference_legacy.pth.tar", 300)] {
+        let whole = std::fs::read(path(name)).unwrap();
+        // Most of a file is numbers: half of the changes go where its structure is.
+        let structure = if name.contains("zip") { whole.len() - 20_000 } else { 0 };
+        for round in 0..rounds {
+            let mut changed = whole.clone();
+            for _ in 0..rng.random_range(1..4) {
+                let at = match round % 3 {
+                    0 => rng.random_range(0..whole.len()),
+                    1 => rng.random_range(0..12_000),
+                    _ => structure + rng.random_range(0..12_000),
+                };
+                changed[at] = rng.random();
+            }
+            if let Ok(mut file) = WeightsFile::from_bytes(changed) {
+                let _ = Import::read(&mut file, None);
+            }
+        }
+    }
+}

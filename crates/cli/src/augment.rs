@@ -11,6 +11,7 @@ use swav_augment::{
 };
 use swav_data::{DataConfig, Dataset, Split};
 
+use crate::configuration::{self, Changes};
 use crate::glyphs::{LINE_HEIGHT, write};
 use crate::open::{DataSettings, open_shown};
 use crate::output_file::{Force, OutputFile};
@@ -30,11 +31,15 @@ const LETTER_SCALE: u32 = 2;
 /// a crop, as the network sees them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A data set: a folder of images, shards, IDX or CIFAR files, or `builtin`.
-    #[arg(long, default_value = "builtin")]
-    data: PathBuf,
+    /// A data set: a folder of images, shards, IDX or CIFAR files, or `builtin` [default: that of --config, else builtin].
+    #[arg(long)]
+    data: Option<PathBuf>,
     #[command(flatten)]
     settings: DataSettings,
+    /// The recipe that trains: a configuration, or the name of one that comes with the program. Its crops are the last
+    /// rows.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["preset", "recipe"])]
+    config: Option<PathBuf>,
     /// The PNG or JPEG file to write.
     #[arg(long, default_value = "sheet.png")]
     out: PathBuf,
@@ -58,22 +63,34 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let format = picture_format(&args.out)?;
     let out = OutputFile::create(&args.out, args.force.force)?;
-    let config = match &args.recipe {
-        Some(path) => {
+    let trains = match &args.config {
+        Some(given) => Some(configuration::find(given)?.read(&Changes::default())?),
+        None => None,
+    };
+    let config = match (&trains, &args.recipe) {
+        (Some(trains), _) => trains.augment.clone(),
+        (None, Some(path)) => {
             let text =
                 std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
             toml::from_str(&text).with_context(|| format!("parsing {}", path.display()))?
         }
-        None => MultiCropConfig::preset(args.preset),
+        (None, None) => MultiCropConfig::preset(args.preset),
     };
     let recipe = config.check()?;
     if recipe.n_crops() > MOST_CROPS {
         anyhow::bail!("a recipe of {} crops: expected at most {MOST_CROPS} for a sheet", recipe.n_crops());
     }
     let preset = toml::Value::try_from(args.preset).context("a preset is always TOML")?;
-    let recipe_name = if args.recipe.is_some() { "recipe" } else { preset.as_str().unwrap_or_default() };
-    let config = args.settings.config(&args.data)?;
-    let data = open_shown(&DataConfig { cache_mib: 0, split: Split::All, ..config })?;
+    let is_own = args.recipe.is_some() || args.config.is_some();
+    let recipe_name = if is_own { "recipe" } else { preset.as_str().unwrap_or_default() };
+    let config = match (&args.data, trains) {
+        (None, Some(trains)) => trains.data,
+        (path, _) => {
+            let builtin = PathBuf::from("builtin");
+            DataConfig { split: Split::All, ..args.settings.config(path.as_ref().unwrap_or(&builtin))? }
+        }
+    };
+    let data = open_shown(&DataConfig { cache_mib: 0, ..config })?;
     let n_columns = usize::from(args.images).min(data.len());
     // Spread over the data set, which is often sorted by class.
     let indices: Vec<usize> = (0..n_columns).map(|i| i * data.len() / n_columns).collect();

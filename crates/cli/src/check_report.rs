@@ -1,7 +1,5 @@
 //! What `swav data check` prints.
 
-use anyhow::Context;
-use swav_augment::CropConfig;
 use swav_data::{CheckReport, Dataset, LabelCensus, LabelKind};
 
 use crate::output::shown;
@@ -13,7 +11,10 @@ pub(crate) fn print(data: &dyn Dataset, report: &CheckReport, list: usize) -> an
     print_sizes(report)?;
     print_duplicates(data, report, list)?;
     print_bad(report, list)?;
-    print_recipe(report)
+    let program = crate::program();
+    say!(
+        "\na recipe for these images, with the reason of each number:  {program} doctor --data PATH --write recipe.toml"
+    )
 }
 
 fn print_counts(report: &CheckReport) -> anyhow::Result<()> {
@@ -108,21 +109,6 @@ fn print_bad(report: &CheckReport, list: usize) -> anyhow::Result<()> {
         say!("  --max-pixels sets the limit for large images")?;
     }
     Ok(())
-}
-
-/// The recommended recipe as a part of a config file.
-fn print_recipe(report: &CheckReport) -> anyhow::Result<()> {
-    let (recipe, why) = report.recipe();
-    let preset = toml::Value::try_from(recipe.preset).context("a preset is always TOML")?;
-    say!("\nRecommended, since {why}:\n\n  [augment]\n  preset = {preset}")?;
-    let crops = recipe.resolved().crops.unwrap_or_default();
-    say!("  crops = [")?;
-    for CropConfig { size, n_crops, min_scale, max_scale, .. } in crops {
-        say!(
-            "      {{ size = {size}, n_crops = {n_crops}, min_scale = {min_scale:?}, max_scale = {max_scale:?} }},"
-        )?;
-    }
-    say!("  ]")
 }
 
 /// A number of things, with an s unless it is one.

@@ -7,6 +7,7 @@ mod augment;
 mod check_report;
 mod configuration;
 mod data;
+mod doctor;
 mod embed;
 mod eval;
 mod exit;
@@ -20,7 +21,9 @@ mod open;
 mod output_file;
 mod pretrain;
 mod recipes;
+mod report;
 mod run_network;
+mod run_record;
 mod signals;
 
 use std::ffi::OsString;
@@ -49,6 +52,8 @@ pub enum Command {
     Export(export::Args),
     Data(data::Args),
     Augment(augment::Args),
+    Doctor(doctor::Args),
+    Report(report::Args),
     Gpu(gpu::Args),
 }
 
@@ -66,6 +71,8 @@ impl Command {
             Self::Export(args) => export::run(args),
             Self::Data(args) => data::run(args),
             Self::Augment(args) => augment::run(args),
+            Self::Doctor(args) => doctor::run(args),
+            Self::Report(args) => report::run(args),
             Self::Gpu(args) => gpu::run(args),
         }
     }

@@ -54,7 +54,15 @@ fn help_has_the_name_that_the_program_is_called_by() {
     assert!(own.contains("`swav pretrain`") && own.contains("Usage: swav") && own.contains("143"), "{own}");
     let lent = help(Some("cargo xtask"), &[]);
     assert!(lent.contains("`cargo xtask pretrain`") && lent.contains("Usage: cargo xtask"), "{lent}");
-    for command in [&["pretrain"][..], &["eval", "knn"], &["embed"], &["data", "check"], &["augment"]] {
+    for command in [
+        &["pretrain"][..],
+        &["eval", "knn"],
+        &["embed"],
+        &["data", "check"],
+        &["augment"],
+        &["doctor"],
+        &["report"],
+    ] {
         let own = help(None, command);
         assert!(!own.contains("xtask") && own.contains("Usage: swav"), "{own}");
         // More than one line of description comes with each command.

@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("swav-collective", &[]),
     ("swav-prototypes", &[]),
     ("swav-losses", &[]),
+    ("swav-report", &[]),
     ("swav-fixtures", &[]),
     ("swav-data", &["swav-augment"]),
     ("swav-encoder", &["swav-collective", "swav-cuda", "swav-kernels", "swav-optim"]),
@@ -60,14 +61,15 @@ const LIBRARIES: &[&str] = &[
 ];
 
 /// What the program may know: every library.
-const PROGRAM: [&str; LIBRARIES.len() + 2] = {
-    let mut all = ["swav"; LIBRARIES.len() + 2];
+const PROGRAM: [&str; LIBRARIES.len() + 3] = {
+    let mut all = ["swav"; LIBRARIES.len() + 3];
     let mut i = 0;
     while i < LIBRARIES.len() {
         all[i] = LIBRARIES[i];
         i += 1;
     }
     all[i] = "swav-cuda";
+    all[i + 1] = "swav-report";
     all
 };
 

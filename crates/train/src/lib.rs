@@ -5,6 +5,7 @@
 //! Codes ([`AssignCodes`]) and the loss ([`Loss`]) may be the caller's own, and so may be what is called back after
 //! each step and epoch: see [`Setup`]. [`Swav`] is one step by itself, for programs with a loop of their own.
 
+pub mod advice;
 mod checkpoint;
 mod codes;
 mod collective;
@@ -21,6 +22,7 @@ mod moment;
 mod mutants;
 mod progress;
 mod reestimation;
+mod remedy;
 mod resume;
 mod run_folder;
 mod schedule;
@@ -32,18 +34,21 @@ mod tensorboard;
 mod threads;
 mod totals;
 mod trainer;
+mod trial;
 mod weights;
 mod whole;
 
 pub use checkpoint::{Checkpoint, CheckpointError, RunPosition};
-pub use codes::{AssignCodes, Assigned, Code, CodesInput, EpochStart, QueueShape, Remembered, SinkhornCodes};
+pub use codes::{
+    AssignCodes, Assigned, Code, CodesInput, CodesVitals, EpochStart, QueueShape, Remembered, SinkhornCodes,
+};
 pub use config::{
     CheckpointConfig, ConfigError, LossConfig, MemoryEstimate, MemoryPart, MonitorConfig, OnCollapse,
     OptimizerConfig, OptimizerKind, PrototypesConfig, QueueConfig, ReestimationConfig, Settings,
     SinkhornConfig, TrainConfig, TrainingConfig, TrainingSizes, parse_override,
 };
 pub use error::{Quantity, TrainError};
-pub use health::{Alarm, Watch};
+pub use health::{Alarm, Symptom, Watch, explain};
 pub use hooks::{EpochEvent, HookResult, StepEvent};
 pub use loss::{Loss, LossInput, LossOutput, Swapped};
 pub use memory::{available_memory, bytes};
@@ -61,4 +66,5 @@ pub use tensorboard::EventWriter;
 pub use threads::thread_pool;
 pub use totals::Outcome;
 pub use trainer::Trainer;
+pub use trial::{Trial, TrialOutcome};
 pub use weights::RunWeights;

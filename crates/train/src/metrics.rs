@@ -41,6 +41,12 @@ pub struct Metrics {
     pub parameter_norm: f64,
     /// Whether the queue took part in the codes.
     pub queue_used: bool,
+    /// How unequally the codes use prototypes, 0 to 2; see [`CodesVitals`](crate::CodesVitals). Absent where not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row_residual: Option<f64>,
+    /// How far the queue is from the batch, around 1 by chance; see [`CodesVitals`](crate::CodesVitals).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_drift: Option<f64>,
     /// Images a second of all processes, over the iterations since the last line.
     pub images_per_s: f64,
     /// Share of that time spent waiting for data, 0 to 1.
@@ -65,6 +71,8 @@ impl Metrics {
             gradient_norm: numbers.norms.gradient_norm,
             parameter_norm: numbers.norms.parameter_norm,
             queue_used: numbers.queue_used,
+            row_residual: numbers.codes.row_residual,
+            queue_drift: numbers.codes.queue_drift,
             images_per_s: speed.0,
             data_wait: speed.1,
         }
@@ -122,6 +130,9 @@ impl MetricsLog {
             ("speed/images_per_s", metrics.images_per_s),
             ("speed/data_wait", metrics.data_wait),
         ];
+        let known = [("codes/row_residual", metrics.row_residual), ("queue/drift", metrics.queue_drift)];
+        let known = known.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let scalars: Vec<_> = scalars.into_iter().chain(known).collect();
         events.scalars(metrics.step, &scalars).map_err(|source| TrainError::RunFolder {
             action: "write in",
             path: self.folder.tensorboard(),

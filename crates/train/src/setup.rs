@@ -19,6 +19,7 @@ use crate::health::divergence_advice;
 use crate::hooks::Hooks;
 use crate::loss::{Loss, Swapped};
 use crate::memory::available_memory;
+use crate::remedy::Care;
 use crate::resume::{Change, Effect, differences};
 use crate::run_folder::RunFolder;
 use crate::schedule::Schedule;
@@ -154,7 +155,7 @@ impl Setup {
     }
 
     /// The trainer at the start of a run.
-    fn build(self) -> Result<Trainer, TrainError> {
+    pub(crate) fn build(self) -> Result<Trainer, TrainError> {
         let Self { mut settings, mut encoder, data, folder, collective, codes, loss } = self;
         settings.describe(encoder.description())?;
         let config = settings.config();
@@ -201,6 +202,7 @@ impl Setup {
             lock: None,
             is_new: false,
             changes: Vec::new(),
+            care: Care::default(),
         })
     }
 }
@@ -293,6 +295,7 @@ impl Trainer {
         let (rank, world_size) = (self.collective.rank(), self.collective.world_size());
         self.swav.codes.load(checkpoint.sections_of("codes"), rank, world_size)?;
         self.swav.loss.load(checkpoint.sections_of("loss"), rank, world_size)?;
+        let care = Care::load(checkpoint.sections_of("watch"))?;
         let mut state = checkpoint.encoder_state();
         statistics_of_rank(&mut state, checkpoint.sections_of("statistics"), rank, world_size);
         let prototypes = checkpoint.prototypes_state();
@@ -302,7 +305,8 @@ impl Trainer {
         self.encoder.load_optimizer_state(&of_encoder.into_iter().collect())?;
         self.swav.load(&prototypes, &of_prototypes.into_iter().collect())?;
         self.position = checkpoint.position;
-        Ok(())
+        self.care = care;
+        self.sharpen()
     }
 
     /// What a checkpoint has that this run cannot have, one line each.

@@ -7,7 +7,7 @@ use swav_losses::Diagnostics;
 use swav_optim::{Role, Slots, UpdateRule, UpdateStats, clip_scale};
 use swav_prototypes::Prototypes;
 
-use crate::codes::{AssignCodes, Code, CodesInput, Remembered};
+use crate::codes::{AssignCodes, Code, CodesInput, CodesVitals, Remembered};
 use crate::collective::agreed;
 use crate::error::{Quantity, TrainError};
 use crate::loss::{Loss, LossInput};
@@ -91,6 +91,8 @@ pub struct StepNumbers {
     pub spread: f64,
     /// Whether remembered embeddings took part in the codes.
     pub queue_used: bool,
+    /// State of the codes, where it is known.
+    pub codes: CodesVitals,
     /// Norms of all parameters and gradients.
     pub norms: UpdateStats,
 }

@@ -15,13 +15,14 @@ use crate::collective::agreed;
 use crate::config::{OnCollapse, Settings};
 use crate::error::{TrainError, chain};
 use crate::feed::Feed;
-use crate::health::Watch;
+use crate::health::Alarm;
 use crate::hooks::{EpochEvent, HookResult, Hooks, StepEvent};
 use crate::lock::RunLock;
 use crate::metrics::{Metrics, MetricsLog};
 use crate::moment::Moment;
 use crate::progress::Progress;
 use crate::reestimation::reestimate_until;
+use crate::remedy::Care;
 use crate::resume::Change;
 use crate::run_folder::RunFolder;
 use crate::schedule::Schedule;
@@ -66,10 +67,12 @@ pub struct Trainer {
     pub(crate) is_new: bool,
     /// What is different from the checkpoint that was resumed.
     pub(crate) changes: Vec<Change>,
+    /// What has been seen of the run's health, and done about it.
+    pub(crate) care: Care,
 }
 
 /// A step whose numbers are known; on a device that may be later than when it was begun.
-struct Done {
+pub(crate) struct Done {
     position: RunPosition,
     numbers: StepNumbers,
     /// `None` if the step ran on a device as a whole.
@@ -81,7 +84,6 @@ struct Record {
     /// Rank 0's alone.
     metrics: Option<MetricsLog>,
     progress: Progress,
-    watch: Watch,
     totals: Totals,
 }
 
@@ -212,12 +214,8 @@ impl Trainer {
         while let Some(feed) = feed.as_mut().filter(|_| self.position.step < total) {
             let (begun, waited) = (Instant::now(), feed.seconds_waited());
             let Some(batch) = self.next_batch(feed, stop, &record.progress)? else { break };
-            if self.position.batch == 0 {
-                self.start_epoch()?;
-            }
-            let mut done = self.step(&batch)?;
+            let mut done = self.one_step(&batch)?;
             drop(batch);
-            self.position = self.after(self.position);
             let save = self.wants_checkpoint(&record)?;
             if save || self.position.batch == 0 || self.hooks.watch_steps() {
                 done.extend(self.settle()?);
@@ -283,7 +281,6 @@ impl Trainer {
                 self.schedule.total_iters,
                 self.global_batch_size(),
             ),
-            watch: Watch::new(&config.monitor, config.prototypes.n_prototypes[0]),
             totals: Totals::new(),
         })
     }
@@ -329,11 +326,60 @@ impl Trainer {
         }
     }
 
+    /// The step on a batch at the current position, and with it the start of an epoch; the steps whose numbers are then known.
+    pub(crate) fn one_step(&mut self, batch: &MultiCropBatch) -> Result<Vec<Done>, TrainError> {
+        if self.position.batch == 0 {
+            self.remedy()?;
+            self.start_epoch()?;
+        }
+        let done = self.step(batch)?;
+        self.position = self.after(self.position);
+        Ok(done)
+    }
+
+    /// The learning rate of a step: the schedule's, unless a remedy has lowered it.
+    fn lr(&self, step: u64) -> f64 {
+        self.schedule.lr(step) * self.care.rate
+    }
+
+    /// Changes what collapses, where it was seen to and the configuration wants it. All processes do what rank 0 does.
+    fn remedy(&mut self) -> Result<(), TrainError> {
+        if self.settings.config().monitor.on_collapse != OnCollapse::Remedy {
+            return Ok(());
+        }
+        let mut due = [u8::from(self.care.is_due)];
+        self.collective.broadcast(&mut due, 0)?;
+        if due[0] == 0 {
+            return Ok(());
+        }
+        let epsilon = self.care.epsilon.unwrap_or(self.settings.config().sinkhorn.epsilon);
+        match self.care.apply(epsilon) {
+            Some(changes) => tracing::warn!("step {}: {changes}", self.position.step),
+            None => {
+                tracing::warn!("step {}: no remedy is left; the run goes on as it is", self.position.step)
+            }
+        }
+        self.sharpen()?;
+        if self.on_device.is_some() {
+            // The plan on the device holds epsilon.
+            self.on_device = OnDevice::prepare(self.encoder.as_mut(), &mut self.swav, &self.settings)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the codes the epsilon of the latest remedy, if there is one.
+    pub(crate) fn sharpen(&mut self) -> Result<(), TrainError> {
+        match (self.care.epsilon, self.swav.codes.as_sinkhorn()) {
+            (Some(epsilon), Some(codes)) => codes.set_epsilon(epsilon),
+            _ => Ok(()),
+        }
+    }
+
     /// One step on a batch: on the encoder's device as a whole if it runs there, else here. The steps whose numbers are
     /// then known.
     fn step(&mut self, batch: &MultiCropBatch) -> Result<Vec<Done>, TrainError> {
         let position = self.position;
-        let update = self.settings.update(position.step, self.schedule.lr(position.step));
+        let update = self.settings.update(position.step, self.lr(position.step));
         let groups = batch.views();
         let moment = self.moment();
         let encoder = self.encoder.as_mut();
@@ -351,13 +397,14 @@ impl Trainer {
             diagnostics: output.diagnostics,
             spread: output.spread,
             queue_used: output.queue_used,
+            codes: self.swav.codes.vitals(),
             norms,
         };
         Ok(vec![Done { position, numbers, output: Some(output) }])
     }
 
     /// Waits for the device, and brings what it has trained to the host.
-    fn settle(&mut self) -> Result<Vec<Done>, TrainError> {
+    pub(crate) fn settle(&mut self) -> Result<Vec<Done>, TrainError> {
         let Some(steps) = &mut self.on_device else { return Ok(Vec::new()) };
         let known = steps.settle(self.encoder.as_mut())?;
         steps.fetch(self.encoder.as_mut(), &mut self.swav)?;
@@ -378,13 +425,14 @@ impl Trainer {
 
     /// Tells everybody about a step that is done. `seconds` are those since the one before, and of its waiting for data.
     fn report(&mut self, done: Done, seconds: (f64, f64), record: &mut Record) -> Result<(), TrainError> {
-        let config = self.settings.config();
         let Done { position, numbers, output } = done;
-        let lr = self.schedule.lr(position.step);
+        let lr = self.lr(position.step);
         let speed = record.totals.add(numbers.loss, seconds.0, seconds.1);
         let speed = (speed.images_per_s(self.global_batch_size()), speed.data_wait());
         let metrics = Metrics::new(position, lr, &numbers, speed);
-        self.alarm(position.step, &numbers, record)?;
+        let alarms = self.care.watch.observe(&metrics, self.settings.config());
+        alarms.into_iter().try_for_each(|alarm| self.alarm(alarm, record))?;
+        let config = self.settings.config();
         let after = self.after(position);
         record.progress.step(after, numbers.loss, lr, seconds.0);
         if position.step.is_multiple_of(config.monitor.log_every_iters) {
@@ -402,16 +450,18 @@ impl Trainer {
         Ok(())
     }
 
-    /// Warns of a collapse, or stops at it.
-    fn alarm(&self, step: u64, numbers: &StepNumbers, record: &mut Record) -> Result<(), TrainError> {
-        let Some(alarm) = record.watch.observe(numbers, &self.settings) else { return Ok(()) };
+    /// Warns of what has gone wrong; at a collapse, does what the configuration says.
+    fn alarm(&mut self, alarm: Alarm, record: &Record) -> Result<(), TrainError> {
+        let Alarm { symptom, step, sign, advice, .. } = alarm;
         match self.settings.config().monitor.on_collapse {
-            OnCollapse::Stop => Err(TrainError::Collapsed { step, sign: alarm.sign, advice: alarm.advice }),
-            OnCollapse::Warn => {
-                record.progress.log(|| tracing::warn!("step {step}: {}. {}", alarm.sign, alarm.advice));
-                Ok(())
+            OnCollapse::Stop if symptom.is_collapse() => {
+                return Err(TrainError::Collapsed { step, sign, advice });
             }
+            OnCollapse::Remedy if symptom.is_collapse() => self.care.is_due = true,
+            _ => (),
         }
+        record.progress.log(|| tracing::warn!("step {step}: {symptom}: {sign}. {advice}"));
+        Ok(())
     }
 
     /// The position one step later.
@@ -465,6 +515,9 @@ impl Trainer {
     /// What the parts of all processes remember, on rank 0.
     fn sections(&self) -> Result<BTreeMap<String, Vec<Section>>, TrainError> {
         let mut parts = vec![("codes", self.swav.codes.save()), ("loss", self.swav.loss.save())];
+        if self.settings.config().monitor.on_collapse == OnCollapse::Remedy {
+            parts.push(("watch", self.care.save()));
+        }
         if self.collective.world_size() == 1 {
             return Ok(parts.into_iter().map(|(part, section)| (part.to_owned(), vec![section])).collect());
         }

@@ -15,6 +15,7 @@ use swav_losses::Diagnostics;
 use swav_optim::UpdateStats;
 use swav_prototypes::{FeatureQueue, Prototypes};
 
+use crate::codes::CodesVitals;
 use crate::config::Settings;
 use crate::error::{Quantity, TrainError};
 use crate::moment::Moment;
@@ -142,6 +143,7 @@ impl OnDevice {
             diagnostics: Some(diagnostics),
             spread: report.spread,
             queue_used,
+            codes: CodesVitals::default(),
             norms,
         };
         Ok((moment, numbers))

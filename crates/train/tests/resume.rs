@@ -255,6 +255,40 @@ fn collapse_is_noticed_and_explained() {
 }
 
 #[test]
+fn a_collapsing_run_gets_remedies_and_does_the_same_when_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, part) = (folder.path().join("whole"), folder.path().join("part"));
+    // The first epoch shows it after three steps of five; the remedy comes with the next one, and so on.
+    let overrides: Vec<&str> = KEEP_ALL
+        .iter()
+        .copied()
+        .chain(["monitor.on_collapse=remedy", "monitor.patience_iters=3", "sinkhorn.epsilon=50.0"])
+        .collect();
+    let (_, expected) = whole_run(&whole, &overrides);
+    let lines = metrics(&whole);
+    let schedule = settings(&overrides).schedule(5);
+    let rates: Vec<f64> = lines.iter().map(|line| line.lr / schedule.lr(line.step)).collect();
+    for (step, rate) in [(4, 1.0), (5, 0.5), (9, 0.5), (10, 0.25), (15, 0.125)] {
+        assert!((rates[step] - rate).abs() < 1e-9, "step {step}: {rates:?}");
+    }
+    rewind(&whole, &part, 8);
+    let mut trainer = resume(&part, &overrides).unwrap();
+    trainer.run(&StopFlag::new()).unwrap();
+    assert_same_bits(&trainer.state().unwrap(), &expected);
+    assert_eq!(without_clock(metrics(&part)), without_clock(lines));
+}
+
+#[test]
+fn a_trial_measures_steps_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let before = fs::read_dir(folder.path()).unwrap().count();
+    let trial = swav_train::Trial { n_warm_up: 2, n_steps: 3, seconds: 60.0 };
+    let outcome = trial.measure(&settings(&[]), Box::new(Linear::new(6)), data()).unwrap();
+    assert!(outcome.n_steps == 3 && outcome.step.seconds > 0.0 && outcome.first_seconds > 0.0, "{outcome:?}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), before);
+}
+
+#[test]
 fn fewer_images_than_a_batch_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let few = Arc::new(Gradients::new(7, 0));

@@ -70,6 +70,11 @@ pub trait AssignCodes: Send {
         Ok(())
     }
 
+    /// What the latest assignment under the first head says of itself, of this process's rows.
+    fn vitals(&self) -> CodesVitals {
+        CodesVitals::default()
+    }
+
     /// What this process has to remember for the run to go on with the same bits; empty if nothing.
     fn save(&self) -> Section {
         Section::default()
@@ -165,6 +170,17 @@ pub struct EpochStart<'a> {
     pub views: &'a MultiCrop,
     /// The processes that train together.
     pub collective: &'a dyn Collective,
+}
+
+/// Numbers that show whether codes are what they should be. `None` where they are not known.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CodesVitals {
+    /// How unequally the codes use prototypes: sum over k of |share of k - 1/K|, 0 (equally, as the constraint says) to 2.
+    pub row_residual: Option<f64>,
+    /// How far the queue's embeddings are from the batch's: the squared distance of their means over what it is by chance,
+    /// `|m_q - m_b|² / (s (1/B + 1/L))` with the spread `s = 1 - |m_b|²`, B embeddings in the batch and L in the queue.
+    /// Around 1 if the network stands still.
+    pub queue_drift: Option<f64>,
 }
 
 /// What [`AssignCodes::assign`] gives.

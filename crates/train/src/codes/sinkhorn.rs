@@ -1,12 +1,12 @@
 //! SwAV's codes: optimal transport over the batch, or over queue and batch.
 
-use ndarray::{Array3, s};
+use ndarray::{Array1, Array3, ArrayView2, Axis, s};
 use serde_json::json;
 use swav_encoder::StateTensor;
 use swav_ot::Codes;
 use swav_prototypes::FeatureQueue;
 
-use super::{AssignCodes, Assigned, Code, CodesInput, EpochStart, Remembered};
+use super::{AssignCodes, Assigned, Code, CodesInput, CodesVitals, EpochStart, Remembered, rows_of_crop};
 use crate::collective::Transport;
 use crate::error::TrainError;
 use crate::moment::Moment;
@@ -29,6 +29,7 @@ pub struct SinkhornCodes {
     shape: Option<QueueShape>,
     queue: Option<FeatureQueue>,
     epsilon: Option<EpsilonSchedule>,
+    vitals: CodesVitals,
 }
 
 /// The queue of one process.
@@ -47,7 +48,14 @@ pub struct QueueShape {
 impl SinkhornCodes {
     /// Codes of the crops `assign` by `solver`, without a queue.
     pub fn new(solver: Codes<f32>, assign: &[usize]) -> Self {
-        Self { solver, assign: assign.to_vec(), shape: None, queue: None, epsilon: None }
+        Self {
+            solver,
+            assign: assign.to_vec(),
+            shape: None,
+            queue: None,
+            epsilon: None,
+            vitals: CodesVitals::default(),
+        }
     }
 
     /// Adds a queue; it is created, empty, at the start of its first epoch.
@@ -84,9 +92,40 @@ impl SinkhornCodes {
         self.queue.as_ref()
     }
 
+    /// Changes the regularisation from now on, unless a schedule computes it; in units of scores, above 0.
+    ///
+    /// # Errors
+    /// [`TrainError::Codes`] if it is out of range.
+    pub fn set_epsilon(&mut self, epsilon: f64) -> Result<(), TrainError> {
+        Ok(self.solver.set_epsilon(epsilon)?)
+    }
+
     /// Puts a queue in place: one that was filled elsewhere.
     pub fn set_queue(&mut self, queue: Option<FeatureQueue>) {
         self.queue = queue;
+    }
+}
+
+impl SinkhornCodes {
+    /// Of the codes (queue and batch, K) of the first assignment crop.
+    fn vitals_of(
+        &self,
+        codes: ArrayView2<'_, f32>,
+        input: &CodesInput<'_>,
+        crop: usize,
+    ) -> Result<CodesVitals, TrainError> {
+        let used = codes.sum_axis(Axis(0)).mapv(f64::from);
+        let (mass, share) = (used.sum(), 1.0 / used.len() as f64);
+        let residual = used.iter().map(|&used| (used / mass - share).abs()).sum();
+        let ready = self.queue.as_ref().filter(|queue| queue.is_ready(0));
+        let drift = match ready {
+            None => None,
+            Some(queue) => {
+                let batch = rows_of_crop(input.embeddings, crop, input.batch_size())?;
+                Some(drift(queue.rows().index_axis(Axis(0), 0), batch))
+            }
+        };
+        Ok(CodesVitals { row_residual: Some(residual), queue_drift: drift })
     }
 }
 
@@ -108,6 +147,9 @@ impl AssignCodes for SinkhornCodes {
             let mut transport = Transport::new(input.collective);
             let result = self.solver.assign_sharded(all.view_mut(), &mut transport);
             transport.explain(result)?;
+            if input.head == 0 && list == 0 {
+                self.vitals = self.vitals_of(all.view(), input, crop)?;
+            }
             let first = all.nrows() - input.batch_size();
             let weights = if first == 0 { all } else { all.slice(s![first.., ..]).to_owned() };
             assigned.codes.push(Code { crop: Some(crop), weights });
@@ -164,9 +206,24 @@ impl AssignCodes for SinkhornCodes {
         Ok(())
     }
 
+    fn vitals(&self) -> CodesVitals {
+        self.vitals
+    }
+
     fn as_sinkhorn(&mut self) -> Option<&mut SinkhornCodes> {
         self.epsilon.is_none().then_some(self)
     }
+}
+
+/// [`CodesVitals::queue_drift`] between rows of unit length.
+fn drift(queue: ArrayView2<'_, f32>, batch: ArrayView2<'_, f32>) -> f64 {
+    let mean = |rows: ArrayView2<'_, f32>| -> Array1<f64> {
+        rows.sum_axis(Axis(0)).mapv(f64::from) / rows.nrows().max(1) as f64
+    };
+    let (old, new) = (mean(queue), mean(batch));
+    let distance: f64 = old.iter().zip(&new).map(|(old, new)| (old - new).powi(2)).sum();
+    let spread = (1.0 - new.iter().map(|x| x * x).sum::<f64>()).max(1e-6);
+    distance / (spread * (1.0 / queue.nrows() as f64 + 1.0 / batch.nrows() as f64))
 }
 
 /// The queue of one process as its section has it.
@@ -259,6 +316,25 @@ mod tests {
                 assert_eq!(codes.queue(), Some(&queue(rank, now, 3)), "{before} to {now}, rank {rank}");
             }
         }
+    }
+
+    #[test]
+    fn drift_is_about_one_by_chance_and_grows_with_the_distance() {
+        use rand::{Rng, SeedableRng};
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+        let mut rows = |n: usize, shift: f32| {
+            let mut rows = Array2::from_shape_fn((n, 16), |(_, d)| {
+                rng.random_range(-1.0f32..1.0) + if d == 0 { shift } else { 0.0 }
+            });
+            for mut row in rows.rows_mut() {
+                let norm = row.dot(&row).sqrt();
+                row /= norm;
+            }
+            rows
+        };
+        let (queue, same, other) = (rows(512, 0.0), rows(64, 0.0), rows(64, 1.0));
+        assert!((0.3..3.0).contains(&drift(queue.view(), same.view())));
+        assert!(drift(queue.view(), other.view()) > 5.0);
     }
 
     #[test]

@@ -258,9 +258,11 @@ fn check_numbers(config: &TrainConfig) -> Result<(), ConfigError> {
         ("monitor.min_spread", m.min_spread),
         ("monitor.min_usage", m.min_usage),
         ("monitor.min_gap", m.min_gap),
+        ("monitor.max_code_entropy", m.max_code_entropy),
     ] {
         within(key, share, 0.0, 1.0)?;
     }
+    within("monitor.max_row_residual", m.max_row_residual, 0.0, 2.0)?;
     at_least("reestimation.batch_size", config.reestimation.batch_size as u64, 2)
 }
 

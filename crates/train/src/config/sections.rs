@@ -195,6 +195,8 @@ pub enum OnCollapse {
     Warn,
     /// Stop with an error.
     Stop,
+    /// Say so, and go on with half the learning rate and sharper codes from the next epoch on, at most three times.
+    Remedy,
 }
 
 /// What is watched while training.
@@ -213,6 +215,11 @@ pub struct MonitorConfig {
     pub min_usage: f64,
     /// Share of ln K by which the loss has to be below ln K. Default: 0.01.
     pub min_gap: f64,
+    /// Share of ln K, 0 to 1, that the entropy of codes may have. Default: 0.97.
+    pub max_code_entropy: f64,
+    /// How unequally codes may use prototypes, 0 to 2: [`CodesVitals::row_residual`](crate::CodesVitals::row_residual).
+    /// Default: 1.
+    pub max_row_residual: f64,
     /// What to do on collapse. Default: `warn`.
     pub on_collapse: OnCollapse,
 }
@@ -226,6 +233,8 @@ impl Default for MonitorConfig {
             min_spread: 0.01,
             min_usage: 0.02,
             min_gap: 0.01,
+            max_code_entropy: 0.97,
+            max_row_residual: 1.0,
             on_collapse: OnCollapse::Warn,
         }
     }

@@ -3,7 +3,7 @@
 use ndarray::{Array1, ArrayView1, ArrayView2};
 
 use crate::collective::Alone;
-use crate::cost::{CostSource, check_finite};
+use crate::cost::{CostRange, CostSource};
 use crate::engine::{Core, Domain, Dual, Engine, Side};
 use crate::error::{OtError, positive};
 use crate::outcome::Status;
@@ -28,7 +28,8 @@ pub enum BarycentreStart {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct BarycentreOptions {
-    /// Regularisation, in cost units.
+    /// Regularisation, in cost units; one too small for double precision is taken as the smallest that is not, as in
+    /// [`Summary::epsilon`](crate::Summary::epsilon).
     pub epsilon: f64,
     /// Iterations stop at this residual, see [`Barycentre::residual`].
     pub tolerance: f64,
@@ -100,7 +101,10 @@ pub fn barycentre<T: Real>(
     positive("epsilon", options.epsilon)?;
     positive("tolerance", options.tolerance)?;
     let inputs = Inputs::check(cost, histograms, weights)?;
-    let mut projections = Projections::prepare(&inputs, options.epsilon);
+    if !inputs.range.spread().is_finite() {
+        return Err(OtError::Overflow { what: "the spread of costs", n_iters: 0 });
+    }
+    let mut projections = Projections::prepare(&inputs, inputs.range.resolved(options.epsilon));
     let (mut residual, mut n_iters, mut status) = (f64::INFINITY, 0, Status::IterationLimit);
     while n_iters < options.max_iters {
         projections.sweep(&inputs)?;
@@ -115,7 +119,9 @@ pub fn barycentre<T: Real>(
             break;
         }
     }
-    let mut weights: Array1<f64> = projections.log_weights.iter().map(|w| w.exp()).collect();
+    // Relative to the largest: the mean of very different plans may be below every number of the type.
+    let top = projections.log_weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mut weights: Array1<f64> = projections.log_weights.iter().map(|w| (w - top).exp()).collect();
     weights *= inputs.mass / weights.sum();
     if weights.iter().any(|w| !w.is_finite()) {
         return Err(OtError::Overflow { what: "a weight of the barycentre", n_iters });
@@ -126,7 +132,7 @@ pub fn barycentre<T: Real>(
 /// What was given, checked.
 struct Inputs<'a, T> {
     source: CostSource<'a, T>,
-    extremes: (f64, f64),
+    range: CostRange,
     measures: Vec<Vec<f64>>,
     /// Weights of the histograms, of sum 1.
     shares: Vec<f64>,
@@ -142,7 +148,8 @@ impl<'a, T: Real> Inputs<'a, T> {
         histograms: ArrayView2<T>,
         weights: ArrayView1<T>,
     ) -> Result<Self, OtError> {
-        let extremes = check_finite("cost", cost)?;
+        let source = CostSource::matrix("cost", cost, 1.0, None)?;
+        let range = source.known_range().unwrap_or(CostRange::EMPTY);
         let ((n, m), n_histograms) = (cost.dim(), histograms.ncols());
         if n == 0 || m == 0 || n_histograms == 0 {
             return Err(OtError::Empty { what: "cost or histograms" });
@@ -169,8 +176,7 @@ impl<'a, T: Real> Inputs<'a, T> {
                 return Err(OtError::Unbalanced { source_mass: mass, target_mass: other });
             }
         }
-        let source = CostSource::Matrix { matrix: cost, sign: 1.0, extremes };
-        Ok(Self { source, extremes, measures, shares, mass, ones: vec![1.0; m] })
+        Ok(Self { source, range, measures, shares, mass, ones: vec![1.0; m] })
     }
 
     /// The problem of one histogram as the sweeps see it.
@@ -208,7 +214,7 @@ impl<T: Real> Projections<T> {
         engine.prepare(&core);
         engine.prepare_logarithmic(&core);
         // All histograms share one kernel, where the type can hold it.
-        let (low, high) = inputs.extremes;
+        let CostRange { low, high, .. } = inputs.range;
         let mut domain = Domain::Logarithmic;
         if (high - low) / epsilon <= T::SAFE_EXPONENT_RANGE {
             domain = Domain::Kernel;

@@ -45,7 +45,8 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
     /// Rounds the plan to one that meets both marginals exactly (to rounding of f64).
     ///
     /// # Errors
-    /// [`OtError::Unsupported`] unless both marginals are exact.
+    /// [`OtError::Unsupported`] unless both marginals are exact and no pair is forbidden (the rounding moves mass between
+    /// any two points).
     pub fn round(&self) -> Result<RoundedPlan<'_, 'p, 'a, T>, OtError> {
         self.must_be_balanced("rounding to a feasible plan")?;
         let (n, m) = self.problem.dim();
@@ -100,7 +101,7 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
     /// feasible by two c-transforms, `f_i = min_j C_ij - g_j`, then `g_j = min_i C_ij - f_i`.
     ///
     /// # Errors
-    /// [`OtError::Unsupported`] unless both marginals are exact.
+    /// As [`round`](Self::round).
     pub fn certificate(&self) -> Result<Certificate, OtError> {
         let rounded = self.round()?;
         let (n, m) = self.problem.dim();
@@ -135,11 +136,14 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
     }
 
     fn must_be_balanced(&self, operation: &'static str) -> Result<(), OtError> {
-        if self.problem.is_balanced() {
-            Ok(())
+        let problem = if !self.problem.is_balanced() {
+            "a problem without exact marginals"
+        } else if self.masked {
+            "a problem with forbidden pairs"
         } else {
-            Err(OtError::Unsupported { operation, problem: "a problem without exact marginals" })
-        }
+            return Ok(());
+        };
+        Err(OtError::Unsupported { operation, problem })
     }
 }
 

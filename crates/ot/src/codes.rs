@@ -8,7 +8,9 @@
 //! In the usual range one exponential per element is taken, kept in the output, and every iteration reads it once:
 //! while a few samples' rows are in cache their sums are formed and they are added to the next prototype sums.
 //! Where `(max - min) / epsilon` is beyond what the type can hold, the same iterations run on logarithms in double
-//! precision.
+//! precision; and where it is beyond what double precision resolves, they run on the limit of vanishing epsilon.
+
+mod limit;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
@@ -109,7 +111,9 @@ impl<T: Real> Codes<T> {
         self.n_iters
     }
 
-    /// Replaces `scores` (B, K) by codes; each row sums to 1. Any finite scores give finite codes.
+    /// Replaces `scores` (B, K) by codes; each row sums to 1. Any finite scores give finite codes, whatever the epsilon: one
+    /// that double precision cannot tell from 0 beside the scores gives the limit, in which a sample is shared among
+    /// prototypes that are equally good for it.
     ///
     /// Allocates nothing once the memory has grown to this size, provided that rows are contiguous; a view with
     /// other strides is copied.
@@ -210,6 +214,12 @@ impl<T: Real> Codes<T> {
             return Err(not_finite_error(scores, width, finite_here));
         }
         let spread = max + negative_min;
+        if spread / self.epsilon > limit::BEYOND {
+            if let Some(from) = from {
+                rows.copy_from_slice(from);
+            }
+            return self.run_limit(rows, width, (max, spread), collective);
+        }
         let scale = T::of(1.0 / self.epsilon);
         // The scaling domain needs `s - max` and `1 / epsilon` inside the type, too.
         let fits = spread / self.epsilon <= T::SAFE_EXPONENT_RANGE

@@ -20,7 +20,7 @@ pub enum PointCost<'a, T> {
     Euclidean,
     /// `1 - x·y / (|x| |y|)`; 1 where a point is the origin.
     Cosine,
-    /// Any function of two points.
+    /// Any function of two points. +infinity forbids the pair.
     Custom(PointFn<'a, T>),
 }
 
@@ -38,13 +38,57 @@ impl<T> std::fmt::Debug for PointCost<'_, T> {
 /// Costs by row and column, computed or looked up.
 #[derive(Clone, Debug)]
 pub(crate) enum CostSource<'a, T> {
-    /// `sign · matrix`, with the extremes of `matrix`.
+    /// `sign · matrix`, with the range of these costs.
     Matrix {
         matrix: ArrayView2<'a, T>,
         sign: f64,
-        extremes: (f64, f64),
+        range: CostRange,
     },
     Points(Box<Points<'a, T>>),
+}
+
+/// What there is to know of all costs at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct CostRange {
+    /// The smallest cost of an allowed pair.
+    pub(crate) low: f64,
+    /// The largest cost of an allowed pair.
+    pub(crate) high: f64,
+    /// Some pair is forbidden: its cost is +infinity.
+    pub(crate) forbidden: bool,
+}
+
+impl CostRange {
+    /// Of no costs.
+    pub(crate) const EMPTY: Self = Self { low: f64::INFINITY, high: f64::NEG_INFINITY, forbidden: false };
+
+    /// The range with one more cost; none if that is no cost.
+    fn and(self, cost: f64) -> Option<Self> {
+        match cost {
+            f64::INFINITY => Some(Self { forbidden: true, ..self }),
+            _ if cost.is_finite() => {
+                Some(Self { low: self.low.min(cost), high: self.high.max(cost), ..self })
+            }
+            _ => None,
+        }
+    }
+
+    /// `high - low`.
+    pub(crate) fn spread(&self) -> f64 {
+        self.high - self.low
+    }
+
+    /// The largest absolute value.
+    pub(crate) fn scale(&self) -> f64 {
+        self.low.abs().max(self.high.abs())
+    }
+
+    /// The regularisation that double precision resolves at such costs, nearest to `epsilon`: with less, a potential's
+    /// unit in the last place would be a sizeable part of it, and the plan is that of its limit.
+    pub(crate) fn resolved(&self, epsilon: f64) -> f64 {
+        const RESOLVED: f64 = 1.0 / (1u64 << 40) as f64;
+        epsilon.max(self.scale() * RESOLVED).max(f64::MIN_POSITIVE)
+    }
 }
 
 /// Two point clouds, also kept coordinate by coordinate, as a row of costs needs them.
@@ -122,7 +166,33 @@ impl<'a, T: Real> Points<'a, T> {
     }
 }
 
-impl<T: Real> CostSource<'_, T> {
+impl<'a, T: Real> CostSource<'a, T> {
+    /// `sign · matrix`; the number `forbidding` in the matrix, if any, forbids its pair.
+    pub(crate) fn matrix(
+        what: &'static str,
+        matrix: ArrayView2<'a, T>,
+        sign: f64,
+        forbidding: Option<T>,
+    ) -> Result<Self, OtError> {
+        let range = match (check_finite(what, matrix), forbidding) {
+            (Ok((low, high)), _) if sign > 0.0 => CostRange { low, high, forbidden: false },
+            (Ok((low, high)), _) => CostRange { low: -high, high: -low, forbidden: false },
+            (Err(error), None) => return Err(error),
+            (Err(_), Some(forbidding)) => {
+                let mut range = CostRange::EMPTY;
+                for ((i, j), &value) in matrix.indexed_iter() {
+                    let cost = if value == forbidding { f64::INFINITY } else { value.wide() * sign };
+                    range = range
+                        .and(cost)
+                        .filter(|_| value == forbidding || value.is_finite())
+                        .ok_or(OtError::NotFinite { what, index: vec![i, j], value: value.wide() })?;
+                }
+                range
+            }
+        };
+        Ok(Self::Matrix { matrix, sign, range })
+    }
+
     /// (sources, targets).
     pub(crate) fn dim(&self) -> (usize, usize) {
         match self {
@@ -150,14 +220,33 @@ impl<T: Real> CostSource<'_, T> {
         }
     }
 
-    /// Smallest and largest cost, where they are known without computing costs.
-    pub(crate) fn known_range(&self) -> Option<(f64, f64)> {
+    /// The range, where it is known without computing costs.
+    pub(crate) fn known_range(&self) -> Option<CostRange> {
         match self {
-            Self::Matrix { sign, extremes: (low, high), .. } => {
-                Some(if *sign > 0.0 { (*low, *high) } else { (-high, -low) })
-            }
+            Self::Matrix { range, .. } => Some(*range),
             Self::Points(_) => None,
         }
+    }
+
+    /// The range of computed costs some of which are not finite: a function's +infinity forbids, all else is refused.
+    pub(crate) fn computed_range(&self, isa: Isa, transposed: bool) -> Result<CostRange, OtError> {
+        let (n, m) = self.dim();
+        let (n, m) = if transposed { (m, n) } else { (n, m) };
+        let may_forbid = match self {
+            Self::Points(points) => matches!(points.cost, PointCost::Custom(_)),
+            Self::Matrix { .. } => false,
+        };
+        let (mut range, mut buffer) = (CostRange::EMPTY, vec![T::zero(); m]);
+        for i in 0..n {
+            for (j, cost) in self.row(isa, transposed, i, &mut buffer).iter().enumerate() {
+                range =
+                    range.and(cost.wide()).filter(|_| may_forbid || cost.is_finite()).ok_or_else(|| {
+                        let index = if transposed { vec![j, i] } else { vec![i, j] };
+                        OtError::NotFinite { what: "cost of points", index, value: cost.wide() }
+                    })?;
+            }
+        }
+        Ok(range)
     }
 
     /// Whether it is a matrix, so that a second one of its size is acceptable.

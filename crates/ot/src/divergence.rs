@@ -87,9 +87,7 @@ pub fn sinkhorn_divergence_of<T: Real>(
             });
         }
     }
-    let ab = solver.solve(between)?;
-    let aa = solver.solve(of_source)?;
-    let bb = solver.solve(of_target)?;
+    let (ab, aa, bb) = (solver.solve(between)?, solver.solve(of_source)?, solver.solve(of_target)?);
     let (cross, source, target) = (ab.costs(), aa.costs(), bb.costs());
     let difference = if between.is_balanced() {
         0.0
@@ -99,15 +97,17 @@ pub fn sinkhorn_divergence_of<T: Real>(
     let gradient = match (ab.gradient_points(Cloud::Source), aa.gradient_points(Cloud::Source)) {
         // Both sides of OT(a, a) move with the points: half of twice its one-sided derivative.
         (Ok(cross), Ok(own)) => Some(cross - own),
+        (Err(error @ OtError::Overflow { .. }), _) | (_, Err(error @ OtError::Overflow { .. })) => {
+            return Err(error);
+        }
         _ => None,
     };
     let statuses = [ab.status(), aa.status(), bb.status()];
     let status = statuses.into_iter().find(|s| *s != Status::Converged).unwrap_or(Status::Converged);
-    Ok(Divergence {
-        value: cross.dual - 0.5 * (source.dual + target.dual)
-            + 0.5 * between.epsilon * difference * difference,
-        transport: cross.transport - 0.5 * (source.transport + target.transport),
-        gradient,
-        status,
-    })
+    let value = cross.dual - 0.5 * (source.dual + target.dual) + 0.5 * ab.epsilon() * difference * difference;
+    let transport = cross.transport - 0.5 * (source.transport + target.transport);
+    if !(value.is_finite() && transport.is_finite()) {
+        return Err(OtError::Overflow { what: "the divergence", n_iters: ab.n_iters() });
+    }
+    Ok(Divergence { value, transport, gradient, status })
 }

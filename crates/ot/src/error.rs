@@ -81,6 +81,17 @@ pub enum OtError {
         /// The largest that is safe.
         limit: f64,
     },
+    /// The pairs that are not forbidden cannot carry the mass.
+    #[error(
+        "the forbidden pairs leave no plan: expected a mass of {expected} to be movable between the allowed ones, \
+         got {got}"
+    )]
+    Infeasible {
+        /// The mass that has to be moved.
+        expected: f64,
+        /// The most that can be.
+        got: f64,
+    },
     /// A number of the solve left the range of its type.
     #[error(
         "{what} is not finite after {n_iters} iterations: the costs or potentials exceed the type's range"
@@ -93,14 +104,14 @@ pub enum OtError {
     },
     /// A strict accessor was asked for a solution that did not converge.
     #[error(
-        "not converged after {n_iters} iterations: {status:?}, residual {residual:.3e}, tolerance {tolerance:.3e}"
+        "not converged after {n_iters} iterations: {status}; residual {residual:.3e}, tolerance {tolerance:.3e}"
     )]
     NotConverged {
         /// How the solve ended.
         status: crate::Status,
         /// Iterations done.
         n_iters: usize,
-        /// The residual reached.
+        /// The lowest residual.
         residual: f64,
         /// The residual asked for.
         tolerance: f64,

@@ -43,7 +43,7 @@ impl<T: Real> Solution<'_, '_, T> {
                     _ if weight == 0.0 => 1.0,
                     _ => marginal / weight,
                 };
-                constraint.dual(potential) - self.problem.epsilon * (ratio - other_total)
+                constraint.dual(potential) - self.epsilon() * (ratio - other_total)
             };
         let by_source = (0..n)
             .map(|i| {
@@ -61,7 +61,8 @@ impl<T: Real> Solution<'_, '_, T> {
     /// `Σ_j P_ij ∂c(x_i, y_j) / ∂x_i`. At coinciding points the Euclidean distance has no derivative; 0 is taken.
     ///
     /// # Errors
-    /// [`OtError::Unsupported`] for problems that are not made of points, or whose cost is a user's function.
+    /// [`OtError::Unsupported`] for problems that are not made of points, or whose cost is a user's function;
+    /// [`OtError::Overflow`].
     pub fn gradient_points(&self, cloud: Cloud) -> Result<Array2<T>, OtError> {
         let unsupported =
             |problem| OtError::Unsupported { operation: "the gradient with respect to points", problem };
@@ -84,6 +85,7 @@ impl<T: Real> Solution<'_, '_, T> {
                     }
                     out.iter_mut().zip(sum).for_each(|(out, value)| *out = T::of(value));
                 });
+                self.finite("the gradient with respect to points", &gradient)?;
                 Ok(Array2::from_shape_vec((n, d), gradient).expect("n rows of d numbers"))
             }
             Cloud::Target => {
@@ -94,7 +96,8 @@ impl<T: Real> Solution<'_, '_, T> {
                         add_derivative(points, p, y, points.x.row(row.i), sum);
                     }
                 });
-                let gradient = sums.into_iter().map(T::of).collect();
+                let gradient: Vec<T> = sums.into_iter().map(T::of).collect();
+                self.finite("the gradient with respect to points", &gradient)?;
                 Ok(Array2::from_shape_vec((m, d), gradient).expect("m rows of d numbers"))
             }
         }

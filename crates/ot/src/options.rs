@@ -3,7 +3,7 @@
 use crate::anderson::MAX_DEPTH;
 use crate::error::{OtError, positive};
 
-/// The arithmetic of the iterations. All give the same plan; they differ in speed and in range.
+/// The arithmetic that the iterations begin with. All give the same plan; they differ in speed and in range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Method {
@@ -43,13 +43,13 @@ pub enum Annealing {
 pub enum Acceleration {
     /// Plain Sinkhorn iterations.
     Off,
-    /// Anderson mixing of the last `depth` iterations (1 to 16), taken back whenever it raises the residual.
-    /// Plain for partial problems.
+    /// Anderson mixing of the last `depth` iterations (1 to 16), taken back where a plain step would have raised the dual
+    /// objective more (of relaxed problems: where it raises the residual). Plain for partial problems.
     Anderson {
         /// Iterations that are mixed.
         depth: usize,
     },
-    /// Steps longer than the update asks for, by `factor` between 1 and 2; plain whenever the residual rises.
+    /// Steps longer than the update asks for, by `factor` between 1 and 2; taken back as mixing is.
     OverRelaxation {
         /// Length of a step.
         factor: f64,
@@ -67,6 +67,18 @@ pub enum Norm {
     L2,
 }
 
+/// Whether a solve may do otherwise than was asked where that gets nowhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fallback {
+    /// Climbs the rungs of [`Rung`](crate::Rung), from where it stands, until the residual is within the tolerance or
+    /// rounding lets it be no smaller. What that took is in [`Summary::effort`](crate::Summary::effort).
+    #[default]
+    Ladder,
+    /// Keeps to the method and the acceleration that were chosen.
+    Off,
+}
+
 /// How a problem is to be solved. [`check`](Self::check) is called by every solve.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -76,7 +88,8 @@ pub struct Options {
     /// Stop when the residual, relative to the source's mass, is at most this. The residual is the change of the
     /// plan's column marginals by one update; with exact marginals that is their distance from the weights.
     pub tolerance: f64,
-    /// Sweeps at most, over all stages of annealing.
+    /// Sweeps at most, over all stages of annealing and all rungs of the ladder. The course of a solve does not depend on
+    /// it: a solve that converged converges again with as many sweeps as it took.
     pub max_iters: usize,
     /// Approach through larger epsilons.
     pub annealing: Annealing,
@@ -84,10 +97,19 @@ pub struct Options {
     pub acceleration: Acceleration,
     /// Norm of the residual.
     pub norm: Norm,
+    /// Sweeps at one epsilon without progress, after which a rung of the ladder is given up; a tenth of them where the
+    /// residual is as small as rounding lets it be. At least 1.
+    pub stall_window: usize,
+    /// Progress is a residual that fell by this share of the lowest one before, or a dual objective that rose by more than
+    /// rounding. Between 0 and 1.
+    pub stall_fall: f64,
+    /// What to do without progress.
+    pub fallback: Fallback,
 }
 
 impl Default for Options {
-    /// Automatic method and annealing, Anderson mixing of 8 iterations, L1 residual of 1e-6, 10,000 iterations.
+    /// Automatic method and annealing, Anderson mixing of 8 iterations, L1 residual of 1e-6, 10,000 iterations; the ladder,
+    /// after 300 sweeps without a residual lower by a thousandth.
     fn default() -> Self {
         Self {
             method: Method::Auto,
@@ -96,6 +118,9 @@ impl Default for Options {
             annealing: Annealing::Auto,
             acceleration: Acceleration::Anderson { depth: 8 },
             norm: Norm::L1,
+            stall_window: 300,
+            stall_fall: 1e-3,
+            fallback: Fallback::Ladder,
         }
     }
 }
@@ -143,6 +168,27 @@ impl Options {
         self
     }
 
+    /// Sets the sweeps without progress after which a rung is given up.
+    #[must_use]
+    pub fn stall_window(mut self, stall_window: usize) -> Self {
+        self.stall_window = stall_window;
+        self
+    }
+
+    /// Sets the share by which the residual has to fall.
+    #[must_use]
+    pub fn stall_fall(mut self, stall_fall: f64) -> Self {
+        self.stall_fall = stall_fall;
+        self
+    }
+
+    /// Sets what to do without progress.
+    #[must_use]
+    pub fn fallback(mut self, fallback: Fallback) -> Self {
+        self.fallback = fallback;
+        self
+    }
+
     /// Checks all ranges.
     ///
     /// # Errors
@@ -152,6 +198,12 @@ impl Options {
         positive("tolerance", self.tolerance)?;
         if self.max_iters == 0 {
             return refuse("max_iters", "at least 1", 0.0);
+        }
+        if self.stall_window == 0 {
+            return refuse("stall window", "at least 1", 0.0);
+        }
+        if !(self.stall_fall > 0.0 && self.stall_fall < 1.0) {
+            return refuse("stall fall", "between 0 and 1, both excluded", self.stall_fall);
         }
         if let Annealing::From { start, factor } = self.annealing {
             positive("annealing start", start)?;

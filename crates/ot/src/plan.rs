@@ -13,6 +13,8 @@ pub(crate) struct PlanRows<'s, 'a, T> {
     pub(crate) g: &'s [f64],
     /// Factor of the target weights.
     pub(crate) target_scale: f64,
+    /// The epsilon of the potentials.
+    pub(crate) epsilon: f64,
 }
 
 /// One row of the plan with its costs.
@@ -58,7 +60,7 @@ impl<T: Real> PlanRows<'_, '_, T> {
     /// What all rows share of their exponents `shift_i + offset_j - scale · C_ij`: the scale, and the offsets
     /// `g_j / ε + ln b_j`; -infinity for a target without weight, whose exponential is 0.
     fn exponents(&self) -> (f64, Vec<f64>) {
-        let epsilon = self.problem.epsilon;
+        let epsilon = self.epsilon;
         let offset = |(j, g): (usize, &f64)| g / epsilon + self.target(j).ln();
         (self.problem.cost.sign() / epsilon, self.g.iter().enumerate().map(offset).collect())
     }
@@ -66,7 +68,7 @@ impl<T: Real> PlanRows<'_, '_, T> {
     /// A row's part of its exponents, `f_i / ε + ln a_i`; none for a source without weight, whose row is 0.
     fn shift(&self, i: usize) -> Option<f64> {
         let weight = self.problem.source[i];
-        (weight != 0.0).then(|| self.f[i] / self.problem.epsilon + weight.ln())
+        (weight != 0.0).then(|| self.f[i] / self.epsilon + weight.ln())
     }
 
     /// Visits all rows. Each may write to its own `width` elements of `out` and add to `n_sums` sums that it shares

@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayView1, ArrayView2};
 
-use crate::cost::{CostSource, PointCost, Points, check_finite};
+use crate::cost::{CostSource, PointCost, Points};
 use crate::error::{OtError, positive};
 use crate::real::Real;
 
@@ -26,6 +26,9 @@ impl Constraint {
     /// Maximiser of the dual in one potential, from the soft minimum that meets the marginal exactly.
     pub(crate) fn potential(self, soft_minimum: f64, epsilon: f64) -> f64 {
         match self {
+            // A point all of whose pairs are forbidden: any finite number for a marginal of 0.
+            Self::Exact if soft_minimum == f64::INFINITY => 0.0,
+            Self::Relaxed { penalty } if soft_minimum == f64::INFINITY => (800.0 * penalty).min(1e300),
             Self::Exact => soft_minimum,
             Self::Relaxed { penalty } => soft_minimum * (penalty / (penalty + epsilon)),
             Self::AtMost => soft_minimum.min(0.0),
@@ -74,8 +77,16 @@ impl<'a, T: Real> Problem<'a, T> {
     /// [`OtError::Empty`], [`OtError::NotFinite`] for a cost, [`OtError::Parameter`] for an `epsilon` that is not
     /// finite and above 0.
     pub fn from_cost(cost: ArrayView2<'a, T>, epsilon: f64) -> Result<Self, OtError> {
-        let extremes = check_finite("cost", cost)?;
-        Self::new(CostSource::Matrix { matrix: cost, sign: 1.0, extremes }, epsilon)
+        Self::new(CostSource::matrix("cost", cost, 1.0, None)?, epsilon)
+    }
+
+    /// As [`from_cost`](Self::from_cost), but a cost of +infinity forbids its pair: the plan is 0 there. Whether what is
+    /// left can carry the mass is found out by the solve ([`OtError::Infeasible`]).
+    ///
+    /// # Errors
+    /// As [`from_cost`](Self::from_cost), for NaN and -infinity.
+    pub fn from_masked_cost(cost: ArrayView2<'a, T>, epsilon: f64) -> Result<Self, OtError> {
+        Self::new(CostSource::matrix("cost", cost, 1.0, Some(T::infinity()))?, epsilon)
     }
 
     /// From scores (n, m) that the plan should maximise: the cost is `-scores`, without a copy.
@@ -83,15 +94,25 @@ impl<'a, T: Real> Problem<'a, T> {
     /// # Errors
     /// As [`from_cost`](Self::from_cost).
     pub fn from_scores(scores: ArrayView2<'a, T>, epsilon: f64) -> Result<Self, OtError> {
-        let extremes = check_finite("scores", scores)?;
-        Self::new(CostSource::Matrix { matrix: scores, sign: -1.0, extremes }, epsilon)
+        Self::new(CostSource::matrix("scores", scores, -1.0, None)?, epsilon)
+    }
+
+    /// As [`from_scores`](Self::from_scores), but a score of -infinity forbids its pair, as in
+    /// [`from_masked_cost`](Self::from_masked_cost).
+    ///
+    /// # Errors
+    /// As [`from_cost`](Self::from_cost), for NaN and +infinity.
+    pub fn from_masked_scores(scores: ArrayView2<'a, T>, epsilon: f64) -> Result<Self, OtError> {
+        Self::new(CostSource::matrix("scores", scores, -1.0, Some(T::neg_infinity()))?, epsilon)
     }
 
     /// From two clouds of points (n, d) and (m, d). Costs are computed when they are needed; unless a solver in the
-    /// scaling domain is asked for, no matrix is kept.
+    /// scaling domain is asked for, no matrix is kept. A [`PointCost::Custom`] of +infinity forbids its pair, as in
+    /// [`from_masked_cost`](Self::from_masked_cost).
     ///
     /// # Errors
-    /// As [`from_cost`](Self::from_cost), for coordinates; [`OtError::Shape`] if the dimensions differ.
+    /// As [`from_cost`](Self::from_cost), for coordinates; [`OtError::Shape`] if the dimensions differ. Costs that are
+    /// computed are looked at by the solve.
     pub fn from_points(
         source: ArrayView2<T>,
         target: ArrayView2<T>,
@@ -239,7 +260,7 @@ impl<'a, T: Real> Problem<'a, T> {
 }
 
 /// Relative difference of masses that rounding of the weights explains.
-fn mass_tolerance<T: Real>() -> f64 {
+pub(crate) fn mass_tolerance<T: Real>() -> f64 {
     T::epsilon().wide().sqrt()
 }
 

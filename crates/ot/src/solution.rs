@@ -1,7 +1,8 @@
 //! What a solve gives: potentials, how it ended, and the plan and costs on demand.
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
 
+use crate::cost::check_finite;
 use crate::error::OtError;
 use crate::options::Method;
 use crate::outcome::{Potentials, Record, Status, Summary};
@@ -23,12 +24,15 @@ pub struct Solution<'p, 'a, T> {
     tolerance: f64,
     history: Vec<Record>,
     pub(crate) target_scale: f64,
+    /// Some pairs are forbidden.
+    pub(crate) masked: bool,
 }
 
 /// What a solver tells of a solve besides the potentials.
 pub(crate) struct Solved {
     pub(crate) lambda: f64,
     pub(crate) target_scale: f64,
+    pub(crate) masked: bool,
     pub(crate) summary: Summary,
     pub(crate) tolerance: f64,
     pub(crate) history: Vec<Record>,
@@ -50,8 +54,8 @@ pub struct Costs {
 
 impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
     pub(crate) fn new(problem: &'p Problem<'a, T>, potentials: Potentials, solved: Solved) -> Self {
-        let Solved { lambda, target_scale, summary, tolerance, history } = solved;
-        Self { problem, potentials, lambda, summary, tolerance, history, target_scale }
+        let Solved { lambda, target_scale, masked, summary, tolerance, history } = solved;
+        Self { problem, potentials, lambda, summary, tolerance, history, target_scale, masked }
     }
 
     /// How the solve ended.
@@ -80,12 +84,22 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
         self.summary.n_iters
     }
 
-    /// The last residual, relative to the source's mass.
+    /// The residual of this solution, relative to the source's mass.
     pub fn residual(&self) -> f64 {
         self.summary.residual
     }
 
-    /// The arithmetic that was used; never `Auto`.
+    /// How the solve ended, what it took, and what rounding allows.
+    pub fn summary(&self) -> Summary {
+        self.summary
+    }
+
+    /// The epsilon of this plan: the problem's, unless that is too small for the type; see [`Summary::epsilon`].
+    pub fn epsilon(&self) -> f64 {
+        self.summary.epsilon
+    }
+
+    /// The arithmetic that the solution comes from; never `Auto`.
     pub fn method(&self) -> Method {
         self.summary.method
     }
@@ -111,6 +125,7 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
             f: self.potentials.f.as_slice().expect("an owned vector is contiguous"),
             g: self.potentials.g.as_slice().expect("an owned vector is contiguous"),
             target_scale: self.target_scale,
+            epsilon: self.summary.epsilon,
         }
     }
 
@@ -142,25 +157,26 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
     /// `P·values` (n) for `values` on the targets (m).
     ///
     /// # Errors
-    /// [`OtError::Shape`].
+    /// [`OtError::Shape`], [`OtError::NotFinite`] for a value, [`OtError::Overflow`].
     pub fn apply(&self, values: ArrayView1<T>) -> Result<Array1<T>, OtError> {
-        let values = values.insert_axis(ndarray::Axis(1));
-        Ok(self.apply_columns(values)?.remove_axis(ndarray::Axis(1)))
+        let values = values.insert_axis(Axis(1));
+        Ok(self.apply_columns(values)?.remove_axis(Axis(1)))
     }
 
     /// `P·values` (n, d) for `values` on the targets (m, d).
     ///
     /// # Errors
-    /// [`OtError::Shape`].
+    /// As [`apply`](Self::apply).
     pub fn apply_columns(&self, values: ArrayView2<T>) -> Result<Array2<T>, OtError> {
         self.product(values, false)
     }
 
     /// Where each source goes on average: `(P·values)_i / Σ_j P_ij` (n, d) for `values` (m, d), such as the targets'
-    /// positions or colours. Sources without mass get the average that a vanishing mass would get.
+    /// positions or colours. Sources without mass get the average that a vanishing mass would get, and 0 where all their pairs
+    /// are forbidden.
     ///
     /// # Errors
-    /// [`OtError::Shape`].
+    /// As [`apply`](Self::apply).
     pub fn barycentric(&self, values: ArrayView2<T>) -> Result<Array2<T>, OtError> {
         self.product(values, true)
     }
@@ -174,12 +190,13 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
                 got: values.shape().to_vec(),
             });
         }
+        check_finite("values on the targets", values)?;
         let d = values.ncols();
         let isa = Isa::detect();
         let by_column: Vec<f64> = values.t().iter().map(|v| v.wide()).collect();
         let mut out = vec![T::zero(); n * d];
         let rows = self.rows();
-        let epsilon = self.problem.epsilon;
+        let epsilon = self.summary.epsilon;
         let scale = self.problem.cost.sign() / epsilon;
         let offsets: Vec<f64> = (0..m).map(|j| rows.g[j] / epsilon + rows.target(j).ln()).collect();
         rows.visit(&mut out, d, 0, |row, out, _| {
@@ -187,19 +204,32 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
             if normalise {
                 // Shifted by its maximum: a row of no mass still has its direction.
                 let top = simd::exponents(isa, row.costs, scale, &offsets, row.plan);
+                if top == f64::NEG_INFINITY {
+                    return;
+                }
                 total = simd::exp_sum(isa, row.plan, top);
             }
             for (out, values) in out.iter_mut().zip(by_column.chunks_exact(m)) {
                 *out = T::of(simd::dot(isa, row.plan, values) / total);
             }
         });
+        self.finite("the plan times values", &out)?;
         Ok(Array2::from_shape_vec((n, d), out).expect("n rows of d numbers"))
+    }
+
+    /// Checks what leaves the crate.
+    pub(crate) fn finite(&self, what: &'static str, values: &[T]) -> Result<(), OtError> {
+        if values.iter().all(|value| value.is_finite()) {
+            Ok(())
+        } else {
+            Err(OtError::Overflow { what, n_iters: self.summary.n_iters })
+        }
     }
 
     /// `Pᵀ·values` (m) for `values` on the sources (n).
     ///
     /// # Errors
-    /// [`OtError::Shape`].
+    /// As [`apply`](Self::apply).
     pub fn apply_transposed(&self, values: ArrayView1<T>) -> Result<Array1<T>, OtError> {
         let (n, m) = self.problem.dim();
         if values.len() != n {
@@ -209,11 +239,14 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
                 got: vec![values.len()],
             });
         }
+        check_finite("values on the sources", values.insert_axis(Axis(1)))?;
         let isa = Isa::detect();
         let sums = self.rows().visit(&mut [(); 0], 0, m, |row, _, sums| {
             simd::axpy(isa, row.plan, values[row.i].wide(), sums);
         });
-        Ok(sums.into_iter().map(T::of).collect())
+        let sums: Vec<T> = sums.into_iter().map(T::of).collect();
+        self.finite("the plan times values", &sums)?;
+        Ok(Array1::from(sums))
     }
 
     /// The plan's marginals `P·1` (n) and `Pᵀ·1` (m).
@@ -235,7 +268,9 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
         let sign = self.problem.cost.sign();
         let mut source = vec![(0.0, 0.0); n];
         let target = self.rows().visit(&mut source, 1, m, |row, out, sums| {
-            let cost: f64 = row.plan.iter().zip(row.costs).map(|(&p, &c)| p * c.wide()).sum();
+            // A forbidden pair has no mass and no finite cost.
+            let terms = row.plan.iter().zip(row.costs).filter(|(p, _)| **p > 0.0);
+            let cost: f64 = terms.map(|(&p, &c)| p * c.wide()).sum();
             out[0] = (row.plan.iter().sum(), cost * sign);
             simd::axpy(isa, row.plan, 1.0, sums);
         });
@@ -243,7 +278,7 @@ impl<'p, 'a, T: Real> Solution<'p, 'a, T> {
         let mass: f64 = source.iter().map(|(mass, _)| mass).sum();
         let transport = source.iter().map(|(_, cost)| cost).sum();
         let totals = self.problem.source.iter().sum::<f64>() * (0..m).map(|j| rows.target(j)).sum::<f64>();
-        let regularisation = -self.problem.epsilon * (mass - totals);
+        let regularisation = -self.summary.epsilon * (mass - totals);
         let sides = [(self.problem.source_constraint, self.lambda), (self.problem.target_constraint, 0.0)];
         let (mut entropic, mut dual) = (regularisation, regularisation);
         dual += self.lambda * self.problem.mass.unwrap_or(0.0);

@@ -134,8 +134,97 @@ fn shards_give_the_codes_of_the_whole_batch() {
     }
 }
 
+/// Codes in the limit of a vanishing epsilon, by the leading terms of every number: `c exp(x / epsilon)` is (x, c), and the
+/// largest x wins a sum.
+fn limit(scores: &Array2<f64>, n_iters: usize) -> Array2<f64> {
+    let total = |terms: &mut dyn Iterator<Item = (f64, f64)>| {
+        terms.fold((f64::NEG_INFINITY, 0.0), |(top, sum), (x, c)| {
+            if x > top {
+                (x, c)
+            } else if x == top {
+                (top, sum + c)
+            } else {
+                (top, sum)
+            }
+        })
+    };
+    let mut q = scores.mapv(|score| (score, 1.0));
+    for axis in std::iter::repeat_n([Axis(0), Axis(1)], n_iters).flatten().chain([Axis(1)]) {
+        for mut lane in q.lanes_mut(axis) {
+            let (top, sum) = total(&mut lane.iter().copied());
+            lane.iter_mut().for_each(|(x, c)| (*x, *c) = (*x - top, *c / sum));
+        }
+    }
+    q.mapv(|(x, c)| if x == 0.0 { c } else { 0.0 })
+}
+
+#[test]
+fn a_vanishing_epsilon_gives_the_limit() {
+    // Small integers tie often, and their sums are exact.
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    for (n, k) in [(1, 1), (7, 3), (20, 9), (64, 5)] {
+        for n_iters in [0, 1, 3] {
+            let scores = Array2::from_shape_simple_fn((n, k), || f64::from(rng.random_range(-3..4)));
+            let expected = limit(&scores, n_iters);
+            for epsilon in [5e-324, 1e-310, 1e-100, 1e-18] {
+                let wide = sinkhorn_codes(scores.view(), epsilon, n_iters).unwrap();
+                assert!(wide.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-14), "{epsilon} {wide}");
+                let narrow = sinkhorn_codes(scores.mapv(|s| s as f32).view(), epsilon, n_iters).unwrap();
+                assert!(largest_difference(&narrow, &expected) < 1e-6);
+            }
+            // The logarithms that run at larger epsilons come to the same.
+            let near = sinkhorn_codes(scores.view(), 1e-9, n_iters).unwrap();
+            assert!(near.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{near} {expected}");
+        }
+    }
+    // The widest scores that there are.
+    let widest = ndarray::array![[f64::MAX, f64::MIN, 0.0], [f64::MIN, f64::MAX, 1e-300]];
+    for epsilon in [5e-324, 1.0, f64::MAX] {
+        let q = sinkhorn_codes(widest.view(), epsilon, 3).unwrap();
+        assert!(q.rows().into_iter().all(|row| (row.sum() - 1.0).abs() < 1e-12), "{q}");
+    }
+    // Shards agree with the whole.
+    let whole = Array2::from_shape_simple_fn((30, 6), || f64::from(rng.random_range(-3..4)));
+    let expected = sinkhorn_codes(whole.view(), 1e-310, 3).unwrap();
+    let parts: Vec<Array2<f64>> = std::thread::scope(|scope| {
+        let bounds = [0, 11, 11, 30];
+        let handles: Vec<_> = Team::of(3)
+            .into_iter()
+            .enumerate()
+            .map(|(rank, mut team)| {
+                let mut part = whole.slice(s![bounds[rank]..bounds[rank + 1], ..]).to_owned();
+                scope.spawn(move || {
+                    Codes::new(1e-310, 3).unwrap().assign_sharded(part.view_mut(), &mut team).unwrap();
+                    part
+                })
+            })
+            .collect();
+        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+    });
+    let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+    let got = ndarray::concatenate(Axis(0), &views).unwrap();
+    assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-14));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_finite_double_scores_and_epsilon_give_codes(
+        values in prop::collection::vec(prop::num::f64::NORMAL | prop::num::f64::SUBNORMAL | prop::num::f64::ZERO, 1..60),
+        n_prototypes in 1usize..7,
+        epsilon in prop::num::f64::POSITIVE | prop::num::f64::SUBNORMAL,
+        n_iters in 0usize..5,
+    ) {
+        let n_prototypes = n_prototypes.min(values.len());
+        let n_samples = values.len() / n_prototypes;
+        let scores = Array2::from_shape_vec((n_samples, n_prototypes), values[..n_samples * n_prototypes].to_vec()).unwrap();
+        let q = sinkhorn_codes(scores.view(), epsilon.abs(), n_iters).unwrap();
+        for row in q.rows() {
+            prop_assert!(row.iter().all(|q| q.is_finite() && *q >= 0.0));
+            prop_assert!((row.sum() - 1.0).abs() < 1e-9, "{row}");
+        }
+    }
 
     #[test]
     fn any_finite_scores_and_epsilon_give_finite_codes_that_sum_to_one(

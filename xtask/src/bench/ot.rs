@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde_json::{Value, json};
-use swav_ot::{Acceleration, Codes, Method, Norm, Options, Potentials, Problem, Solver, Start};
+use swav_ot::{Acceleration, Codes, Fallback, Method, Norm, Options, Potentials, Problem, Solver, Start};
 
 /// The yardsticks, run by `--python`.
 const YARDSTICK: &str = include_str!("ot_yardstick.py");
@@ -233,7 +233,13 @@ fn bandwidth_case(rounds: usize) -> Result<(Value, f64)> {
     let problem = Problem::from_cost(cost.view(), 0.05)?;
     let mut out = Potentials::zeros(n, n);
     let solver_of = |n_iters: usize, out: &mut Potentials| {
-        let options = Options::default().acceleration(Acceleration::Off).tolerance(1e-30).max_iters(n_iters);
+        // Exactly so many sweeps, whether they still change something or not.
+        let options = Options::default()
+            .acceleration(Acceleration::Off)
+            .fallback(Fallback::Off)
+            .stall_window(usize::MAX)
+            .tolerance(1e-30)
+            .max_iters(n_iters);
         let mut solver = Solver::new(options)?;
         // Its memory is there from now on.
         let summary = solver.solve_into(&problem, Start::Zero, out)?;

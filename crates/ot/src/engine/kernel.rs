@@ -117,6 +117,7 @@ impl<T: Real> Engine<T> {
                 _ => weight * ((*f + lambda - alpha[i]) / epsilon).exp(),
             };
             totals.mass += factor * sum;
+            totals.dual += weight * *f;
             if let Constraint::Relaxed { penalty } = core.rows.constraint {
                 totals.shift += weight * (-*f / penalty).exp();
             }

@@ -27,7 +27,7 @@ impl<T: Real> Engine<T> {
     /// Copies a matrix that has no rows in memory, once for all logarithmic sweeps of a solve. Not for solves
     /// that need the same memory for the kernel.
     pub(crate) fn gather_costs(&mut self, core: &Core<T>) {
-        if !core.cost.is_matrix() || core.cost.in_memory(core.transposed) {
+        if self.holds_costs || !core.cost.is_matrix() || core.cost.in_memory(core.transposed) {
             return;
         }
         let (n, m) = (core.rows.weights.len(), core.columns.weights.len());
@@ -73,6 +73,11 @@ impl<T: Real> Engine<T> {
                         None => core.cost.row(core.isa, core.transposed, i, scratch),
                     };
                     let top = simd::exponents(core.isa, costs, scale, offsets, wide);
+                    if top == f64::NEG_INFINITY {
+                        // All pairs of this row are forbidden: it has no plan, and any potential will do.
+                        *f = core.rows.constraint.potential(f64::INFINITY, epsilon);
+                        continue;
+                    }
                     let sum = simd::exp_sum(core.isa, wide, top);
                     let log_sum = top + sum.ln();
                     *f = core.rows.constraint.potential(-epsilon * log_sum - lambda, epsilon);
@@ -85,6 +90,7 @@ impl<T: Real> Engine<T> {
                         _ => weight * ((*f + lambda) / epsilon + top).exp(),
                     };
                     totals.mass += factor * sum;
+                    totals.dual += weight * *f;
                     if let Constraint::Relaxed { penalty } = core.rows.constraint {
                         totals.shift += weight * (-*f / penalty).exp();
                     }

@@ -10,13 +10,14 @@
 //! - [`Domain::Logarithmic`] takes one exponential per element, in double precision, shifted by the row's maximum;
 //!   columns whose sums underflow are computed again on their own.
 
+mod coupling;
 mod kernel;
 mod logarithmic;
 mod repair;
 
 use crate::chunks::{self, Strip};
 use crate::collective::Collective;
-use crate::cost::CostSource;
+use crate::cost::{CostRange, CostSource};
 use crate::error::OtError;
 use crate::problem::Constraint;
 use crate::real::Real;
@@ -44,6 +45,11 @@ pub(crate) struct Side<'p> {
 impl Side<'_> {
     pub(crate) fn weight(&self, i: usize) -> f64 {
         self.weights[i] * self.scale
+    }
+
+    /// Sum of all weights.
+    pub(crate) fn mass(&self) -> f64 {
+        self.weights.iter().sum::<f64>() * self.scale
     }
 }
 
@@ -77,9 +83,11 @@ pub(crate) struct RowTotals {
     pub(crate) shift: f64,
     /// Rows whose sum the type could not hold.
     pub(crate) weak: f64,
+    /// `Σ a_i f_i`.
+    pub(crate) dual: f64,
 }
 
-const N_TOTALS: usize = 3;
+const N_TOTALS: usize = 4;
 
 /// What the last sweep found.
 #[derive(Clone, Debug, Default)]
@@ -110,6 +118,8 @@ pub(crate) struct Engine<T> {
     ranges: Vec<simd::Range<T>>,
     /// Column sums, then the totals over rows.
     sums: Vec<f64>,
+    /// The plan, scaled, where something asks for [`Engine::coupling`].
+    plan: Vec<f64>,
     pub(crate) found: Found,
 }
 
@@ -131,8 +141,8 @@ impl<T: Real> Engine<T> {
         self.lost.prepare(m);
     }
 
-    /// Smallest and largest cost of this shard; an error if a computed cost is not finite.
-    pub(crate) fn cost_range(&mut self, core: &Core<T>) -> Result<(f64, f64), OtError> {
+    /// The range of this shard's costs; an error if a computed cost is none.
+    pub(crate) fn cost_range(&mut self, core: &Core<T>) -> Result<CostRange, OtError> {
         if let Some(range) = core.cost.known_range() {
             return Ok(range);
         }
@@ -152,9 +162,9 @@ impl<T: Real> Engine<T> {
         chunks::for_each(chunks::parallel(n * m), n_chunks, memory, &work);
         let range = self.ranges.iter().fold(empty, |all, &range| all.with(range));
         if !range.finite {
-            return Err(OtError::NotFinite { what: "cost of points", index: Vec::new(), value: f64::NAN });
+            return core.cost.computed_range(core.isa, core.transposed);
         }
-        Ok((range.min.wide(), range.max.wide()))
+        Ok(CostRange { low: range.min.wide(), high: range.max.wide(), forbidden: false })
     }
 
     /// One sweep. Afterwards [`Engine::found`] belongs to `dual`.
@@ -165,7 +175,7 @@ impl<T: Real> Engine<T> {
         dual: Dual<'_>,
         collective: &mut dyn Collective,
     ) -> Result<RowTotals, OtError> {
-        let Dual { epsilon, g, .. } = dual;
+        let Dual { epsilon, lambda, g } = dual;
         let m = g.len();
         match domain {
             Domain::Kernel => self.sweep_kernel(core, dual),
@@ -176,10 +186,12 @@ impl<T: Real> Engine<T> {
             totals.mass += part.mass;
             totals.shift += part.shift;
             totals.weak += part.weak;
+            totals.dual += part.dual;
         }
-        self.sums[m..].copy_from_slice(&[totals.mass, totals.shift, totals.weak]);
+        self.sums[m..].copy_from_slice(&[totals.mass, totals.shift, totals.weak, totals.dual]);
         collective.sum(&mut self.sums).map_err(OtError::Collective)?;
-        let mut totals = RowTotals { mass: self.sums[m], shift: self.sums[m + 1], weak: self.sums[m + 2] };
+        let [mass, shift, weak, dual] = std::array::from_fn(|k| self.sums[m + k]);
+        let mut totals = RowTotals { mass, shift, weak, dual };
         self.lost.columns.clear();
         let found = &mut self.found;
         for j in 0..m {
@@ -206,7 +218,7 @@ impl<T: Real> Engine<T> {
             }
         }
         if !self.lost.columns.is_empty() {
-            self.repair(core, epsilon, dual.lambda, collective)?;
+            self.repair(core, epsilon, lambda, collective)?;
             let found = &mut self.found;
             for &j in &self.lost.columns {
                 found.marginal[j] = core.columns.weight(j) * ((g[j] - found.soft[j]) / epsilon).exp();

@@ -61,6 +61,9 @@ impl<T: Real> Engine<T> {
             for ((&j, top), sum) in self.lost.columns.iter().zip(&mut self.lost.tops).zip(&mut self.lost.sums)
             {
                 let x = base - costs[j].wide() * scale;
+                if x == f64::NEG_INFINITY {
+                    continue;
+                }
                 if x <= *top {
                     *sum += (x - *top).exp();
                 } else {
@@ -75,10 +78,13 @@ impl<T: Real> Engine<T> {
         collective.max(&mut self.lost.tops).map_err(OtError::Collective)?;
         for k in 0..n_lost {
             let local = self.offsets[k];
-            self.lost.sums[k] *= (local - self.lost.tops[k]).exp();
+            if local > f64::NEG_INFINITY {
+                self.lost.sums[k] *= (local - self.lost.tops[k]).exp();
+            }
         }
         collective.sum(&mut self.lost.sums).map_err(OtError::Collective)?;
         for (k, &j) in self.lost.columns.iter().enumerate() {
+            // +infinity for a column all of whose pairs are forbidden.
             self.found.soft[j] = -epsilon * (self.lost.tops[k] + self.lost.sums[k].ln());
         }
         Ok(())

@@ -40,7 +40,7 @@ impl DataOptions {
             config.format = format;
         }
         if let Some(orientation) = self.orientation {
-            config.decode.apply_orientation = orientation;
+            config.decode.orientation = orientation;
         }
         if let Some(max_pixels) = self.max_pixels {
             config.decode.max_pixels = max_pixels;

@@ -8,7 +8,7 @@ use std::{
 use rayon::prelude::*;
 use swav_augment::{Channels, CropConfig, MultiCropConfig, Preset};
 
-use crate::{Dataset, StableHash};
+use crate::{Dataset, StableHash, error::contained};
 
 /// One unusable image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ struct Seen {
 }
 
 fn look(data: &dyn Dataset, index: usize) -> Result<Seen, BadFile> {
-    let image = data.image(index).map_err(|error| BadFile {
+    let image = contained(|| data.image(index)).map_err(|error| BadFile {
         index,
         name: data.name(index),
         kind: error.kind(),

@@ -12,6 +12,8 @@ use crate::{DataError, DataSpec, Dataset, SampleError, Split, StableHash};
 
 const SIDE: usize = 32;
 const PIXELS: usize = SIDE * SIDE;
+/// Files are held in memory; the data sets' own have 154 MB at most.
+const MAX_BYTES: u64 = 2 << 30;
 const TEST_FILES: [&str; 2] = ["test_batch.bin", "test.bin"];
 
 /// Which of the two data sets a file belongs to; they differ in the record and in the labels.
@@ -98,7 +100,16 @@ impl Cifar {
         let mut data = Vec::new();
         let mut kind = None;
         for file in &files {
-            let bytes = fs::read(file).map_err(|source| DataError::Io { path: file.clone(), source })?;
+            let io = |source| DataError::Io { path: file.clone(), source };
+            let metadata = fs::metadata(file).map_err(io)?;
+            if !metadata.is_file() {
+                return Err(io(std::io::Error::other("not a regular file")));
+            }
+            if metadata.len() > MAX_BYTES {
+                let source = format!("expected at most {MAX_BYTES} bytes, found {}", metadata.len()).into();
+                return Err(DataError::Malformed { path: file.clone(), format: "CIFAR", source });
+            }
+            let bytes = fs::read(file).map_err(io)?;
             let found = kind_of(file, &bytes, folder)?;
             if *kind.get_or_insert(found) != found {
                 let reason = format!("expected {kind:?} like the files before it, found {found:?}");

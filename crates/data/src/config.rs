@@ -180,6 +180,9 @@ pub struct DataConfig {
     /// Parquet: the column with the labels; CIFAR-100: `fine_label` or `coarse_label`. Default: the first of
     /// `label`, `fine_label`, `labels`, `cls` that exists.
     pub label_column: Option<String>,
+    /// Whether paths inside the data (lines of a list, cells of a Parquet file) may lead out of the folder that the list or file
+    /// is in. Default: false.
+    pub allow_outside: bool,
     /// How images are decoded.
     pub decode: DecodeConfig,
     /// The built-in images.
@@ -203,6 +206,7 @@ impl Default for DataConfig {
             label_extension: "cls".to_owned(),
             image_column: None,
             label_column: None,
+            allow_outside: false,
             decode: DecodeConfig::default(),
             builtin: ShapesConfig::default(),
         }
@@ -225,6 +229,9 @@ impl DataConfig {
         }
         if self.decode.max_pixels == 0 {
             return refuse("decode.max_pixels", "at least 1", self.decode.max_pixels.to_string());
+        }
+        if self.decode.max_side == Some(0) {
+            return refuse("decode.max_side", "at least 1", "0".to_owned());
         }
         Ok(DataSpec { config: self.clone(), shapes: self.builtin.check()? })
     }

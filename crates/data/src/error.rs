@@ -2,7 +2,11 @@
 //!
 //! The text of an error does not repeat its cause: whoever prints it goes through [`source`](std::error::Error::source).
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+};
 
 /// What somebody else's code says went wrong: a decoder, a data set of yours, a maker of views. Text becomes one by
 /// `.into()`.
@@ -104,6 +108,14 @@ pub enum DataError {
         /// What the data set has instead, and what to do.
         reason: String,
     },
+    /// A path in the data leads out of the folder that the data are in.
+    #[error("{}: {name} lies outside the list's folder; set `data.allow_outside = true` if it may", path.display())]
+    Outside {
+        /// The list.
+        path: PathBuf,
+        /// What the line says.
+        name: String,
+    },
     /// A table lacks a column, or the column has another type.
     #[error("{}: column `{column}`: expected {expected}, got {got}", path.display())]
     Column {
@@ -152,6 +164,23 @@ pub enum SampleError {
     /// The file cannot be read.
     #[error("cannot be read")]
     Io(#[source] io::Error),
+    /// What the data name is a folder, a device or a pipe.
+    #[error("not a regular file")]
+    NotAFile,
+    /// The path in the data leads out of the folder that the data are in.
+    #[error("the path leads out of the data's folder; set `allow_outside = true` if it may")]
+    Outside,
+    /// There is no image: the table's cell is empty.
+    #[error("null: the row has neither image bytes nor a path")]
+    Null,
+    /// The file is longer than any image of its size can be: refused before it is read.
+    #[error("{bytes} bytes, where an image of its size has at most {max_bytes}")]
+    TooManyBytes {
+        /// The length of the file, or of the member of an archive.
+        bytes: u64,
+        /// What is read at most.
+        max_bytes: u64,
+    },
     /// The image has more pixels than [`crate::DecodeConfig::max_pixels`]: refused before it is decoded.
     #[error(
         "{width}x{height} is {} pixels, above the limit of {max_pixels} (`max_pixels`)",
@@ -182,8 +211,8 @@ pub enum SampleError {
     /// The data contradict their format.
     #[error("corrupt")]
     Corrupt(#[source] Cause),
-    /// The decoder failed in a way it should not; the message is its own.
-    #[error("the decoder panicked: {0}")]
+    /// A decoder or a data set failed in a way it should not; the message is its own.
+    #[error("the reader panicked: {0}")]
     DecoderPanic(String),
 }
 
@@ -194,7 +223,10 @@ impl SampleError {
             Self::OutOfRange { .. } => "out of range",
             Self::Vanished => "vanished",
             Self::Io(_) => "unreadable",
-            Self::TooLarge { .. } => "too large",
+            Self::NotAFile => "not a file",
+            Self::Outside => "outside",
+            Self::Null => "null",
+            Self::TooManyBytes { .. } | Self::TooLarge { .. } => "too large",
             Self::NoPixels { .. } => "no pixels",
             Self::Truncated(_) => "truncated",
             Self::Unsupported(_) => "unsupported",
@@ -210,6 +242,18 @@ impl SampleError {
         let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
         causes.fold(self.to_string(), |line, cause| format!("{line}: {cause}"))
     }
+}
+
+/// Runs what reads an image; a panic in it becomes [`SampleError::DecoderPanic`].
+pub(crate) fn contained<T>(read: impl FnOnce() -> Result<T, SampleError>) -> Result<T, SampleError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|payload| {
+        let message = payload
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_else(|| "no message".to_owned());
+        Err(SampleError::DecoderPanic(message))
+    })
 }
 
 impl From<io::Error> for SampleError {

@@ -16,6 +16,7 @@ use crate::{
     DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, decode, kinds,
     layout::{class_folders, is_worth_telling, why_no_image},
     names::{Names, bytes_path, path_bytes},
+    source::read_file,
     survey::{Reason, Tally},
 };
 
@@ -157,7 +158,7 @@ impl Dataset for Folder {
 
     fn image(&self, index: usize) -> Result<Arc<Image>, SampleError> {
         let path = self.path(index).ok_or(SampleError::OutOfRange { index, len: self.len() })?;
-        decode(&fs::read(path)?, &self.decode).map(Arc::new)
+        decode(&read_file(&path, &self.decode)?, &self.decode).map(Arc::new)
     }
 
     fn label(&self, index: usize) -> Option<u32> {

@@ -16,6 +16,10 @@ use crate::{
     layout::{self, Layout},
 };
 
+/// By how much a gzipped file may inflate if it inflates to more than [`FREE_BYTES`]: MNIST does by 5.
+const MAX_INFLATION: u64 = 100;
+const FREE_BYTES: u64 = 256 << 20;
+
 /// An array of bytes with its shape, as an IDX file holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdxArray {
@@ -39,7 +43,12 @@ pub struct IdxArray {
 ///
 /// # Errors
 /// A sentence that says what was expected and what came.
-pub fn read_idx(mut reader: impl Read) -> Result<IdxArray, String> {
+pub fn read_idx(reader: impl Read) -> Result<IdxArray, String> {
+    read_within(reader, u64::MAX)
+}
+
+/// As [`read_idx`], of a file that cannot hold more than `max_bytes`: what claims more is refused before it is read.
+fn read_within(mut reader: impl Read, max_bytes: u64) -> Result<IdxArray, String> {
     let mut magic = [0; 4];
     read_exact(&mut reader, &mut magic, "the 4-byte magic number")?;
     let [zero_a, zero_b, kind, n_dims] = magic;
@@ -61,6 +70,12 @@ pub fn read_idx(mut reader: impl Read) -> Result<IdxArray, String> {
         expected =
             expected.checked_mul(size).ok_or("the dimensions multiply to more than memory can address")?;
         shape.push(size);
+    }
+    if expected as u64 > max_bytes {
+        return Err(format!(
+            "expected {expected} values for the shape {shape:?}, but the file cannot hold more than {max_bytes}: truncated, or \
+             its header is wrong"
+        ));
     }
     let mut data = Vec::with_capacity(expected.min(1 << 20));
     let read =
@@ -363,13 +378,29 @@ fn labels_file(images: &Path) -> Option<PathBuf> {
 
 fn read_file(path: &Path) -> Result<IdxArray, DataError> {
     let file = File::open(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
+    let length = file
+        .metadata()
+        .and_then(|metadata| {
+            if metadata.is_file() {
+                Ok(metadata.len())
+            } else {
+                Err(std::io::Error::other("not a regular file"))
+            }
+        })
+        .map_err(|source| DataError::Io { path: path.to_owned(), source })?;
     let mut reader = BufReader::new(file);
     let gzipped = {
         let start = std::io::BufRead::fill_buf(&mut reader)
             .map_err(|source| DataError::Io { path: path.to_owned(), source })?;
         start.starts_with(&[0x1f, 0x8b])
     };
-    let array = if gzipped { read_idx(MultiGzDecoder::new(reader)) } else { read_idx(reader) };
+    let array = if gzipped {
+        // A few zeros inflate to anything; pictures do not.
+        let max_bytes = length.saturating_mul(MAX_INFLATION).max(FREE_BYTES);
+        read_within(MultiGzDecoder::new(reader), max_bytes)
+    } else {
+        read_within(reader, length)
+    };
     array.map_err(|reason: String| DataError::Malformed {
         path: path.to_owned(),
         format: "IDX",

@@ -12,6 +12,7 @@ use crate::{
     DataError, DataSpec, Dataset, DecodeConfig, LabelKind, SampleError, Split, StableHash, decode, kinds,
     labels::{LabelBuilder, Labels, RawLabel},
     names::{Names, bytes_path},
+    source::{Root, read_file},
     survey::{Found, Reason, Tally},
     table::Dialect,
 };
@@ -19,7 +20,7 @@ use crate::{
 /// The images that a list names. Whether they exist is seen when they are read.
 pub struct FileList {
     list: PathBuf,
-    folder: PathBuf,
+    root: Root,
     paths: Names,
     labels: Labels,
     /// The splits that a column divides the list into.
@@ -76,7 +77,9 @@ impl FileList {
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`], [`DataError::TooMany`]; [`DataError::NoSplit`] if a
-    /// column divides the list and the split is not there; [`DataError::Malformed`] for a path with a zero byte.
+    /// column divides the list and the split is not there; [`DataError::Malformed`] for a path with a zero byte;
+    /// [`DataError::Outside`] for a path that leads out of the list's folder, unless
+    /// [`DataConfig::allow_outside`](crate::DataConfig::allow_outside) is set.
     pub fn open(list: &Path, config: &DataSpec) -> Result<Self, DataError> {
         let text = fs::read(list).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => DataError::Missing { path: list.to_owned() },
@@ -125,7 +128,7 @@ impl FileList {
         }
         Ok(Self {
             list: list.to_owned(),
-            folder: folder.to_owned(),
+            root: Root::of_file(list, config.allow_outside),
             paths,
             labels,
             splits: there,
@@ -168,6 +171,7 @@ impl Rows {
             splits: Vec::new(),
             aside: Tally::default(),
         };
+        let root = Root::of_file(list, config.allow_outside);
         let mut backslashes = None;
         for line in lines.iter().skip(usize::from(dialect.has_header)) {
             let Some(mut row) = dialect.read(line, config) else {
@@ -183,6 +187,10 @@ impl Rows {
                 && *backslashes.get_or_insert_with(|| is_of_windows(folder, &row.path))
             {
                 row.path.to_mut().iter_mut().filter(|byte| **byte == b'\\').for_each(|byte| *byte = b'/');
+            }
+            if root.file(&bytes_path(&row.path)).is_err() {
+                let name = String::from_utf8_lossy(&row.path).into_owned();
+                return Err(DataError::Outside { path: list.to_owned(), name });
             }
             let name = row.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
             if name.starts_with(b".") {
@@ -239,8 +247,8 @@ impl Dataset for FileList {
         if index >= self.len() {
             return Err(SampleError::OutOfRange { index, len: self.len() });
         }
-        let path = self.folder.join(bytes_path(self.paths.get(index)));
-        decode(&fs::read(path)?, &self.decode).map(Arc::new)
+        let path = self.root.file(&bytes_path(self.paths.get(index)))?;
+        decode(&read_file(&path, &self.decode)?, &self.decode).map(Arc::new)
     }
 
     fn label(&self, index: usize) -> Option<u32> {

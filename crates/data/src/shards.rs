@@ -165,7 +165,8 @@ impl Dataset for Shards {
 
     fn image(&self, index: usize) -> Result<Arc<Image>, SampleError> {
         let sample = self.samples.get(index).ok_or(SampleError::OutOfRange { index, len: self.len() })?;
-        let bytes = self.shards[sample.shard as usize].read_at(sample.offset, sample.size as usize)?;
+        let shard = &self.shards[sample.shard as usize];
+        let bytes = shard.read_at(sample.offset, u64::from(sample.size), &self.decode)?;
         decode(&bytes, &self.decode).map(Arc::new)
     }
 

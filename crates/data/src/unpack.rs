@@ -9,7 +9,10 @@ use std::{
 
 use flate2::read::MultiGzDecoder;
 
-use crate::DataError;
+use crate::{
+    DataError, DecodeConfig, SampleError,
+    source::{HEADER_BYTES, SMALL_BYTES, check_length, read_part},
+};
 
 /// How many bytes may still be unpacked.
 pub(crate) struct Budget {
@@ -94,18 +97,22 @@ impl Shard {
         }
     }
 
-    /// Reads part of the shard. A file that has a name is opened for each read: that is cheap beside decoding, needs no
-    /// limit on open files, and notices a shard that has vanished.
-    pub(crate) fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; length];
-        match &self.unpacked {
-            Some(file) => read_exact_at(file, &mut bytes, offset)?,
-            None => {
-                let mut file = File::open(&self.path)?;
-                file.seek(SeekFrom::Start(offset))?;
-                file.read_exact(&mut bytes)?;
-            }
+    /// Reads an image of the shard.
+    pub(crate) fn read_at(
+        &self,
+        offset: u64,
+        length: u64,
+        config: &DecodeConfig,
+    ) -> Result<Vec<u8>, SampleError> {
+        let Some(file) = &self.unpacked else { return read_part(&self.path, offset, length, config) };
+        let mut bytes = Vec::new();
+        if length > SMALL_BYTES {
+            bytes.resize(HEADER_BYTES, 0);
+            read_exact_at(file, &mut bytes, offset)?;
+            check_length(&bytes, length, config)?;
         }
+        bytes.resize(length as usize, 0);
+        read_exact_at(file, &mut bytes, offset)?;
         Ok(bytes)
     }
 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use swav_augment::{EvalView, Scratch};
 
-use crate::{Dataset, SampleError};
+use crate::{Dataset, SampleError, error::contained};
 
 /// Floats of one batch of views: 64 images of 224 x 224, in 37 MiB.
 const BATCH_VALUES: usize = 64 * 224 * 224 * 3;
@@ -34,14 +34,11 @@ pub fn view_batch_size(view: &EvalView) -> usize {
 
 /// Reads images by their positions in `dataset` and shows each in `view`, in parallel on the current rayon pool. Those that cannot be
 /// read are left out and listed.
-///
-/// # Panics
-/// If a position is beyond the data set, where the data set's own [`Dataset::image`] panics.
 pub fn read_views<D: Dataset + ?Sized>(dataset: &D, view: &EvalView, indices: &[usize]) -> ReadViews {
     let values = view_values(view);
     let mut pixels = vec![0.0; indices.len() * values];
     let read = |scratch: &mut Scratch, index: usize, out: &mut [f32]| {
-        let image = dataset.image(index)?;
+        let image = contained(|| dataset.image(index))?;
         view.fill(image.view(), out, scratch).expect("a slot has the size of a view");
         Ok(())
     };

@@ -152,7 +152,7 @@ proptest! {
     fn images_after_damage(damage in damage(), lossless in any::<bool>()) {
         let image = picture(33, 21, 3);
         let bytes = apply(if lossless { png(&image) } else { jpeg(&image) }, &damage);
-        let config = DecodeConfig { max_pixels: 10_000, ..DecodeConfig::default() };
+        let config = DecodeConfig { max_pixels: 10_000, strict: true, ..DecodeConfig::default() };
         match decode(&bytes, &config) {
             Ok(image) => {
                 prop_assert!(u64::from(image.width()) * u64::from(image.height()) <= 10_000);

@@ -4,55 +4,37 @@ mod common;
 
 use std::{fs, path::Path, sync::Arc};
 
-use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray};
-use arrow_schema::{DataType, Field, Fields, Schema};
-use common::{labels, malformed, of, picture, png, put};
-use parquet::file::metadata::KeyValue;
-use swav_data::{DataConfig, DataError, Dataset, SampleError, Split, open};
+use common::{
+    labels, malformed, of,
+    parquet::{Int, List, Struct, Text, Values, put_table, table, thrift, varint},
+    picture, png, put,
+};
+use swav_data::{DataConfig, DataError, Dataset, LabelKind, SampleError, Split, open};
 use tempfile::tempdir;
 
 /// A Parquet file as Hugging Face writes it, with two rows in a group.
 fn parquet_file(
     path: &Path,
     images: &[Option<Vec<u8>>],
-    labels: ArrayRef,
+    labels: Values,
     names: [&str; 2],
     features: Option<&str>,
 ) {
-    let paths = StringArray::from((0..images.len()).map(|id| Some(format!("{id}.png"))).collect::<Vec<_>>());
-    let bytes = BinaryArray::from(images.iter().map(Option::as_deref).collect::<Vec<_>>());
-    let fields = Fields::from(vec![
-        Field::new("bytes", DataType::Binary, true),
-        Field::new("path", DataType::Utf8, true),
-    ]);
-    let image = StructArray::new(fields.clone(), vec![Arc::new(bytes), Arc::new(paths)], None);
-    let schema = Schema::new(vec![
-        Field::new(names[0], DataType::Struct(fields), true),
-        Field::new(names[1], labels.data_type().clone(), true),
-    ]);
-    let schema = Arc::new(schema);
-    let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(image), labels]).unwrap();
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let properties = parquet::file::properties::WriterProperties::builder()
-        .set_compression(parquet::basic::Compression::SNAPPY)
-        .set_max_row_group_row_count(Some(2))
-        .set_key_value_metadata(
-            features.map(|text| vec![KeyValue::new("huggingface".to_owned(), text.to_owned())]),
-        )
-        .build();
-    let mut writer =
-        parquet::arrow::ArrowWriter::try_new(fs::File::create(path).unwrap(), schema, Some(properties))
-            .unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    let paths = (0..images.len()).map(|id| Some(format!("{id}.png"))).collect();
+    let columns = [
+        (&[names[0], "bytes"][..], Values::Bytes(images.to_vec())),
+        (&[names[0], "path"][..], Values::Texts(paths)),
+        (&[names[1]][..], labels),
+    ];
+    put_table(path, &columns, 2, features);
 }
 
 fn pictures(from: u32, to: u32) -> Vec<Option<Vec<u8>>> {
     (from..to).map(|id| Some(png(&picture(5, 4, id)))).collect()
 }
 
-fn ints(values: &[i64]) -> ArrayRef {
-    Arc::new(Int64Array::from(values.to_vec()))
+fn ints(values: &[i64]) -> Values {
+    Values::Ints(values.iter().copied().map(Some).collect())
 }
 
 #[test]
@@ -133,18 +115,41 @@ fn parquet_by_other_writers_is_read() {
     }
 }
 
-/// Row groups are held in parts, since the bytes of one array must stay below 2^31.
+/// Every codec, both kinds of pages and every encoding; `data/make_encodings.py` made the files.
+#[test]
+fn parquet_in_every_encoding_is_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/encodings");
+    let mut n_files = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let data = open(&path, &DataConfig::default()).unwrap();
+        let file = path.display();
+        let expected: Vec<Option<u32>> =
+            (0..20).map(|n| (n != 0 && n != 6).then(|| u32::try_from(7 * n - 3).unwrap())).collect();
+        assert_eq!(labels(&*data), expected, "{file}");
+        assert_eq!(data.blocks(), Some(vec![0..12, 12..20]), "{file}");
+        for n in 0..20 {
+            match data.image(n as usize) {
+                Ok(image) => assert_eq!(image.data(), picture(5, 4, n % 5).as_raw().as_slice(), "{file}"),
+                Err(SampleError::Null) => {
+                    assert!((n == 5 || n == 11) && !path.ends_with("struct.parquet"), "{file}")
+                }
+                Err(error) => {
+                    assert!(path.ends_with("struct.parquet") && (n == 5 || n == 11), "{file}: {error}")
+                }
+            }
+        }
+        n_files += 1;
+    }
+    assert_eq!(n_files, 9);
+}
+
 #[test]
 fn parquet_row_groups_of_any_length_are_read() {
     let root = tempdir().unwrap();
     let n_rows = 256 * 2 + 3;
-    let schema = Arc::new(Schema::new(vec![Field::new("image", DataType::Binary, false)]));
-    let bytes: Vec<Vec<u8>> = (0..n_rows).map(|id| png(&picture(1, 1, id))).collect();
-    let column = Arc::new(BinaryArray::from_iter_values(bytes)) as ArrayRef;
-    let file = fs::File::create(root.path().join("a.parquet")).unwrap();
-    let mut writer = parquet::arrow::ArrowWriter::try_new(file, schema.clone(), None).unwrap();
-    writer.write(&RecordBatch::try_new(schema, vec![column]).unwrap()).unwrap();
-    writer.close().unwrap();
+    let images = (0..n_rows).map(|id| Some(png(&picture(1, 1, id)))).collect();
+    put_table(&root.path().join("a.parquet"), &[(&["image"], Values::Bytes(images))], 1000, None);
     let data = open(root.path(), &DataConfig::default()).unwrap();
     assert_eq!((data.blocks().unwrap().len(), data.label(0)), (1, None));
     for id in [0, 255, 256, 511, 512, n_rows - 1] {
@@ -156,7 +161,7 @@ fn parquet_row_groups_of_any_length_are_read() {
 fn parquet_columns_are_named_by_config_and_checked() {
     let root = tempdir().unwrap();
     let path = root.path().join("x.parquet");
-    let words = Arc::new(StringArray::from(vec![Some("owl"), Some("ant"), None])) as ArrayRef;
+    let words = Values::Texts(vec![Some("owl".to_owned()), Some("ant".to_owned()), None]);
     put(root.path().join("1.png"), png(&picture(9, 9, 1)));
     let mut images = pictures(0, 3);
     (images[1], images[2]) = (None, Some(b"rubbish".to_vec()));
@@ -178,6 +183,7 @@ fn parquet_columns_are_named_by_config_and_checked() {
     assert_eq!(refused(open(&path, &DataConfig::default())).0, "image");
     assert_eq!(refused(open(&path, &config("photo", "genus"))).0, "genus");
     assert!(refused(open(&path, &config("species", "species"))).1.contains("Utf8"));
+    assert!(refused(open(&path, &config("id", "species"))).1.contains("only [\"photo\", \"species\"]"));
     put(&path, b"PAR1 and nothing else");
     assert!(malformed(open(&path, &DataConfig::default())).to_lowercase().contains("parquet"));
 }
@@ -191,4 +197,147 @@ fn a_parquet_file_that_vanishes_costs_its_images() {
     fs::remove_file(root.path().join("b.parquet")).unwrap();
     assert!(matches!(data.image(3), Err(SampleError::Vanished)));
     assert!(data.image(1).is_ok());
+}
+
+/// What a column has that is no class says so, and stops nothing.
+#[test]
+fn parquet_labels_that_are_none_are_told() {
+    let root = tempdir().unwrap();
+    let images = || Values::Bytes(pictures(0, 3));
+    let texts = Values::Texts(["[1, 2]", "0.5", "cat"].map(|text| Some(text.to_owned())).to_vec());
+    put_table(&root.path().join("a.parquet"), &[(&["image"], images()), (&["label"], texts)], 3, None);
+    let data = open(root.path(), &DataConfig::default()).unwrap();
+    let kinds: Vec<_> = (0..3).map(|index| data.label_kind(index)).collect();
+    assert_eq!(kinds, [LabelKind::List, LabelKind::Fraction, LabelKind::Class]);
+    let nested = Values::Ints(vec![Some(1); 3]);
+    put_table(
+        &root.path().join("a.parquet"),
+        &[(&["image"], images()), (&["label", "list"], nested)],
+        3,
+        None,
+    );
+    let data = open(root.path(), &DataConfig::default()).unwrap();
+    assert_eq!((data.label(0), data.label_kind(0)), (None, LabelKind::List));
+    assert!(data.image(2).is_ok());
+}
+
+/// Wraps a footer into a file with `body` before it.
+fn with_footer(body: &[u8], footer: &[u8]) -> Vec<u8> {
+    [b"PAR1", body, footer, &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat()
+}
+
+/// Files that made general readers ask for terabytes, recurse until the stack ends, or take what they like: each is refused
+/// with a sentence, at once.
+#[test]
+fn hostile_footers_are_refused() {
+    let root = tempdir().unwrap();
+    let path = root.path().join("a.parquet");
+    let leaf = |name| thrift(&[(1, Int(6)), (3, Int(1)), (4, Text(name))]);
+    let schema = |n_children| vec![thrift(&[(4, Text("schema")), (5, Int(n_children))]), leaf("image")];
+    let footer = |schema: Vec<Vec<u8>>, groups: Vec<Vec<u8>>| {
+        thrift(&[(1, Int(1)), (2, List(12, schema)), (3, Int(1)), (4, List(12, groups))])
+    };
+    let group = |n_values: i64, at: i64, bytes: i64, raw: i64| {
+        let about =
+            [(1, Int(6)), (4, Int(0)), (5, Int(n_values)), (6, Int(raw)), (7, Int(bytes)), (9, Int(at))];
+        let chunk = thrift(&[(2, Int(at)), (3, Struct(thrift(&about)))]);
+        vec![thrift(&[(1, List(12, vec![chunk])), (2, Int(1)), (3, Int(n_values))])]
+    };
+    // A list that claims 2^40 elements.
+    let endless = [&[0x29, 0xfc][..], &varint(1 << 40), &[0; 100]].concat();
+    let nested = [vec![0x1c; 5500], vec![0; 5501]].concat();
+    let deep = (0..5500).map(|_| thrift(&[(3, Int(1)), (4, Text("g")), (5, Int(1))])).collect();
+    let cases: [(Vec<u8>, &str); 11] = [
+        (endless, "a list of"),
+        (nested, "nested too deeply"),
+        (footer(deep, vec![]), "nested too deeply"),
+        (footer(vec![], vec![]), "the schema is empty"),
+        (footer(schema(2), vec![]), "fewer nodes"),
+        (footer(schema(0), vec![]), "more nodes"),
+        (footer(schema(1), group(100_000_000, 4, 50, 50)), "rows in a file"),
+        (footer(schema(1), group(2, 4, 1 << 40, 50)), "where data end"),
+        (footer(schema(1), group(2, i64::MAX, 100, 50)), "where data end"),
+        (footer(schema(1), group(2, 4, 50, 1 << 40)), "claim to inflate"),
+        (footer(schema(1), group(-2, 4, 50, 50)), "expected a count"),
+    ];
+    for (footer, expected) in cases {
+        put(&path, with_footer(&[0; 60], &footer));
+        let reason = malformed(open(&path, &DataConfig::default()));
+        assert!(reason.contains(expected), "{reason:?} should say {expected:?}");
+    }
+    for (file, expected) in [
+        (b"PAR1 and nothing else at all".to_vec(), "PAR1"),
+        (
+            [&b"PAR1"[..], &[0; 20], &u32::MAX.to_le_bytes(), b"PAR1"].concat(),
+            "a Parquet footer of 4294967295 bytes",
+        ),
+        (b"PAR1".to_vec(), "no Parquet file has 4 bytes"),
+    ] {
+        put(&path, file);
+        let reason = malformed(open(&path, &DataConfig::default()));
+        assert!(reason.contains(expected), "{reason:?} should say {expected:?}");
+    }
+}
+
+/// Pages that lie cost their row group, and the others are read.
+#[test]
+fn hostile_pages_cost_their_row_group() {
+    let root = tempdir().unwrap();
+    let path = root.path().join("a.parquet");
+    let whole = table(&[(&["image"], Values::Bytes(pictures(0, 4)))], 2, None);
+    // The header of the first page: type, sizes, values.
+    for (at, value) in
+        [(5, 0x15_u8), (6, 0xff), (8, 0x7f), (8, 1), (10, 0xff), (13, 0x7e), (17, 0xff), (30, 0xff)]
+    {
+        let mut bytes = whole.clone();
+        bytes[at] = value;
+        put(&path, bytes);
+        let Ok(data) = open(&path, &DataConfig::default()) else { panic!("the footer is whole") };
+        for image in 0..2 {
+            let _ = data.image(image);
+        }
+        assert!(data.image(3).is_ok(), "byte {at}");
+    }
+}
+
+/// A row group that cannot be read is read once, not once for each of its images; and looking a row up does not go through
+/// all groups.
+#[test]
+fn a_row_group_that_cannot_be_read_is_remembered() {
+    let root = tempdir().unwrap();
+    let path = root.path().join("a.parquet");
+    let images = (0..1500).map(|id| Some(png(&picture(1, 1, id)))).collect();
+    let mut bytes = table(&[(&["image"], Values::Bytes(images))], 1500, None);
+    bytes[60] = 0xff;
+    put(&path, &bytes);
+    let data = open(&path, &DataConfig::default()).unwrap();
+    let first = data.image(0).unwrap_err();
+    assert!(matches!(first, SampleError::Corrupt(_)), "{}", first.explain());
+    // From here on nothing of the file is read, whatever it holds.
+    put(&path, vec![0; bytes.len()]);
+    assert_eq!(data.image(1499).unwrap_err().explain(), first.explain());
+}
+
+#[test]
+fn paths_in_cells_stay_below_the_folder() {
+    let root = tempdir().unwrap();
+    put(root.path().join("outside.png"), png(&picture(9, 9, 1)));
+    put(root.path().join("in/1.png"), png(&picture(8, 8, 1)));
+    let absolute = root.path().join("outside.png").to_str().unwrap().to_owned();
+    let paths = ["1.png", "../outside.png", &absolute, "/dev/zero", "."].map(|path| Some(path.to_owned()));
+    let path = root.path().join("in/a.parquet");
+    let columns = [
+        (&["image", "bytes"][..], Values::Bytes(vec![None; 5])),
+        (&["image", "path"][..], Values::Texts(paths.to_vec())),
+    ];
+    put_table(&path, &columns, 5, None);
+    let data = open(&path, &DataConfig::default()).unwrap();
+    assert_eq!(data.image(0).unwrap().width(), 8);
+    for outside in 1..4 {
+        assert!(matches!(data.image(outside), Err(SampleError::Outside)));
+    }
+    assert!(matches!(data.image(4), Err(SampleError::NotAFile)));
+    let data = open(&path, &DataConfig { allow_outside: true, ..DataConfig::default() }).unwrap();
+    assert_eq!((data.image(1).unwrap().width(), data.image(2).unwrap().width()), (9, 9));
+    assert!(matches!(data.image(3), Err(SampleError::NotAFile)));
 }

@@ -77,7 +77,7 @@ const PROGRAM: [&str; LIBRARIES.len() + 3] = {
 const TESTED_WITH: &[(&str, &[&str])] = &[("swav-cuda", &["swav-kernels"])];
 
 /// Packages at the top, which nobody may depend on.
-const TOP: &[&str] = &["swav-benches", "swav-examples", "xtask", "xtask-launcher"];
+const TOP: &[&str] = &["swav-benches", "swav-examples", "swav-fuzz", "xtask", "xtask-launcher"];
 
 /// The tensor engine, and the only package that may know it.
 const ENGINE: (&str, &str) = ("dfdx", "swav-encoder");

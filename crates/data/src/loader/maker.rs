@@ -13,6 +13,7 @@ use super::{OnBad, Position};
 use crate::{
     BadImage, Dataset, LoaderError, MultiCropBatch, ViewKey, ViewShape, Views,
     batch::{Buffers, crop_group},
+    error::contained,
     hash::mix,
     sampler::Sampler,
 };
@@ -159,7 +160,7 @@ impl Maker {
             } else {
                 (mix(key.sample << 8 | attempt as u64) % n_images as u64) as usize
             };
-            let image = match self.data.image(candidate) {
+            let image = match contained(|| self.data.image(candidate)) {
                 Ok(image) => image,
                 Err(reason) => {
                     bad.push(BadImage { index: candidate, name: self.data.name(candidate), reason });

@@ -1,6 +1,8 @@
 //! Files for the tests: small images in many encodings, and data sets in every layout.
 #![allow(dead_code)] // Every test binary uses another part.
 
+pub mod parquet;
+
 use std::{fs, io::Write, path::Path, sync::Arc};
 
 use image::{ImageEncoder, Rgb, RgbImage};

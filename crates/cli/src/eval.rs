@@ -1,12 +1,29 @@
 //! `swav eval`: how good a run's features are.
 
+mod cluster;
+mod finetune;
+mod knn;
+mod linear;
+mod retrieval;
+mod verdict;
+
+use std::path::PathBuf;
+
 use clap::Subcommand;
-use swav_eval::KnnConfig;
+use serde_json::Value;
+use swav_eval::Record;
 
 use crate::judge::{Judge, Subject};
-use crate::run_network;
+use crate::output::outlive_the_reader;
+use crate::run_network::{self, Network};
+
+pub(crate) use knn::record_knn;
+pub(crate) use verdict::{Plan, measure};
 
 /// Tell how good the features of a trained network are.
+///
+/// Every method prints a table with 95% confidence intervals (a bootstrap over the test images), writes
+/// RUN/evaluations/NAME.json, and ends with the same as one line of JSON. What is missing in the data is said before any work.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -15,60 +32,102 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Method {
-    Knn(Knn),
+    Knn(knn::Args),
+    Linear(linear::Args),
+    Finetune(finetune::Args),
+    Cluster(cluster::Args),
+    Retrieval(retrieval::Args),
 }
 
-/// Weighted k-nearest-neighbour accuracy of frozen features.
-///
-/// Each test image is classified by the k training images whose features are most similar (cosine), which vote with
-/// weight exp(similarity / temperature). Data without a test split are classified leaving one out; set data.holdout to
-/// split them. The last line is one JSON object.
+/// What all methods are told.
 #[derive(Debug, clap::Args)]
-struct Knn {
+struct Common {
     #[command(flatten)]
     network: run_network::Options,
 
-    /// Neighbours that vote [default: what the run's configuration says, else 20].
-    #[arg(long)]
-    k: Option<usize>,
+    /// Seed of whatever is drawn: subsets, hold-outs, the bootstrap, the order of training.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
 
-    /// Temperature of the votes' weights [default: what the run's configuration says, else 0.07].
-    #[arg(long)]
-    temperature: Option<f64>,
+    /// Draws of the bootstrap that makes the intervals.
+    #[arg(long, default_value_t = 1000)]
+    bootstrap: usize,
 
-    /// Judge the same network untrained and the raw pixels, too.
+    /// Name of the record in RUN/evaluations [default: that of the method].
     #[arg(long)]
-    baselines: bool,
+    name: Option<String>,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    // The record is worth more than what is printed of it.
+    outlive_the_reader();
     match args.method {
-        Method::Knn(args) => knn(args),
+        Method::Knn(args) => knn::run(args),
+        Method::Linear(args) => linear::run(args),
+        Method::Finetune(args) => finetune::run(args),
+        Method::Cluster(args) => cluster::run(args),
+        Method::Retrieval(args) => retrieval::run(args),
     }
 }
 
-fn knn(args: Knn) -> anyhow::Result<()> {
-    if args.k == Some(0) || args.temperature.is_some_and(|t| !(t.is_finite() && t > 0.0)) {
-        return Err(crate::usage("--k and --temperature: expected numbers above 0"));
+impl Common {
+    /// Checks what needs no data.
+    fn check(&self) -> anyhow::Result<()> {
+        if self.bootstrap == 0 {
+            return Err(crate::usage("--bootstrap: expected at least 1 draw"));
+        }
+        match &self.name {
+            Some(name) if name.is_empty() || name.contains(['/', '\\']) => {
+                Err(crate::usage(format!("--name {name}: expected the name of a file without its folder")))
+            }
+            _ => Ok(()),
+        }
     }
-    let (settings, mut network) = args.network.load()?;
-    let usual = KnnConfig::default();
-    let knn = KnnConfig {
-        k: args.k.unwrap_or(usual.k),
-        temperature: args.temperature.unwrap_or(usual.temperature),
-    };
-    let judge = Judge::new(&settings, knn)?;
-    note!("data     {}", judge.bank().describe());
-    judge.check_labels()?;
-    if settings.config().reestimation.batch_norm {
-        judge.reestimate(network.as_mut())?;
+
+    /// A network of the run, with statistics as the options say.
+    fn network(&self, judge: &Judge<'_>) -> anyhow::Result<Network> {
+        let mut network = self.network.network(judge.settings)?;
+        if self.network.reestimate_bn {
+            judge.reestimate(network.encoder.as_mut())?;
+        }
+        Ok(network)
     }
-    say!("{}", judge.describe())?;
-    let trained = judge.report(Subject::Trained, judge.encoder(network.as_ref())?)?;
-    if args.baselines {
-        judge.report(Subject::Untrained, judge.untrained()?)?;
-        judge.report(Subject::RawPixels, judge.raw_pixels()?)?;
+
+    /// Which record is written, and what else it says.
+    fn plan(&self, judge: &Judge<'_>, kind: &'static str, step: u64) -> Plan {
+        let mut plan = Plan::new(judge, kind, step, self.network.run.clone());
+        plan.record.seed = self.seed;
+        plan.bootstrap.seed = self.seed;
+        plan.bootstrap.n_draws = self.bootstrap;
+        plan.set("bootstrap", self.bootstrap);
+        plan.set("reestimate_bn", self.network.reestimate_bn);
+        if let Some(name) = &self.name {
+            plan.name.clone_from(name);
+        }
+        plan
     }
-    say!("{}", serde_json::to_string(&trained)?)
+}
+
+/// The subjects of an evaluation.
+fn subjects(baselines: bool) -> &'static [Subject] {
+    match baselines {
+        true => &[Subject::Trained, Subject::Untrained, Subject::RawPixels],
+        false => &[Subject::Trained],
+    }
+}
+
+/// Where a record of this name lies.
+fn path_of(run: &std::path::Path, name: &str) -> PathBuf {
+    run_network::evaluations(run).join(format!("{name}.json"))
+}
+
+/// A record that was written before, if it can be read.
+fn earlier(path: &std::path::Path) -> Option<Record> {
+    serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+}
+
+/// A number as JSON.
+fn number(value: f64) -> Value {
+    serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number)
 }

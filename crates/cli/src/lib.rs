@@ -5,7 +5,10 @@ mod output;
 
 mod augment;
 mod check_report;
+mod cluster;
 mod configuration;
+mod counter;
+mod csv;
 mod data;
 mod doctor;
 mod embed;
@@ -16,6 +19,7 @@ mod glyphs;
 mod gpu;
 mod import;
 mod judge;
+mod monitor;
 mod names;
 mod open;
 mod output_file;
@@ -24,6 +28,8 @@ mod recipes;
 mod report;
 mod run_network;
 mod run_record;
+mod search;
+mod sheet;
 mod signals;
 
 use std::ffi::OsString;
@@ -48,6 +54,8 @@ pub enum Command {
     Pretrain(pretrain::Args),
     Eval(eval::Args),
     Embed(embed::Args),
+    Cluster(cluster::Args),
+    Search(search::Args),
     Import(import::Args),
     Export(export::Args),
     Data(data::Args),
@@ -67,6 +75,8 @@ impl Command {
             Self::Pretrain(args) => pretrain::run(args),
             Self::Eval(args) => eval::run(args),
             Self::Embed(args) => embed::run(args),
+            Self::Cluster(args) => cluster::run(args),
+            Self::Search(args) => search::run(args),
             Self::Import(args) => import::run(args),
             Self::Export(args) => export::run(args),
             Self::Data(args) => data::run(args),

@@ -126,7 +126,7 @@ impl From<DataError> for OpenError {
 }
 
 /// What to type for a program that has a feature.
-fn how_to_have(program: &str, feature: &str) -> String {
+pub(crate) fn how_to_have(program: &str, feature: &str) -> String {
     match program.strip_prefix("cargo xtask") {
         Some(_) => format!("cargo xtask --features {feature} COMMAND ..."),
         None => format!("cargo install --path crates/cli --features {feature}"),

@@ -1,22 +1,21 @@
 //! `swav pretrain`: trains, then says how good the features are.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use swav_data::Dataset;
 use swav_encoder::Encoder;
-use swav_eval::KnnConfig;
 use swav_train::{Outcome, RunFolder, Settings, Trainer, available_memory, bytes};
 
 use crate::configuration::{self, Changes, QUICKSTART};
+use crate::eval::record_knn;
 use crate::exit::Stopped;
-use crate::judge::{Judge, Subject};
+use crate::judge::Judge;
+use crate::monitor::Monitor;
 use crate::names::typed;
 use crate::open::open_shown;
 use crate::output::{is_quiet, outlive_the_reader, shown};
-use crate::output_file::OutputFile;
 use crate::program;
 use crate::signals::Signals;
 
@@ -162,10 +161,17 @@ impl Parts {
     ) -> anyhow::Result<()> {
         let Self { settings, images, network } = self;
         note!("run      {}", folder.root().display());
+        let judge = if args.no_evaluation { None } else { judge(&settings) };
         // From here on a signal leaves a run that can be resumed.
         let signals = Signals::listen()?;
         let trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
         let mut trainer = trainer.show_progress(!is_quiet());
+        if let Some(mut monitor) = Monitor::new(&settings, images.clone()) {
+            trainer.on_epoch(move |event| {
+                monitor.observe(event);
+                Ok(())
+            });
+        }
         let outcome = trainer.run(&signals.flag).inspect_err(|_| hint_at_checkpoint(folder))?;
         let (run, program) = (typed(folder.root()), program());
         if !outcome.finished {
@@ -178,11 +184,23 @@ impl Parts {
             return Err(Stopped { signal: signals.received(), hint }.into());
         }
         drop(signals);
-        if !args.no_evaluation {
-            let trained = trainer.into_encoder();
-            evaluate(&settings, images.as_ref(), trained.as_ref(), folder)?;
+        let step = trainer.position().step;
+        match judge {
+            Some(judge) => evaluate(&judge, trainer.into_encoder().as_ref(), folder, step),
+            None if args.no_evaluation => Ok(()),
+            None => without_labels(&settings, folder),
         }
-        Ok(())
+    }
+}
+
+/// What judges the trained network; `None`, said before the training begins, if nothing can.
+fn judge(settings: &Settings) -> Option<Judge<'_>> {
+    match Judge::new(settings).and_then(Judge::with_labels) {
+        Ok(judge) => Some(judge),
+        Err(reason) => {
+            note!("note: there will be no accuracy at the end: {reason:#}");
+            None
+        }
     }
 }
 
@@ -222,42 +240,30 @@ fn summarise(outcome: &Outcome, folder: &RunFolder) -> anyhow::Result<()> {
     say!("weights  {}", folder.weights().display())
 }
 
-/// Prints the k-NN accuracies, or, without labels, what can be said and done without.
-fn evaluate(
-    settings: &Settings,
-    images: &dyn Dataset,
-    trained: &dyn swav_encoder::Encoder,
-    folder: &RunFolder,
-) -> anyhow::Result<()> {
+/// Prints the k-NN accuracies and keeps them.
+fn evaluate(judge: &Judge<'_>, trained: &dyn Encoder, folder: &RunFolder, step: u64) -> anyhow::Result<()> {
     let run = typed(folder.root());
-    if images.label(0).is_none() {
-        return without_labels(settings, folder);
-    }
-    let judge = Judge::new(settings, KnnConfig::default())?;
-    say!("\n{}", judge.describe())?;
+    say!("")?;
     // The trainer has re-estimated the statistics of its network already, if the configuration wants it.
-    let results = [
-        judge.report(Subject::Trained, judge.encoder(trained)?)?,
-        judge.report(Subject::Untrained, judge.untrained()?)?,
-        judge.report(Subject::RawPixels, judge.raw_pixels()?)?,
-    ];
-    let path = folder.root().join("evaluation.json");
-    let mut file = OutputFile::create(&path, true)?;
-    file.write_all(serde_json::to_string_pretty(&results)?.as_bytes())
-        .with_context(|| path.display().to_string())?;
-    file.commit()?;
+    let path = record_knn(judge, trained, (step, folder.root().to_owned()))?;
+    note!("record   {}", path.display());
     let program = program();
-    say!("\nevaluate on other data:  {program} eval knn --run {run} --data PATH")?;
+    say!(
+        "\nevaluate in other ways:  {program} eval linear --run {run}   (finetune, cluster, retrieval; --data PATH)"
+    )?;
     say!("features of any images:  {program} embed --run {run} --data PATH --out features.npy")
 }
 
 fn without_labels(settings: &Settings, folder: &RunFolder) -> anyhow::Result<()> {
     let metrics = std::fs::read_to_string(folder.metrics()).context("metrics")?;
-    let last = metrics.lines().last().context("no step was logged")?;
-    let last: serde_json::Value = serde_json::from_str(last).context("metrics")?;
+    let of_step = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        line["loss"].is_number().then_some(line)
+    };
+    let last = metrics.lines().rev().find_map(of_step).context("no step was logged")?;
     let number = |key: &str| last[key].as_f64().unwrap_or(f64::NAN);
     let n_prototypes = settings.config().prototypes.n_prototypes[0];
-    say!("\nthe images have no labels, so there is no accuracy; the last step's diagnostics:")?;
+    say!("\nno accuracy can be told; the last step's diagnostics:")?;
     say!("  gap of the loss to ln K     {:.3} nats (0: nothing learnt)", number("gap_to_ln_k"))?;
     say!("  prototypes used by codes    {:.1} of {n_prototypes}", number("code_perplexity"))?;
     say!(

@@ -86,6 +86,10 @@ impl Place {
         }
     }
 
+    fn json(&self, name: &str) -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(self.path(name)).unwrap()).unwrap()
+    }
+
     /// Trains the tiny network on the images, in the folder `run`.
     fn train(&self) -> String {
         self.succeed(&["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "run"])
@@ -112,17 +116,21 @@ fn pretraining_on_classes_ends_with_three_accuracies_and_can_be_judged_and_used(
     for subject in ["trained network", "untrained network", "raw pixels", "k 20, temperature 0.07"] {
         assert!(output.contains(subject), "{output}");
     }
-    let results = std::fs::read_to_string(place.path("run/evaluation.json")).unwrap();
-    let results: serde_json::Value = serde_json::from_str(&results).unwrap();
-    let trained = results[0]["top1"].as_f64().unwrap();
-    assert_eq!((&results[0]["subject"], &results[0]["n_images"]), (&"trained".into(), &24.into()));
-    assert!((0.0..=1.0).contains(&trained));
+    let record = place.json("run/evaluations/knn.json");
+    let first = &record["results"][0];
+    assert_eq!((&first["of"], &first["n"]), (&"trained network".into(), &24.into()));
+    let [low, trained, high] = ["low", "value", "high"].map(|key| first[key].as_f64().unwrap());
+    assert!(0.0 <= low && low <= trained && trained <= high && high <= 1.0);
 
-    // The same network from its checkpoint, on the same images, is as good.
-    let judged = last_line_json(&place.succeed(&["eval", "knn", "--run", "run"]));
-    assert_eq!(judged["top1"].as_f64(), Some(trained));
-    let other = last_line_json(&place.succeed(&["eval", "knn", "--run", "run", "--k", "1", "--baselines"]));
-    assert_eq!(other["k"], 1);
+    // The same network from its weights, on the same images, is as good; baselines are known already.
+    let output = place.succeed(&["eval", "knn", "--run", "run", "--baselines"]);
+    let judged = last_line_json(&output);
+    assert_eq!(judged["results"][0], record["results"][0]);
+    assert_eq!(judged["results"].as_array().unwrap().len(), 6);
+    let other = last_line_json(&place.succeed(&["eval", "knn", "--run", "run", "--k", "1", "--name", "one"]));
+    assert_eq!((&other["settings"]["k"], other["results"].as_array().unwrap().len()), (&1.into(), 2));
+    assert_eq!(place.json("run/evaluations/one.json")["settings"]["k"], 1);
+    assert_eq!(place.json("run/evaluations/knn.json")["settings"]["k"], 20);
 
     let output = place.succeed(&["embed", "--run", "run", "--data", "photos", "--out", "f.npy"]);
     assert!(output.contains("24 x 16 float32"), "{output}");
@@ -132,11 +140,126 @@ fn pretraining_on_classes_ends_with_three_accuracies_and_can_be_judged_and_used(
 }
 
 #[test]
+fn every_method_prints_a_table_and_keeps_a_record() {
+    let place = Place::new(&["narrow", "wide"]);
+    place.train();
+    let judge = |arguments: &[&str], kind: &str, columns: &[&str]| {
+        let mut all = vec!["eval", arguments[0], "--run", "run", "--bootstrap", "50"];
+        all.extend(&arguments[1..]);
+        let output = place.succeed(&all);
+        let record = last_line_json(&output);
+        assert_eq!(record["evaluation"], kind, "{output}");
+        for column in columns {
+            assert!(output.contains(column), "{column} in {output}");
+            let found = record["results"].as_array().unwrap().iter().any(|result| result["name"] == *column);
+            assert!(found, "{column} in {record}");
+        }
+        record
+    };
+    judge(&["linear", "--baselines"], "linear", &["accuracy", "top5"]);
+    let short = ["linear", "--protocol", "reference", "--epochs", "2", "--batch-size", "8"];
+    judge(&short, "linear", &["accuracy"]);
+    let half = ["finetune", "--labels", "0.5,1", "--epochs", "2", "--batch-size", "8", "--lr", "0.001"];
+    judge(&half, "finetune", &["accuracy, 50 % of labels", "accuracy, all labels"]);
+    judge(&["retrieval", "--k", "1,3"], "retrieval", &["recall@1", "recall@3", "map@r"]);
+    let record = judge(&["cluster"], "cluster", &["nmi", "ari", "purity", "matched_accuracy", "confidence"]);
+    assert_eq!(record["settings"]["n_prototypes"], 6);
+    for name in ["knn", "linear", "linear-reference", "finetune", "retrieval", "cluster"] {
+        assert!(place.path(&format!("run/evaluations/{name}.json")).exists(), "{name}");
+    }
+    place.fail(2, &["--labels"], &["eval", "finetune", "--run", "run", "--labels", "0"]);
+    place.fail(2, &["epochs"], &["eval", "linear", "--run", "run", "--epochs", "0"]);
+    place.fail(2, &["--name"], &["eval", "cluster", "--run", "run", "--name", "a/b"]);
+    place.fail(1, &["50 neighbours", "23 images"], &["eval", "knn", "--run", "run", "--k", "50"]);
+}
+
+#[test]
+fn images_are_sorted_searched_and_embedded_without_labels() {
+    let place = Place::new(&[""]);
+    place.train();
+    let output =
+        place.succeed(&["cluster", "--run", "run", "--data", "photos", "--out", "sorted", "--links"]);
+    assert!(output.contains("24 images"), "{output}");
+    let table = std::fs::read_to_string(place.path("sorted/clusters.csv")).unwrap();
+    assert!(
+        table.starts_with("image,prototype,confidence,label\n") && table.lines().count() == 25,
+        "{table}"
+    );
+    let entries = std::fs::read_dir(place.path("sorted")).unwrap();
+    let sheets =
+        entries.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "png"));
+    assert!(sheets.count() >= 1);
+    let links = std::fs::read_dir(place.path("sorted/links")).unwrap();
+    let of_folder = |folder: std::fs::DirEntry| std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(links.map(|folder| of_folder(folder.unwrap())).sum::<usize>(), 24);
+    place.fail(1, &["not empty"], &["cluster", "--run", "run", "--out", "sorted"]);
+
+    let query = ["search", "--run", "run", "--data", "photos", "--query", "photos/03.png", "--k", "3"];
+    let output = place.succeed(&[&query[..], &["--sheet", "found.png"]].concat());
+    assert!(output.lines().nth(1).unwrap().starts_with("photos/03.png,1,1.0000,"), "{output}");
+    assert!(image::open(place.path("found.png")).unwrap().width() > 500);
+    std::fs::copy(place.path("photos/05.png"), place.path("photos/copy.png")).unwrap();
+    let output = place.succeed(&["search", "--run", "run", "--data", "photos", "--duplicates", "0.999"]);
+    assert!(output.contains("05.png") && output.contains("copy.png"), "{output}");
+    place.fail(2, &["--query"], &["search", "--run", "run"]);
+    place.fail(1, &["none.png"], &["search", "--run", "run", "--query", "none.png"]);
+
+    // The same photo has the same features in another folder.
+    std::fs::create_dir(place.path("few")).unwrap();
+    for name in ["02.png", "05.png"] {
+        std::fs::copy(place.path("photos").join(name), place.path("few").join(name)).unwrap();
+    }
+    let row_of = |folder: &str, row: usize| {
+        place.succeed(&["embed", "--run", "run", "--data", folder, "--out", "f.npy", "--layer", "layer1"]);
+        let bytes = std::fs::read(place.path("f.npy")).unwrap();
+        let values = bytes[128 + row * 8 * 4..].as_chunks::<4>().0.iter().map(|&v| f32::from_le_bytes(v));
+        values.take(8).collect::<Vec<f32>>()
+    };
+    let (among_many, among_few) = (row_of("photos", 5), row_of("few", 1));
+    let close = among_many.iter().zip(&among_few).all(|(a, b)| (a - b).abs() < 1e-5);
+    assert!(close, "{among_many:?} {among_few:?}");
+    place.fail(2, &["--codes"], &["embed", "--run", "run", "--out", "f.npy", "--codes"]);
+    place.fail(1, &["layer7"], &["embed", "--run", "run", "--out", "f.npy", "--layer", "layer7"]);
+    assert!(!place.path("f.npy.part").exists());
+}
+
+#[test]
+fn what_an_evaluation_lacks_is_said_before_training() {
+    let place = Place::new(&["only"]);
+    let arguments = ["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "run"];
+    let output = place.swav(&arguments);
+    let (out, errors) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    let said = errors.find("there will be no accuracy").unwrap();
+    assert!(said < errors.find("epoch").unwrap() && errors.contains("one class"), "{errors}");
+    assert!(out.contains("spread") && !out.contains("k-NN"), "{out}");
+    place.fail(1, &["one class"], &["eval", "linear", "--run", "run"]);
+}
+
+#[test]
+fn training_is_evaluated_while_it_goes_on() {
+    for folders in [&["narrow", "wide"][..], &[""][..]] {
+        let place = Place::new(folders);
+        let set = ["--set", "monitor.evaluate_images=24", "--set", "training.epochs=20"];
+        let train =
+            ["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "run", "--no-evaluation"];
+        place.succeed(&[&train[..], &set].concat());
+        let metrics = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+        let lines = metrics.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let found: Vec<serde_json::Value> = lines.filter(|line| line["evaluation"].is_object()).collect();
+        let name = if folders.len() == 2 { "knn_accuracy" } else { "assignment_stability" };
+        let last = found.last().unwrap();
+        let value = last["evaluation"][name].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&value) && last["step"].is_u64() && last["epoch"].is_u64(), "{last}");
+    }
+}
+
+#[test]
 fn images_without_labels_train_but_are_not_judged() {
     let place = Place::new(&[""]);
     let output = place.train();
     assert!(
-        output.contains("no labels") && output.contains("spread") && output.contains("swav embed"),
+        output.contains("no accuracy") && output.contains("spread") && output.contains("swav embed"),
         "{output}"
     );
     place.fail(1, &["no labels", "one folder per class"], &["eval", "knn", "--run", "run"]);

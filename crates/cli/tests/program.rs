@@ -122,7 +122,7 @@ fn a_training_outlives_its_reader() {
         .unwrap();
     drop((child.stdout.take(), child.stderr.take()));
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    for file in ["weights.safetensors", "evaluation.json"] {
+    for file in ["weights.safetensors", "evaluations/knn.json"] {
         assert!(folder.path().join("run").join(file).exists(), "{file}");
     }
 }

@@ -57,7 +57,7 @@ pub use encoder::{
 };
 pub use error::{BoxedError, EncoderError};
 pub use own::{Model, OwnEncoder, Parameters};
-pub use registry::{build, build_cpu};
+pub use registry::{build, build_backbone, build_cpu};
 pub use state::{StateDict, StateTensor};
 pub use swav_optim::{Groups, Method, Role, Slots, UpdateRule, UpdateStats};
 pub use whole_step::{GroupShape, StepInputs, StepPlan, StepReport, WholeStep};

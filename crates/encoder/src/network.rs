@@ -37,7 +37,7 @@ pub(crate) struct Network {
     /// Batches since the statistics were reset.
     n_observed: u64,
     phase: Phase,
-    /// Whether embeddings are scaled to unit length: always, but in a test of the backbone alone.
+    /// Whether embeddings are scaled to unit length: always, but where the backbone is trained alone.
     scales: bool,
 }
 
@@ -61,7 +61,6 @@ impl Network {
     }
 
     /// The network as it is, without the scaling to unit length.
-    #[cfg(test)]
     pub(crate) fn without_scaling(mut self) -> Self {
         self.scales = false;
         self

@@ -9,7 +9,7 @@ use crate::cpu::Kernels;
 use crate::engine::Engine;
 use crate::layers::Layers;
 use crate::network::Network;
-use crate::{Encoder, EncoderError, EncoderSpec};
+use crate::{Encoder, EncoderConfig, EncoderError, EncoderSpec, Head};
 
 /// What makes an engine for a network. The number is that of the device, 0 where the name gives none.
 type Open = fn(&EncoderSpec, Arc<Layers>, usize) -> Result<Box<dyn Engine>, EncoderError>;
@@ -58,6 +58,17 @@ pub fn build(device: &str, spec: &EncoderSpec, seed: u64) -> Result<Box<dyn Enco
 /// [`EncoderError::Kernels`] if the instruction set that the environment asks for is not there.
 pub fn build_cpu(spec: &EncoderSpec, seed: u64) -> Result<Box<dyn Encoder>, EncoderError> {
     build("cpu", spec, seed)
+}
+
+/// As [`build`], without projection head and without scaling to unit length: embeddings are features, and what is trained is
+/// the backbone alone, by the gradient of its features. For fine-tuning with labels. Its state is that of the whole network
+/// without the tensors whose names begin with `projection_head`.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_backbone(device: &str, spec: &EncoderSpec, seed: u64) -> Result<Box<dyn Encoder>, EncoderError> {
+    let spec = EncoderConfig { head: Head::None, ..spec.config().clone() }.check()?;
+    Ok(Box::new(network(device, &spec, Layers::new(&spec), seed)?.without_scaling()))
 }
 
 /// As [`build`], without projection head and scaling: embeddings are features.

@@ -45,10 +45,17 @@ pub enum EvalError {
         /// The value found there.
         got: f32,
     },
+    /// All labels are equal, so there is nothing to tell apart.
+    #[error("expected labels of two classes or more, got {label} for all {n_images} images")]
+    OneClass {
+        /// The label.
+        label: u32,
+        /// How many images have it.
+        n_images: usize,
+    },
     /// An image without a label, where labels are needed.
     #[error(
-        "{image} has no label (data: {dataset}); k-NN accuracy needs labelled images, \
-         for example one folder per class"
+        "{image} has no label (data: {dataset}); accuracy needs labelled images, for example one folder per class"
     )]
     NoLabel {
         /// The first such image.

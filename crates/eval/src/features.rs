@@ -14,7 +14,7 @@ pub type Progress<'a> = &'a mut dyn FnMut(usize);
 const RAW_PIXELS_SIZE: usize = 32;
 
 /// Features of the images of a data set that could be read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Features {
     /// One row per image.

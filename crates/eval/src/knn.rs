@@ -10,7 +10,7 @@ use crate::EvalError;
 use crate::neighbours::{Bank, Neighbours};
 
 /// How many classes a prediction ranks.
-const N_RANKED_CLASSES: usize = 5;
+pub(crate) const N_RANKED_CLASSES: usize = 5;
 
 /// Settings of the k-NN evaluation, as written in a configuration file.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -135,6 +135,19 @@ pub struct Predictions {
 }
 
 impl Predictions {
+    /// Of each image whether its class is among the first `n_classes` (at most 5), 1 or 0: what
+    /// [`Bootstrap::mean`](crate::Bootstrap::mean) makes an interval of.
+    ///
+    /// # Errors
+    /// As [`accuracy`](Self::accuracy).
+    pub fn hits(&self, labels: &[u32], n_classes: usize) -> Result<Vec<f64>, EvalError> {
+        self.accuracy(labels)?;
+        let hit = |(ranked, label): (&Vec<u32>, &u32)| {
+            f64::from(u8::from(ranked.iter().take(n_classes).any(|class| class == label)))
+        };
+        Ok(self.ranked.iter().zip(labels).map(hit).collect())
+    }
+
     /// Compares with the true labels.
     ///
     /// # Errors

@@ -43,6 +43,11 @@ impl Bank {
         Ok(Self { unit })
     }
 
+    /// The rows, of unit length.
+    pub(crate) fn unit(&self) -> ArrayView2<'_, f32> {
+        self.unit.view()
+    }
+
     /// How many rows the bank has.
     pub fn len(&self) -> usize {
         self.unit.nrows()
@@ -63,14 +68,7 @@ impl Bank {
     /// [`EvalError::Config`] unless 1 <= `k` <= the bank's length, [`EvalError::Length`] if the dimensions
     /// differ, and what [`Bank::new`] says of the queries.
     pub fn nearest(&self, queries: ArrayView2<'_, f32>, k: usize) -> Result<Neighbours, EvalError> {
-        check_values(queries, "queries")?;
-        if queries.ncols() != self.unit.ncols() {
-            return Err(EvalError::Length {
-                what: "columns in the queries, as in the bank",
-                expected: self.unit.ncols(),
-                got: queries.ncols(),
-            });
-        }
+        self.check_queries(queries)?;
         self.check_k(k, self.len())?;
         Ok(self.blocks(queries, k, Queries::Others))
     }
@@ -82,6 +80,19 @@ impl Bank {
     pub fn nearest_others(&self, k: usize) -> Result<Neighbours, EvalError> {
         self.check_k(k, self.len() - 1)?;
         Ok(self.blocks(self.unit.view(), k, Queries::TheBankItself))
+    }
+
+    /// Whether queries can be compared with the bank.
+    pub(crate) fn check_queries(&self, queries: ArrayView2<'_, f32>) -> Result<(), EvalError> {
+        check_values(queries, "queries")?;
+        if queries.ncols() == self.unit.ncols() {
+            return Ok(());
+        }
+        Err(EvalError::Length {
+            what: "columns in the queries, as in the bank",
+            expected: self.unit.ncols(),
+            got: queries.ncols(),
+        })
     }
 
     fn check_k(&self, k: usize, choices: usize) -> Result<(), EvalError> {
@@ -125,7 +136,7 @@ enum Queries {
 }
 
 /// Looks for values that no similarity can be made of.
-fn check_values(features: ArrayView2<'_, f32>, what: &'static str) -> Result<(), EvalError> {
+pub(crate) fn check_values(features: ArrayView2<'_, f32>, what: &'static str) -> Result<(), EvalError> {
     if features.is_empty() {
         return Err(EvalError::Empty { what });
     }
@@ -136,7 +147,7 @@ fn check_values(features: ArrayView2<'_, f32>, what: &'static str) -> Result<(),
 }
 
 /// A copy in which each row has unit length.
-fn unit_rows(features: ArrayView2<'_, f32>) -> Array2<f32> {
+pub(crate) fn unit_rows(features: ArrayView2<'_, f32>) -> Array2<f32> {
     let mut unit = features.as_standard_layout().into_owned();
     for mut row in unit.rows_mut() {
         scale_to_unit_length(row.as_slice_mut().expect("standard layout is contiguous"));

@@ -1,5 +1,6 @@
 //! Callbacks: what a program wants to see or do at each step and epoch.
 
+use std::cell::RefCell;
 use std::error::Error;
 
 use swav_encoder::Encoder;
@@ -33,6 +34,27 @@ pub struct EpochEvent<'a> {
     pub encoder: &'a dyn Encoder,
     /// Prototypes, codes and loss after the epoch.
     pub swav: &'a Swav,
+    /// What callbacks have found out about the epoch, for the run's records.
+    pub notes: &'a Notes,
+}
+
+/// Numbers that callbacks have found out, such as an accuracy. They go into `metrics.jsonl` as a line of their own, `{"epoch":
+/// 3, "step": 1200, "evaluation": {"knn_accuracy": 0.71}}`, to TensorBoard as `evaluation/NAME`, and into the progress line.
+#[derive(Debug, Default)]
+pub struct Notes(RefCell<Vec<(String, f64)>>);
+
+impl Notes {
+    /// Adds a number. One that is not finite is left out: JSON has no word for it.
+    pub fn add(&self, name: impl Into<String>, value: f64) {
+        if value.is_finite() {
+            self.0.borrow_mut().push((name.into(), value));
+        }
+    }
+
+    /// All numbers so far, in the order in which they were added.
+    pub(crate) fn into_numbers(self) -> Vec<(String, f64)> {
+        self.0.into_inner()
+    }
 }
 
 type OnStep = Box<dyn FnMut(&StepEvent<'_>) -> HookResult + Send>;

@@ -49,7 +49,7 @@ pub use config::{
 };
 pub use error::{Quantity, TrainError};
 pub use health::{Alarm, Symptom, Watch, explain};
-pub use hooks::{EpochEvent, HookResult, StepEvent};
+pub use hooks::{EpochEvent, HookResult, Notes, StepEvent};
 pub use loss::{Loss, LossInput, LossOutput, Swapped};
 pub use memory::{available_memory, bytes};
 pub use metrics::Metrics;

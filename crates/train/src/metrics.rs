@@ -1,5 +1,6 @@
 //! The numbers of each step, as JSON lines and for TensorBoard.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -107,16 +108,9 @@ impl MetricsLog {
         Ok(Self { lines, folder: folder.clone(), events })
     }
 
-    /// Appends one step. Each line is one write, so a kill cuts the last line at most.
+    /// Appends one step.
     pub(crate) fn write(&mut self, metrics: &Metrics) -> Result<(), TrainError> {
-        let mut line = serde_json::to_string(metrics).expect("numbers are JSON");
-        line.push('\n');
-        self.lines.write_all(line.as_bytes()).map_err(|source| TrainError::RunFolder {
-            action: "write",
-            path: self.folder.metrics(),
-            source,
-        })?;
-        let Some(events) = &mut self.events else { return Ok(()) };
+        self.line(metrics)?;
         let scalars = [
             ("train/loss", metrics.loss),
             ("train/lr", metrics.lr),
@@ -133,7 +127,40 @@ impl MetricsLog {
         let known = [("codes/row_residual", metrics.row_residual), ("queue/drift", metrics.queue_drift)];
         let known = known.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let scalars: Vec<_> = scalars.into_iter().chain(known).collect();
-        events.scalars(metrics.step, &scalars).map_err(|source| TrainError::RunFolder {
+        self.scalars(metrics.step, &scalars)
+    }
+
+    /// Appends what callbacks have found out about an epoch, whose last step is at `position`; nothing if that is nothing.
+    pub(crate) fn write_evaluation(
+        &mut self,
+        position: RunPosition,
+        numbers: &[(String, f64)],
+    ) -> Result<(), TrainError> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let evaluation = numbers.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        self.line(&Evaluation { epoch: position.epoch, step: position.step, evaluation })?;
+        let tags: Vec<String> = numbers.iter().map(|(name, _)| format!("evaluation/{name}")).collect();
+        let scalars: Vec<(&str, f64)> =
+            tags.iter().zip(numbers).map(|(tag, (_, value))| (tag.as_str(), *value)).collect();
+        self.scalars(position.step, &scalars)
+    }
+
+    /// Each line is one write, so a kill cuts the last line at most.
+    fn line(&mut self, of: &impl Serialize) -> Result<(), TrainError> {
+        let mut line = serde_json::to_string(of).expect("numbers are JSON");
+        line.push('\n');
+        self.lines.write_all(line.as_bytes()).map_err(|source| TrainError::RunFolder {
+            action: "write",
+            path: self.folder.metrics(),
+            source,
+        })
+    }
+
+    fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<(), TrainError> {
+        let Some(events) = &mut self.events else { return Ok(()) };
+        events.scalars(step, scalars).map_err(|source| TrainError::RunFolder {
             action: "write in",
             path: self.folder.tensorboard(),
             source,
@@ -150,6 +177,21 @@ impl MetricsLog {
     }
 }
 
+/// A line about an epoch.
+#[derive(Debug, Serialize)]
+struct Evaluation<'a> {
+    epoch: u64,
+    /// The epoch's last step.
+    step: u64,
+    evaluation: BTreeMap<&'a str, f64>,
+}
+
+/// What every line has.
+#[derive(Debug, Deserialize)]
+struct Line {
+    step: u64,
+}
+
 /// Keeps the lines of steps below `first_step`, up to the first that is later or cut off.
 fn cut(path: &Path, first_step: u64) -> std::io::Result<()> {
     let mut reader = BufReader::new(File::open(path)?);
@@ -158,8 +200,8 @@ fn cut(path: &Path, first_step: u64) -> std::io::Result<()> {
         line.clear();
         let length = reader.read_until(b'\n', &mut line)?;
         let whole = line.last() == Some(&b'\n');
-        match serde_json::from_slice::<Metrics>(&line) {
-            Ok(metrics) if whole && metrics.step < first_step => kept += length as u64,
+        match serde_json::from_slice::<Line>(&line) {
+            Ok(of) if whole && of.step < first_step => kept += length as u64,
             _ => break,
         }
     }

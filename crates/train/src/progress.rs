@@ -18,6 +18,8 @@ pub(crate) struct Progress {
     batch_size: usize,
     loss: Option<f64>,
     seconds_per_step: Option<f64>,
+    /// What was found out last, for the end of the line.
+    note: String,
     logged: Instant,
 }
 
@@ -38,6 +40,7 @@ impl Progress {
             batch_size,
             loss: None,
             seconds_per_step: None,
+            note: String::new(),
             logged: Instant::now(),
         }
     }
@@ -50,9 +53,10 @@ impl Progress {
         let (loss, per_step) = (average(self.loss, loss), average(self.seconds_per_step, seconds));
         let left = (self.total_iters - position.step.min(self.total_iters)) as f64 * per_step;
         let message = format!(
-            "loss {loss:.4}  lr {lr:.3e}  {:.1} images/s  {} left",
+            "loss {loss:.4}  lr {lr:.3e}  {:.1} images/s  {} left{}",
             self.batch_size as f64 / per_step,
-            hours(left)
+            hours(left),
+            self.note
         );
         if self.logged.elapsed() >= LOG_EVERY && self.bar.is_hidden() {
             tracing::info!("step {}/{}: {message}", position.step, self.total_iters);
@@ -60,6 +64,17 @@ impl Progress {
         }
         let prefix = format!("epoch {}/{}", (position.epoch + 1).min(self.epochs), self.epochs);
         self.bar.set(position.step, prefix, message);
+    }
+
+    /// Shows numbers at the end of the line from now on, and once in the log.
+    pub(crate) fn note(&mut self, numbers: &[(String, f64)]) {
+        if numbers.is_empty() {
+            return;
+        }
+        let named: Vec<String> =
+            numbers.iter().map(|(name, value)| format!("{} {value:.4}", name.replace('_', " "))).collect();
+        self.note = format!("  {}", named.join("  "));
+        self.log(|| tracing::info!("{}", named.join(", ")));
     }
 
     /// Runs `log` with the bar out of the way.

@@ -16,7 +16,7 @@ use crate::config::{OnCollapse, Settings};
 use crate::error::{TrainError, chain};
 use crate::feed::Feed;
 use crate::health::Alarm;
-use crate::hooks::{EpochEvent, HookResult, Hooks, StepEvent};
+use crate::hooks::{EpochEvent, HookResult, Hooks, Notes, StepEvent};
 use crate::lock::RunLock;
 use crate::metrics::{Metrics, MetricsLog};
 use crate::moment::Moment;
@@ -445,7 +445,12 @@ impl Trainer {
             let (epoch, epochs) = (after.epoch, config.training.epochs);
             let mean_loss = record.totals.end_epoch();
             record.progress.log(|| tracing::info!("epoch {epoch}/{epochs} done, mean loss {mean_loss:.4}"));
-            self.hooks.epoch(&EpochEvent { epoch: position.epoch, mean_loss, encoder, swav })?;
+            let notes = Notes::default();
+            let epoch = position.epoch;
+            self.hooks.epoch(&EpochEvent { epoch, mean_loss, encoder, swav, notes: &notes })?;
+            let numbers = notes.into_numbers();
+            record.progress.note(&numbers);
+            record.metrics.as_mut().map_or(Ok(()), |log| log.write_evaluation(position, &numbers))?;
         }
         Ok(())
     }

@@ -253,6 +253,7 @@ fn check_numbers(config: &TrainConfig) -> Result<(), ConfigError> {
     within("checkpoint.every_minutes", config.checkpoint.every_minutes, 0.0, f64::MAX)?;
     let m = &config.monitor;
     at_least("monitor.log_every_iters", m.log_every_iters, 1)?;
+    at_least("monitor.evaluate_images", m.evaluate_images as u64, 2)?;
     at_least("monitor.patience_iters", m.patience_iters, 1)?;
     for (key, share) in [
         ("monitor.min_spread", m.min_spread),

@@ -207,6 +207,11 @@ pub struct MonitorConfig {
     pub log_every_iters: u64,
     /// Whether metrics are also written for TensorBoard. Default: true.
     pub tensorboard: bool,
+    /// Epochs between two evaluations by the program `swav` while training, at least; 0 for none. Default: 1.
+    pub evaluate_every_epochs: u64,
+    /// Images of such an evaluation, at most, at least 2. Fewer are taken, or less often, where it would take more than a
+    /// fiftieth of the work. Default: 2048.
+    pub evaluate_images: usize,
     /// Iterations over which signs of collapse have to last, at least 1. Default: 500.
     pub patience_iters: u64,
     /// Spread of the embeddings, 0 (all equal) to 1, below which they count as collapsed. Default: 0.01.
@@ -229,6 +234,8 @@ impl Default for MonitorConfig {
         Self {
             log_every_iters: 1,
             tensorboard: true,
+            evaluate_every_epochs: 1,
+            evaluate_images: 2048,
             patience_iters: 500,
             min_spread: 0.01,
             min_usage: 0.02,

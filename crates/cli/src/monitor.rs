@@ -1,0 +1,172 @@
+//! Evaluation while training goes on: k-NN where there are labels, else how much of what the network says of the images stays the
+//! same from one evaluation to the next.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use ndarray::Array2;
+use swav_augment::EvalView;
+use swav_data::{Dataset, LabelCensus, read_views, view_batch_size};
+use swav_encoder::{Encoder, Output, image_batch};
+use swav_eval::{Bank, KnnClassifier, KnnConfig, Neighbours, assignment_stability, neighbour_stability};
+use swav_train::{EpochEvent, Settings};
+
+use crate::run_network::assign;
+
+/// Share of a training's work that evaluations may take, by the pixels that pass the network.
+const MAX_SHARE: f64 = 0.02;
+/// Backward takes about twice as long as forward.
+const PASSES_OF_A_STEP: f64 = 3.0;
+/// Fewer images than this tell nothing; rather there are fewer evaluations.
+const MIN_IMAGES: usize = 128;
+/// Neighbours whose stability is watched.
+const N_NEIGHBOURS: usize = 10;
+
+/// What is evaluated, how often, and what it was the last time.
+pub(crate) struct Monitor {
+    data: Arc<dyn Dataset>,
+    view: EvalView,
+    /// The images, evenly spread over the data.
+    indices: Vec<usize>,
+    /// Whether all of them have labels, of two classes or more.
+    labelled: bool,
+    every_epochs: u64,
+    before: Option<Before>,
+}
+
+/// What the network said the last time.
+struct Before {
+    indices: Vec<usize>,
+    clusters: Vec<u32>,
+    neighbours: Neighbours,
+}
+
+impl Monitor {
+    /// What the settings ask for; `None` if that is nothing, or the images are too few for it.
+    pub fn new(settings: &Settings, data: Arc<dyn Dataset>) -> Option<Self> {
+        let config = &settings.config().monitor;
+        let (every, most) = (config.evaluate_every_epochs, config.evaluate_images);
+        if every == 0 {
+            return None;
+        }
+        let labelled = LabelCensus::of(data.as_ref()).unfit().is_none();
+        let all: Vec<usize> =
+            (0..data.len()).filter(|&index| !labelled || data.label(index).is_some()).collect();
+        let (n_images, every_epochs) = budget(settings, data.len(), (every, most.min(all.len())))?;
+        let spread = |at: usize| all[at * all.len() / n_images];
+        let indices = (0..n_images).map(spread).collect();
+        let view = *settings.eval_view();
+        Some(Self { data, view, indices, labelled, every_epochs, before: None })
+    }
+
+    /// Evaluates, if it is time; what it finds goes to the notes. A failure is told and changes nothing.
+    pub fn observe(&mut self, event: &EpochEvent<'_>) {
+        if !(event.epoch + 1).is_multiple_of(self.every_epochs) {
+            return;
+        }
+        let begun = Instant::now();
+        match self.evaluate(event) {
+            Ok(numbers) => numbers.into_iter().for_each(|(name, value)| event.notes.add(name, value)),
+            Err(error) => tracing::warn!("no evaluation after epoch {}: {error:#}", event.epoch + 1),
+        }
+        tracing::debug!("evaluation while training took {:.2} s", begun.elapsed().as_secs_f64());
+    }
+
+    fn evaluate(&mut self, event: &EpochEvent<'_>) -> anyhow::Result<Vec<(&'static str, f64)>> {
+        let output = if self.labelled { Output::Features } else { Output::Embedding };
+        let (indices, rows) = self.embed(event.encoder, output)?;
+        if self.labelled {
+            let labels: Vec<u32> = indices.iter().filter_map(|&index| self.data.label(index)).collect();
+            let k = KnnConfig::default().k.min(labels.len().saturating_sub(1));
+            let knn =
+                KnnClassifier::new(KnnConfig { k, ..KnnConfig::default() }.check()?, rows, labels.clone())?;
+            return Ok(vec![("knn_accuracy", knn.leave_one_out()?.accuracy(&labels)?.top1)]);
+        }
+        let clusters = assign(rows.view(), event.swav.prototypes.weights(0)?, 1.0).prototypes;
+        let neighbours = Bank::new(rows)?.nearest_others(N_NEIGHBOURS.min(indices.len() - 1))?;
+        let now = Before { indices, clusters, neighbours };
+        let found = match &self.before {
+            Some(before) if before.indices == now.indices => vec![
+                ("assignment_stability", assignment_stability(&before.clusters, &now.clusters)?),
+                ("neighbour_stability", neighbour_stability(&before.neighbours, &now.neighbours)?),
+            ],
+            _ => Vec::new(),
+        };
+        self.before = Some(now);
+        Ok(found)
+    }
+
+    /// The images that can be read, and their rows.
+    fn embed(&self, encoder: &dyn Encoder, output: Output) -> anyhow::Result<(Vec<usize>, Array2<f32>)> {
+        let size = self.view.size();
+        let (mut indices, mut values) = (Vec::new(), Vec::new());
+        for chosen in self.indices.chunks(view_batch_size(&self.view)) {
+            let batch = read_views(self.data.as_ref(), &self.view, chosen);
+            if !batch.indices.is_empty() {
+                let images = image_batch(&batch.pixels, batch.indices.len(), size, size)?;
+                values.extend(encoder.embed(images, output)?);
+                indices.extend(batch.indices);
+            }
+        }
+        anyhow::ensure!(indices.len() >= 2, "fewer than two images can be read");
+        let width = values.len() / indices.len();
+        let rows = Array2::from_shape_vec((indices.len(), width), values).context("rows of equal length")?;
+        Ok((indices, rows))
+    }
+}
+
+/// Images of an evaluation and epochs between two, so that they take no more than their share of the work; `None` for too few
+/// images.
+fn budget(settings: &Settings, n_images: usize, (every, most): (u64, usize)) -> Option<(usize, u64)> {
+    let pixels = |crops: usize, size: usize| (crops * size * size) as f64;
+    let groups = settings.multi_crop().groups();
+    let of_an_image: f64 = groups.iter().map(|group| pixels(group.n_crops, group.crop.size)).sum();
+    let of_an_epoch = n_images as f64 * PASSES_OF_A_STEP * of_an_image;
+    let per_epoch = MAX_SHARE * of_an_epoch / pixels(1, settings.eval_view().size());
+    let least = MIN_IMAGES.min(most);
+    if least < 2 {
+        return None;
+    }
+    let every = every.max((least as f64 / per_epoch).ceil() as u64);
+    let affordable = (per_epoch * every as f64) as usize;
+    Some((affordable.clamp(least, most), every))
+}
+
+#[cfg(test)]
+mod tests {
+    use swav_train::TrainConfig;
+
+    use super::*;
+
+    fn settings(changes: &[&str]) -> Settings {
+        let changes: Vec<String> = changes.iter().map(|&change| change.to_owned()).collect();
+        TrainConfig::parse(crate::Recipe::find("quickstart").unwrap().text, &changes)
+            .unwrap()
+            .check()
+            .unwrap()
+    }
+
+    #[test]
+    fn evaluations_take_their_share_at_most() {
+        let settings = settings(&[]);
+        // 2 crops of 32 and 2 of 24, views of 48.
+        let share = |(n, every): (usize, u64), n_images: f64| {
+            n as f64 * 48.0 * 48.0 / (every as f64 * n_images * 3.0 * (2.0 * 32.0 * 32.0 + 2.0 * 24.0 * 24.0))
+        };
+        for n_images in [200, 6000, 1_000_000] {
+            let found = budget(&settings, n_images, (1, 2048.min(n_images))).unwrap();
+            assert!(share(found, n_images as f64) <= MAX_SHARE + 1e-9, "{found:?}");
+            assert!(found.0 >= MIN_IMAGES, "{found:?}");
+        }
+        assert_eq!(budget(&settings, 1_000_000, (3, 2048)).unwrap(), (2048, 3));
+        assert_eq!(budget(&settings, 1, (1, 1)), None);
+    }
+
+    #[test]
+    fn nothing_is_watched_unless_asked_for() {
+        let settings = settings(&["monitor.evaluate_every_epochs=0"]);
+        let data = settings.config().data.open().unwrap();
+        assert!(Monitor::new(&settings, data).is_none());
+    }
+}

@@ -341,7 +341,11 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let (path, to) = (entry.path(), to.join(entry.file_name()));
-        if path.is_dir() { copy(&path, &to) } else { drop(fs::copy(&path, to).unwrap()) }
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, to).unwrap();
+        }
     }
 }
 
@@ -375,7 +379,7 @@ fn read(sink: Sink, pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Stri
 fn send(signal: &str, child: &Child) {
     let id = child.id().to_string();
     // The child may have ended.
-    drop(Command::new("kill").args(["-s", signal, &id]).stderr(Stdio::null()).status().unwrap());
+    Command::new("kill").args(["-s", signal, &id]).stderr(Stdio::null()).status().unwrap();
 }
 
 /// Runs a case; what is wrong with how it went.

@@ -201,7 +201,7 @@ impl RunFolder {
 
     /// Where the run stands, and what settings to go on with would change. `None` if nothing was saved yet.
     ///
-    /// The data are not looked at; [`Trainer::resume`](crate::Trainer::resume) compares those, too.
+    /// The data, and an encoder of the caller's own, are not looked at; [`Trainer::resume`](crate::Trainer::resume) compares those, too.
     ///
     /// # Errors
     /// [`CheckpointError::Mismatch`] if the settings differ in what has to stay; [`CheckpointError::Lost`]; what
@@ -212,7 +212,9 @@ impl RunFolder {
         }
         let (checkpoint, path) = self.newest()?;
         let then = TrainConfig::parse(&checkpoint.config, &[])?;
-        let found = differences(&then, settings.config())?;
+        let mut now = settings.config().clone();
+        now.own_encoder.clone_from(&then.own_encoder);
+        let found = differences(&then, &now)?;
         if !found.refused.is_empty() {
             return Err(CheckpointError::Mismatch { path, differences: found.refused }.into());
         }

@@ -343,7 +343,7 @@ impl Trainer {
             ));
         }
         let epochs = self.settings.config().training.epochs;
-        if (epoch, batch) > (epochs, 0) {
+        if found.is_empty() && (epoch, batch) > (epochs, 0) {
             let least = epoch + u64::from(batch > 0);
             found.push(format!(
                 "training.epochs: the checkpoint is in epoch {epoch} at batch {batch}; expected at least {least}, got {epochs}"

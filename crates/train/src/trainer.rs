@@ -61,7 +61,7 @@ pub struct Trainer {
     pub(crate) show_progress: bool,
     /// Steps that run on the encoder's device as a whole, while a run goes on.
     pub(crate) on_device: Option<OnDevice>,
-    /// Rank 0's: the run's folder is this process's.
+    /// Rank 0's: the run's folder is this process's, until [`run`](Self::run) is done.
     pub(crate) lock: Option<RunLock>,
     /// Whether the folder was made by this process, and holds no state yet.
     pub(crate) is_new: bool,
@@ -185,6 +185,9 @@ impl Trainer {
     pub fn run(&mut self, stop: &StopFlag) -> Result<Outcome, TrainError> {
         let collective = self.collective.clone();
         let n_threads = self.settings.config().training.threads;
+        if self.is_first() && self.lock.is_none() {
+            self.lock = Some(self.folder.lock()?);
+        }
         let result = in_pool(n_threads, || self.train(stop));
         if let Err(error) = &result {
             collective.abort(&chain(error));
@@ -192,6 +195,7 @@ impl Trainer {
                 self.folder.discard();
             }
         }
+        self.lock = None;
         result
     }
 

@@ -189,7 +189,7 @@ impl TrainingSizes<'_> {
             ),
             part(
                 "for scores and codes",
-                "training.batch_size, prototypes.n_prototypes",
+                "prototypes.n_prototypes, training.batch_size",
                 (2 * n_rows + n_assign * batch).saturating_mul(n_prototypes * F32),
             ),
             part("for the queue", "queue.length, encoder.dim", (n_assign * queue).saturating_mul(dim * F32)),

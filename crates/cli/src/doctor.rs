@@ -11,6 +11,7 @@ use swav_train::advice::{
 use swav_train::{Alarm, Metrics, TrainConfig, Trial, TrialOutcome, explain};
 
 use crate::configuration::{self, Changes};
+use crate::names::typed;
 use crate::open::{open, open_shown};
 use crate::output_file::{Force, OutputFile};
 use crate::program;
@@ -139,16 +140,16 @@ fn before(args: &Args, given: Option<TrainConfig>, out: Option<OutputFile>) -> a
     out.write_all(text.as_bytes()).with_context(|| format!("could not write {}", path.display()))?;
     out.commit()?;
     say!("\nwritten to {}", path.display())?;
-    say!("look at its crops:  {} augment --config {}", program(), path.display())?;
-    say!("train with it:      {} pretrain --config {}", program(), path.display())
+    say!("look at its crops:  {} augment --config {}", program(), typed(&path))?;
+    say!("train with it:      {} pretrain --config {}", program(), typed(&path))
 }
 
 fn hint(config: &TrainConfig, args: &Args) -> anyhow::Result<()> {
     let what = match &args.config {
-        Some(config) => format!(" --config {}", config.display()),
+        Some(config) => format!(" --config {}", typed(config)),
         None => String::new(),
     };
-    let data = config.data.path.display();
+    let data = typed(&config.data.path);
     say!("\nto have it as a file:  {} doctor{what} --data {data} --write recipe.toml", program())
 }
 
@@ -271,7 +272,7 @@ fn after(run: &Path, changes: &Changes) -> anyhow::Result<()> {
             100.0 * wait
         )?;
     }
-    say!("\nthe same with pictures:  {} report --run {}", program(), run.display())
+    say!("\nthe same with pictures:  {} report --run {}", program(), typed(run))
 }
 
 fn print_evaluations(record: &RunRecord) -> anyhow::Result<()> {

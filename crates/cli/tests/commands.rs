@@ -541,3 +541,75 @@ fn every_command_says_alike_how_a_path_was_understood_and_takes_the_same_options
     place.fail(2, &["data."], &["data", "check", "photos", "--set", "training.epochs=3"]);
     place.fail(2, &["holdout"], &["augment", "--data", "photos", "--set", "data.holdot=3"]);
 }
+
+/// A report has what the run has, whether it is over, has lost its images, or never had any.
+#[test]
+fn a_run_is_shown_in_one_file_and_explained() {
+    let place = Place::new(&["a", "b"]);
+    let train = ["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "run", "--no-evaluation"];
+    place.succeed(&train);
+    std::fs::create_dir_all(place.path("run/evaluations")).unwrap();
+    let record = r#"{"evaluation": "linear", "step": 6, "results": [{"name": "accuracy", "of": "trained network", "value": 0.5}]}"#;
+    std::fs::write(place.path("run/evaluations/linear.json"), record).unwrap();
+    let said = place.succeed(&["report", "--run", "run"]);
+    assert!(said.contains("report.html"), "{said}");
+    let html = || std::fs::read_to_string(place.path("run/report.html")).unwrap();
+    for part in [
+        "finished, 6 steps",
+        "id=\"prototypes\"",
+        "id=\"map-data\"",
+        "id=\"crops\"",
+        "linear",
+        "50.0%",
+        "n_prototypes",
+    ] {
+        assert!(html().contains(part), "no {part}");
+    }
+    assert!(!html().contains("http"), "the file asks for something from elsewhere");
+
+    // The images have moved; the run goes on and has half a line.
+    std::fs::rename(place.path("photos"), place.path("moved")).unwrap();
+    std::fs::remove_file(place.path("run/weights.safetensors")).unwrap();
+    let lines = std::fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
+    std::fs::write(place.path("run/metrics.jsonl"), &lines[..lines.len() - 40]).unwrap();
+    place.succeed(&["report", "--run", "run"]);
+    assert!(
+        html().contains("There are no pictures")
+            && html().contains("step 5 of 6")
+            && html().contains("id=\"curves\"")
+    );
+    place.succeed(&["report", "--run", "run", "--data", "moved", "--out", "other.html"]);
+    assert!(std::fs::read_to_string(place.path("other.html")).unwrap().contains("id=\"map-data\""));
+    place.fail(1, &["nowhere"], &["report", "--run", "run", "--data", "nowhere", "--out", "third.html"]);
+    assert!(!place.path("third.html").exists());
+
+    let said = place.succeed(&["doctor", "--run", "run"]);
+    assert!(said.contains("not finished") && said.contains("5 of 6") && said.contains("linear"), "{said}");
+}
+
+/// What doctor writes is what augment shows and what trains.
+#[test]
+fn doctor_writes_a_recipe_that_trains() {
+    let place = Place::new(&["a"]);
+    let said = place.succeed(&["doctor", "--data", "photos", "--no-trial", "--write", "recipe.toml"]);
+    assert!(said.contains("24, shorter side 18 pixels") && said.contains("sinkhorn.epsilon"), "{said}");
+    place.fail(1, &["exists already"], &["doctor", "--data", "photos", "--write", "recipe.toml"]);
+    place.succeed(&["augment", "--config", "recipe.toml", "--images", "2", "--out", "sheet.png"]);
+    let short = ["--set", "training.epochs=1", "--set", "encoder.width=8", "--no-evaluation"];
+    place.succeed(&[&["pretrain", "--config", "recipe.toml", "--run", "run", "--set", "optimizer.warmup_epochs=0"][..], &short].concat());
+
+    let said = place.succeed(&[
+        "doctor",
+        "--config",
+        "tiny.toml",
+        "--data",
+        "photos",
+        "--set",
+        "training.epochs=100",
+    ]);
+    assert!(said.contains("A step takes") && said.contains("crops of 8 pixels"), "{said}");
+    let broken =
+        ["doctor", "--config", "tiny.toml", "--data", "photos", "--no-trial", "--set", "sinkhorn.n_iters=0"];
+    assert!(place.succeed(&broken).contains("do:  sinkhorn.n_iters = 3"));
+    place.fail(2, &["--data PATH"], &["doctor"]);
+}

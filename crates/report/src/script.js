@@ -9,6 +9,7 @@
     tip.style.top = Math.max(4, Math.min(y + 12, innerHeight - box.height - 4)) + "px";
   };
   const hide = () => { tip.hidden = true; };
+  addEventListener("scroll", hide, { passive: true });
   const line = (text, colour) => {
     const row = document.createElement("div");
     if (colour) {
@@ -64,7 +65,7 @@
     };
     svg.addEventListener("pointermove", show);
     svg.addEventListener("pointerdown", show);
-    svg.addEventListener("pointerleave", () => { cursor.setAttribute("hidden", ""); hide(); });
+    svg.addEventListener("pointerleave", event => { if (event.pointerType === "touch") return; cursor.setAttribute("hidden", ""); hide(); });
   }
 
   const canvas = document.getElementById("map-canvas");
@@ -214,7 +215,7 @@
   const lift = event => { fingers.delete(event.pointerId); };
   canvas.addEventListener("pointerup", lift);
   canvas.addEventListener("pointercancel", lift);
-  canvas.addEventListener("pointerleave", () => { state.near = -1; hide(); redraw(); });
+  canvas.addEventListener("pointerleave", event => { if (event.pointerType === "touch") return; state.near = -1; hide(); redraw(); });
   canvas.addEventListener("wheel", event => {
     event.preventDefault();
     zoomAt(Math.exp(-event.deltaY / 400), event.clientX, event.clientY);

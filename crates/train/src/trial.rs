@@ -67,7 +67,7 @@ impl Trial {
             return Err(TrainError::TooFewImages { n_images: data.len(), batch_size });
         }
         // Enough epochs of the few batches, and a queue that is full from the start.
-        config.training.epochs = u64::MAX / (1 << 20);
+        config.training.epochs = 1 << 30;
         config.queue.start_epoch = 0;
         config.queue.length = config.queue.length.min(BATCHES * batch_size);
         let settings = config.check()?;

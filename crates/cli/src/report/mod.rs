@@ -13,10 +13,11 @@ use ndarray::Array2;
 use swav_data::Dataset;
 use swav_encoder::Encoder;
 use swav_report::{Finding, Report};
-use swav_train::{Checkpoint, Settings, explain};
+use swav_train::{RunWeights, Settings, explain};
 
 use crate::configuration::Changes;
 use crate::doctor::duration;
+use crate::names::typed;
 use crate::open::open;
 use crate::output_file::{Force, OutputFile};
 use crate::program;
@@ -141,7 +142,7 @@ fn status(record: &RunRecord) -> String {
 
 fn repeat(record: &RunRecord, run: &Path) -> Vec<(String, String)> {
     let program = program();
-    let run = run.display();
+    let run = typed(run);
     let mut commands = vec![(
         "The training, into another folder (same seed, same data, same machine: the same bits):".to_owned(),
         format!("{program} pretrain --config {run}/config.toml --run NEW_FOLDER"),
@@ -163,30 +164,28 @@ fn trained(record: &RunRecord, args: &Args) -> anyhow::Result<Trained> {
         .num_threads(settings.config().training.threads)
         .use_current_thread()
         .build_global();
-    let (checkpoint, path) = record.folder.newest()?;
+    let weights = record.folder.trained()?;
     let data = open(&settings.config().data).context("data")?;
     if data.is_empty() {
         bail!("data: no images");
     }
     let training = &settings.config().training;
     let mut encoder = swav_encoder::build(&training.device, settings.encoder(), training.seed)?;
-    let loaded = encoder.load_state(&checkpoint.encoder_state());
-    loaded.with_context(|| format!("checkpoint {}", path.display()))?;
-    if settings.config().reestimation.batch_norm {
+    let loaded = encoder.load_state(&weights.encoder);
+    loaded.with_context(|| format!("weights {}", weights.path.display()))?;
+    // What is written at the end has the statistics that the configuration wants already.
+    if settings.config().reestimation.batch_norm && !record.is_finished() {
         swav_train::reestimate_batch_norm(encoder.as_mut(), data.as_ref(), settings.reestimation())?;
     }
-    if checkpoint.data_fingerprint != data.fingerprint() && args.changes.data.is_none() {
-        note!("note: the images are not those that the run was trained on");
-    }
-    note!("network  {} (step {})", path.display(), checkpoint.position.step);
-    let prototypes = prototypes(&checkpoint)?;
-    Ok(Trained { settings, encoder, prototypes, step: checkpoint.position.step, data })
+    let step = weights.step.unwrap_or_else(|| record.n_steps());
+    note!("network  {} (step {step})", weights.path.display());
+    let prototypes = prototypes(&weights)?;
+    Ok(Trained { settings, encoder, prototypes, step, data })
 }
 
 /// The prototypes of the first head.
-fn prototypes(checkpoint: &Checkpoint) -> anyhow::Result<Array2<f32>> {
-    let state = checkpoint.prototypes_state();
-    let (_, tensor) = state.iter().next().context("the checkpoint has no prototypes")?;
+fn prototypes(weights: &RunWeights) -> anyhow::Result<Array2<f32>> {
+    let (_, tensor) = weights.prototypes.iter().next().context("the run has no prototypes")?;
     let &[k, dim] = tensor.shape() else { bail!("prototypes of the shape {:?}", tensor.shape()) };
     Ok(Array2::from_shape_vec((k, dim), tensor.data().to_vec())?)
 }

@@ -100,6 +100,9 @@ pub fn barycentre<T: Real>(
 ) -> Result<Barycentre, OtError> {
     positive("epsilon", options.epsilon)?;
     positive("tolerance", options.tolerance)?;
+    if options.max_iters == 0 {
+        return Err(OtError::Parameter { name: "max_iters", expected: "at least 1", got: 0.0 });
+    }
     let inputs = Inputs::check(cost, histograms, weights)?;
     if !inputs.range.spread().is_finite() {
         return Err(OtError::Overflow { what: "the spread of costs", n_iters: 0 });
@@ -214,11 +217,10 @@ impl<T: Real> Projections<T> {
         engine.prepare(&core);
         engine.prepare_logarithmic(&core);
         // All histograms share one kernel, where the type can hold it.
-        let CostRange { low, high, .. } = inputs.range;
         let mut domain = Domain::Logarithmic;
-        if (high - low) / epsilon <= T::SAFE_EXPONENT_RANGE {
+        if inputs.range.spread() / epsilon <= T::SAFE_EXPONENT_RANGE {
             domain = Domain::Kernel;
-            engine.announce_kernel(&core, epsilon, 0.5 * (low + high));
+            engine.announce_kernel(&core, epsilon, &inputs.range);
         }
         let vectors = || vec![vec![0.0; inputs.ones.len()]; inputs.measures.len()];
         Self {

@@ -12,6 +12,8 @@
 
 mod limit;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::chunks::{self, Strip};
@@ -120,7 +122,7 @@ impl<T: Real> Codes<T> {
     ///
     /// # Errors
     /// [`OtError::Empty`] if there are no prototypes, [`OtError::NotFinite`] if a score is NaN or infinite; the
-    /// contents of `scores` are then unspecified.
+    /// contents of `scores` are then unspecified. [`OtError::Overflow`], should a sum leave the type.
     pub fn assign(&mut self, scores: ArrayViewMut2<T>) -> Result<(), OtError> {
         chunks::on_pool(chunks::parallel(scores.len()), || self.assign_sharded(scores, &mut Alone))
     }
@@ -296,14 +298,15 @@ impl<T: Real> Codes<T> {
                 scale_and_add(isa, streamed, &rows[chunk * per_chunk..end], scaling, sums);
             });
         }
-        let scaling = &*scaling;
+        let (scaling, sound) = (&*scaling, Sound::default());
         chunks::for_each(parallel, n_chunks, Strip::new(rows, per_chunk), &|_, rows: Strip<T>| {
             for row in rows.take().chunks_exact_mut(width) {
                 let total = simd::dot(isa, row, scaling);
+                sound.see(total.wide());
                 simd::scale_row(isa, row, scaling, T::one() / total);
             }
         });
-        Ok(())
+        sound.check(self.n_iters)
     }
 
     /// The same iterations on logarithms in double precision: `x = (s - max) / epsilon`, prototypes' log scalings
@@ -367,16 +370,39 @@ impl<T: Real> Codes<T> {
             collective.sum(sums).map_err(OtError::Collective)?;
             u.iter_mut().zip(sums.iter()).for_each(|(top, &sum)| *top = -(*top + sum.ln()));
         }
-        let prototypes = &*u;
+        let (prototypes, sound) = (&*u, Sound::default());
         chunks::for_each(parallel, n_chunks, Strip::new(rows, per_chunk), &|_, rows: Strip<T>| {
             for row in rows.take().chunks_exact_mut(width) {
                 let (top, sum) = log_sum(row, prototypes, exponent);
+                sound.see(sum);
                 for (score, &u) in row.iter_mut().zip(prototypes) {
                     *score = T::of((exponent(*score) + u - top).exp() / sum);
                 }
             }
         });
-        Ok(())
+        sound.check(self.n_iters)
+    }
+}
+
+/// Whether all samples had a total that their codes could be divided by: the check that every assignment ends in.
+#[derive(Default)]
+struct Sound {
+    broken: AtomicBool,
+}
+
+impl Sound {
+    fn see(&self, total: f64) {
+        if !(total.is_finite() && total > 0.0) {
+            self.broken.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn check(&self, n_iters: usize) -> Result<(), OtError> {
+        if self.broken.load(Ordering::Relaxed) {
+            Err(OtError::Overflow { what: "the sum of a sample's codes", n_iters })
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -4,14 +4,15 @@
 //! number of its phases is bounded whatever the capacities are; in practice there are a few, each of some passes over the
 //! pairs.
 
-use crate::engine::Core;
+use crate::engine::{Core, Side};
+use crate::problem::Constraint;
 use crate::real::Real;
 
 /// The level of a point that no path reaches.
 const UNREACHED: usize = usize::MAX;
 
-/// The most mass that can be moved over allowed pairs within the weights of both sides. It stops early, short of `enough`
-/// by less than `tolerance`.
+/// The most mass that can be moved over allowed pairs within the weights of both sides, of which relaxed ones do not bind. It
+/// stops early, short of `enough` by less than `tolerance`.
 pub(crate) fn most_mass<T: Real>(core: &Core<T>, enough: f64, tolerance: f64) -> f64 {
     let (n, m) = (core.rows.weights.len(), core.columns.weights.len());
     let mut buffer = vec![T::zero(); m];
@@ -20,8 +21,14 @@ pub(crate) fn most_mass<T: Real>(core: &Core<T>, enough: f64, tolerance: f64) ->
         let costs = core.cost.row(core.isa, core.transposed, i, &mut buffer);
         allowed.extend(costs.iter().map(|cost| cost.is_finite()));
     }
-    let left =
-        [(0..n).map(|i| core.rows.weight(i)).collect(), (0..m).map(|j| core.columns.weight(j)).collect()];
+    let capacities = |side: &Side| {
+        let capacity = |i: usize| match side.constraint {
+            Constraint::Relaxed { .. } if side.weights[i] > 0.0 => enough,
+            _ => side.weight(i),
+        };
+        (0..side.weights.len()).map(capacity).collect()
+    };
+    let left = [capacities(&core.rows), capacities(&core.columns)];
     let mut graph = Graph { m, allowed, flow: vec![0.0; n * m], left, level: [vec![0; n], vec![0; m]] };
     let mut moved = 0.0;
     while enough - moved > tolerance && graph.measure() {

@@ -17,6 +17,10 @@ pub trait Real:
     /// Largest `max - min` of exponents that the scaling domain is trusted with: products of two such numbers
     /// and their sums stay normal.
     const SAFE_EXPONENT_RANGE: f64;
+
+    /// Largest `max - min` of exponents that are computed in this type; beyond it their rounding would be seen in the
+    /// marginals, so that they are computed in double precision.
+    const OWN_EXPONENT_RANGE: f64;
 }
 
 impl Real for f32 {
@@ -29,6 +33,8 @@ impl Real for f32 {
     }
 
     const SAFE_EXPONENT_RANGE: f64 = 70.0;
+
+    const OWN_EXPONENT_RANGE: f64 = 32.0;
 }
 
 impl Real for f64 {
@@ -41,4 +47,6 @@ impl Real for f64 {
     }
 
     const SAFE_EXPONENT_RANGE: f64 = 600.0;
+
+    const OWN_EXPONENT_RANGE: f64 = 600.0;
 }

@@ -5,7 +5,7 @@
 //! sum of such numbers has the largest x, and the y of those that share it: as ε vanishes the others vanish beside them.
 
 use crate::chunks::{self, Strip};
-use crate::codes::{Codes, resize};
+use crate::codes::{Codes, Sound, resize};
 use crate::collective::Collective;
 use crate::error::OtError;
 use crate::real::Real;
@@ -79,7 +79,7 @@ impl<T: Real> Codes<T> {
             }
         }
         let parallel = chunks::parallel(rows.len());
-        let per_chunk = chunks::rows_per_chunk(n_rows) * width;
+        let (per_chunk, sound) = (chunks::rows_per_chunk(n_rows) * width, Sound::default());
         chunks::for_each(
             parallel,
             chunks::count(n_rows),
@@ -93,6 +93,6 @@ impl<T: Real> Codes<T> {
                 }
             },
         );
-        Ok(())
+        sound.check(self.n_iters)
     }
 }

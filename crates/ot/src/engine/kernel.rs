@@ -2,6 +2,7 @@
 
 use super::{Core, Dual, Engine, RowTotals, trusted};
 use crate::chunks::{self, Strip};
+use crate::cost::CostRange;
 use crate::pages;
 use crate::problem::Constraint;
 use crate::real::Real;
@@ -30,17 +31,22 @@ impl<T> Kernel<T> {
 }
 
 impl<T: Real> Engine<T> {
-    /// Announces the kernel `exp((middle - C_ij) / ε)`, in the problem's own type throughout, which is accurate while
-    /// all exponents are within [`Real::SAFE_EXPONENT_RANGE`]. The next kernel sweep builds it row by row on its way.
-    pub(crate) fn announce_kernel(&mut self, core: &Core<T>, epsilon: f64, middle: f64) {
+    /// Announces the kernel `exp((middle - C_ij) / ε)`, whose exponents have to be within [`Real::SAFE_EXPONENT_RANGE`], and
+    /// are in the problem's own type if they are within [`Real::OWN_EXPONENT_RANGE`]. The next kernel sweep builds such a
+    /// kernel row by row on its way.
+    pub(crate) fn announce_kernel(&mut self, core: &Core<T>, epsilon: f64, range: &CostRange) {
         let (n, m) = (core.rows.weights.len(), core.columns.weights.len());
+        // Centred, so that both ends are equally far from the type's limits.
+        let middle = 0.5 * (range.low + range.high);
         let scale = -core.cost.sign() / epsilon;
         let shift = T::of(middle * core.cost.sign());
-        if !(T::of(scale).is_finite() && shift.is_finite()) {
-            self.found.f.fill(0.0);
-            return self.build_kernel(core, epsilon, &vec![middle; m]);
-        }
+        let own = range.spread() / epsilon <= T::OWN_EXPONENT_RANGE;
         self.make_room_for_kernel(n, m);
+        if !(own && T::of(scale).is_finite() && shift.is_finite()) {
+            self.kernel.alpha.fill(0.0);
+            self.kernel.beta.fill(middle);
+            return self.fill_kernel(core, epsilon);
+        }
         self.kernel.alpha.fill(0.0);
         self.kernel.beta.fill(shift.wide() * core.cost.sign());
         self.kernel.announced = Some((shift, T::of(scale)));
@@ -48,11 +54,15 @@ impl<T: Real> Engine<T> {
 
     /// Builds the kernel `exp((α_i + β_j - C_ij) / ε)` with `α = f`, `β = g`; exponents are double precision.
     pub(crate) fn build_kernel(&mut self, core: &Core<T>, epsilon: f64, g: &[f64]) {
-        let (n, m) = (core.rows.weights.len(), core.columns.weights.len());
-        let (n_chunks, per) = (chunks::count(n), chunks::rows_per_chunk(n));
-        self.make_room_for_kernel(n, m);
+        self.make_room_for_kernel(core.rows.weights.len(), core.columns.weights.len());
         self.kernel.alpha.copy_from_slice(&self.found.f);
         self.kernel.beta.copy_from_slice(g);
+        self.fill_kernel(core, epsilon);
+    }
+
+    fn fill_kernel(&mut self, core: &Core<T>, epsilon: f64) {
+        let (n, m) = (core.rows.weights.len(), core.columns.weights.len());
+        let (n_chunks, per) = (chunks::count(n), chunks::rows_per_chunk(n));
         self.kernel.announced = None;
         for (offset, &beta) in self.offsets.iter_mut().zip(&self.kernel.beta) {
             *offset = beta / epsilon;

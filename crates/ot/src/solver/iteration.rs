@@ -135,13 +135,12 @@ impl<T: Real> Solver<T> {
     /// What rounding lets the residual be known to: a unit in the last place of the potentials over epsilon, and what the
     /// kernel's type adds.
     pub(super) fn resolution(&self, run: &Run<T>, epsilon: f64) -> f64 {
-        let potentials = 8.0 * f64::EPSILON * (1.0 + run.range.scale() / epsilon);
+        let potentials = 16.0 * f64::EPSILON * (1.0 + run.range.scale() / epsilon);
         if self.arithmetic == Method::Log {
             return potentials;
         }
-        // A kernel that was not absorbed has its exponents in its own type.
         let exponents = run.range.spread() / epsilon;
-        let own = if exponents <= T::SAFE_EXPONENT_RANGE { exponents / 8.0 } else { 0.0 };
+        let own = if exponents <= T::OWN_EXPONENT_RANGE { exponents / 8.0 } else { 0.0 };
         potentials + T::epsilon().wide() * (4.0 + own)
     }
 
@@ -211,9 +210,7 @@ impl<T: Real> Solver<T> {
         match self.arithmetic {
             Method::Log => self.enter_logarithms(run),
             _ if run.range.spread() / epsilon <= T::SAFE_EXPONENT_RANGE => {
-                // Centred, so that both ends are equally far from the type's limits.
-                let middle = 0.5 * (run.range.low + run.range.high);
-                self.engine.announce_kernel(&run.core, epsilon, middle);
+                self.engine.announce_kernel(&run.core, epsilon, &run.range);
             }
             _ => self.absorb(run, epsilon, collective)?,
         }
@@ -355,7 +352,11 @@ impl<T: Real> Solver<T> {
                 if !may_accelerate {
                     self.g.copy_from_slice(&self.g_next);
                 }
-                mixed && may_accelerate
+                let mixed = mixed && may_accelerate;
+                if mixed && run.balanced {
+                    self.centre(run);
+                }
+                mixed
             }
             Acceleration::OverRelaxation { factor } if !run.partial && !self.plain && may_accelerate => {
                 self.g_safe.copy_from_slice(&self.g_next);
@@ -369,6 +370,16 @@ impl<T: Real> Solver<T> {
                 false
             }
         }
+    }
+
+    /// Gives `g` the mean of the plain iterate. A constant changes no plan, so nothing else would keep mixing from letting the
+    /// potentials drift away as a whole, and their rounding grow.
+    fn centre(&mut self, run: &Run<T>) {
+        let columns = &run.core.columns;
+        let steps = self.g_next.iter().zip(&self.g).enumerate();
+        let moved: f64 = steps.map(|(j, (next, g))| columns.weight(j) * (next - g)).sum();
+        let mean = moved / columns.mass();
+        self.g.iter_mut().for_each(|g| *g += mean);
     }
 }
 

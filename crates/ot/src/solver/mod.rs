@@ -15,7 +15,7 @@ use crate::error::OtError;
 use crate::feasible;
 use crate::options::{Acceleration, Annealing, Fallback, Method, Options};
 use crate::outcome::{Effort, Potentials, Record, Rung, Start, Status, Summary};
-use crate::problem::{Problem, mass_tolerance};
+use crate::problem::{Constraint, Problem, mass_tolerance};
 use crate::real::Real;
 use crate::simd::Isa;
 use crate::solution::{Solution, Solved};
@@ -223,7 +223,7 @@ impl<T: Real> Solver<T> {
         let epsilon = range.resolved(problem.epsilon);
         let mass = problem.mass.unwrap_or(source_mass);
         if range.forbidden && !sharded {
-            must_be_feasible::<T>(&core, problem, mass)?;
+            must_be_feasible(&core, problem)?;
         }
         self.arithmetic = self.choose(problem, &range, epsilon)?;
         self.masked = range.forbidden;
@@ -234,7 +234,7 @@ impl<T: Real> Solver<T> {
             && core.columns.weights.len() <= NEWTON_COLUMNS;
         let run = Run { core, range, epsilon, mass, partial: problem.mass.is_some(), balanced, newton };
         let status = self.stages(&run, start, collective)?;
-        let status = self.take_best(&run, status);
+        let status = self.take_best(&run, status)?;
         self.finish(&run, out, collective)?;
         let residual = self.best.residual;
         let resolution = self.resolution(&run, epsilon);
@@ -243,17 +243,18 @@ impl<T: Real> Solver<T> {
     }
 
     /// Goes back to the best iterate, and says how the solve ended with it.
-    fn take_best(&mut self, run: &Run<T>, status: Status) -> Status {
-        if self.best.residual.is_finite() {
-            self.g.copy_from_slice(&self.best.g);
-            self.engine.found.f.copy_from_slice(&self.best.f);
-            (self.lambda, self.shift) = (self.best.lambda, self.best.shift);
+    fn take_best(&mut self, run: &Run<T>, status: Status) -> Result<Status, OtError> {
+        if !(self.best.residual.is_finite() && self.best.mass.is_finite()) {
+            return Err(OtError::Overflow { what: "the residual", n_iters: self.history.len() });
         }
-        match status {
+        self.g.copy_from_slice(&self.best.g);
+        self.engine.found.f.copy_from_slice(&self.best.f);
+        (self.lambda, self.shift) = (self.best.lambda, self.best.shift);
+        Ok(match status {
             Status::Converged => status,
             _ if self.best.residual <= self.resolution(run, run.epsilon) => Status::Rounding,
             _ => status,
-        }
+        })
     }
 
     /// Gives points without weight their potentials, hands all of them to the caller, and checks what can be made of them.
@@ -280,18 +281,20 @@ impl<T: Real> Solver<T> {
         if out.f.iter().chain(&out.g).any(|potential| !potential.is_finite()) {
             return overflow("a potential");
         }
-        // Whatever costs and plan are computed from a solution is then finite, too.
-        let side = |side: &Side, potentials: &Array1<f64>| -> (f64, f64) {
-            let weight = |i: usize| side.weight(i);
-            let value = |(i, p): (usize, &f64)| weight(i) * p.abs();
-            ((0..side.weights.len()).map(weight).sum(), potentials.iter().enumerate().map(value).sum())
-        };
+        // Whatever costs, plan and gradients are computed from a solution is then finite, too.
         let (of_rows, of_columns) = if core.transposed { (&out.g, &out.f) } else { (&out.f, &out.g) };
-        let (rows, columns) = (side(&core.rows, of_rows), side(&core.columns, of_columns));
-        let largest = rows.0.max(columns.0).max(run.mass);
-        if !(largest * run.range.scale() + rows.1 + columns.1 + epsilon * (1.0 + largest) * largest)
-            .is_finite()
-        {
+        let mut largest = run.mass.max(self.best.mass);
+        let mut value = 0.0;
+        for (side, potentials) in [(&core.rows, of_rows), (&core.columns, of_columns)] {
+            largest = largest.max(side.mass());
+            for (i, potential) in potentials.iter().enumerate() {
+                let dual = side.constraint.dual(*potential).abs();
+                value +=
+                    side.weight(i) * dual.max(potential.abs()) + if dual.is_finite() { 0.0 } else { dual };
+            }
+        }
+        value += largest * run.range.scale() + *epsilon * (1.0 + largest) * largest;
+        if !value.is_finite() {
             return overflow("the cost of the solution");
         }
         if largest > 0.25 * T::max_value().wide() {
@@ -466,11 +469,10 @@ struct Run<'p, 'a, T> {
     newton: bool,
 }
 
-/// Checks that the allowed pairs can carry the mass that exact and partial problems have to move.
-fn must_be_feasible<T: Real>(core: &Core<T>, problem: &Problem<T>, mass: f64) -> Result<(), OtError> {
-    if !(problem.is_balanced() || problem.mass.is_some()) {
-        return Ok(());
-    }
+/// Checks that the allowed pairs can carry the mass of exact marginals, or that of a partial problem.
+fn must_be_feasible<T: Real>(core: &Core<T>, problem: &Problem<T>) -> Result<(), OtError> {
+    let exact = [core.rows, core.columns].into_iter().find(|side| side.constraint == Constraint::Exact);
+    let Some(mass) = problem.mass.or(exact.map(|side| side.mass())) else { return Ok(()) };
     let tolerance = mass_tolerance::<T>() * mass;
     let got = feasible::most_mass(core, mass, tolerance);
     if mass - got > tolerance { Err(OtError::Infeasible { expected: mass, got }) } else { Ok(()) }

@@ -118,7 +118,7 @@ fn say_finished(folder: &RunFolder, settings: &Settings, step: u64) -> anyhow::R
     say!("finished {epochs} epochs, {step} steps: nothing to do")?;
     say!("weights  {}", folder.weights().display())?;
     say!(
-        "\nto train longer:         {program} pretrain --run {run} --resume --set training.epochs={}",
+        "\nto train longer:              {program} pretrain --run {run} --resume --set training.epochs={}",
         epochs * 2
     )?;
     say!("to judge the trained network: {program} eval knn --run {run}")
@@ -167,8 +167,12 @@ impl Parts {
         let trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
         let mut trainer = trainer.show_progress(!is_quiet());
         if let Some(mut monitor) = Monitor::new(&settings, images.clone()) {
+            let stop = signals.flag.clone();
             trainer.on_epoch(move |event| {
-                monitor.observe(event);
+                // Who wants to stop does not want to wait for an evaluation.
+                if !stop.is_raised() {
+                    monitor.observe(event);
+                }
                 Ok(())
             });
         }

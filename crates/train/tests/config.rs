@@ -255,7 +255,12 @@ fn a_key_without_its_section_is_found_in_it() {
 fn of_several_overrides_the_wrong_one_is_named() {
     let overrides = ["training.seed=3", "training.epochs=many", "loss.temperature=0.2"].map(str::to_owned);
     match TrainConfig::parse("", &overrides) {
-        Err(ConfigError::InOverride { given, .. }) => assert_eq!(given, "training.epochs=many"),
+        Err(ConfigError::InOverride { given, source }) => {
+            assert_eq!(given, "training.epochs=many");
+            let expected =
+                "training.epochs: invalid type: string \"many\", expected a whole number of at least 0";
+            assert!(source.to_string().contains(expected), "{source}");
+        }
         other => panic!("expected an error of the override, got {other:?}"),
     }
 }

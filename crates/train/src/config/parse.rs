@@ -259,10 +259,25 @@ fn join(table: &mut Table, more: Table) {
     }
 }
 
+/// Serde's message about a value with the key first, and without the names of Rust's types.
+fn plain(message: &str) -> String {
+    let message = message.trim_end();
+    let Some((what, key)) = message.rsplit_once("\nin `") else { return message.to_owned() };
+    let (what, expected) = what.split_once(", expected ").unwrap_or((what, ""));
+    let expected = match expected {
+        "" => String::new(),
+        "u8" | "u32" | "u64" | "usize" => ", expected a whole number of at least 0".to_owned(),
+        "f32" | "f64" => ", expected a number".to_owned(),
+        other if other.starts_with("struct") => ", expected a table of keys".to_owned(),
+        other => format!(", expected {other}"),
+    };
+    format!("{}: {what}{expected}", key.trim_end_matches('`'))
+}
+
 /// Turns serde's message about an unknown field into one with the whole key and a suggestion.
 fn explain(message: &str, table: Option<Table>) -> ConfigError {
     const START: &str = "unknown field `";
-    let Some(at) = message.find(START) else { return syntax(message.to_owned()) };
+    let Some(at) = message.find(START) else { return syntax(plain(message)) };
     let line = message[at..].lines().next().unwrap_or("");
     let mut names = line.split('`').skip(1).step_by(2).map(str::to_owned);
     let Some(field) = names.next() else { return syntax(message.to_owned()) };

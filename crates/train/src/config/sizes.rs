@@ -74,7 +74,7 @@ pub struct MemoryPart {
 /// About how much memory of the host a run takes, by part.
 ///
 /// What training keeps is counted exactly (parameters, gradients, the optimiser's memory, batches, scores, the queue) or,
-/// for a pass through the network, by the outputs of its convolutions. Decoded images, which [`DataConfig::cache_mib`](swav_data::DataConfig::cache_mib)
+/// for a pass through the network, by the outputs of its convolutions, which comes within a fifth. Decoded images, which [`DataConfig::cache_mib`](swav_data::DataConfig::cache_mib)
 /// bounds, and working memory of the kernels are not in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryEstimate {
@@ -185,7 +185,8 @@ impl TrainingSizes<'_> {
             part(
                 "for a pass through the network",
                 "training.batch_size, augment.crops, encoder.width",
-                if self.on_host { activations.saturating_mul(width) } else { 0 },
+                // Half as much again for the gradients on their way back.
+                if self.on_host { activations.saturating_mul(width) / 2 * 3 } else { 0 },
             ),
             part(
                 "for scores and codes",

@@ -266,11 +266,8 @@ fn after(run: &Path, changes: &Changes) -> anyhow::Result<()> {
     say!("  {}", curve(&record.metrics, "spread"))?;
     print_evaluations(&record)?;
     let wait = record.metrics.iter().map(|line| line.data_wait).sum::<f64>() / record.metrics.len() as f64;
-    if wait > 0.3 {
-        say!(
-            "\n{:.0}% of the time was spent waiting for images: copies of 256 pixels, or a larger data.cache_mib, help",
-            100.0 * wait
-        )?;
+    if let Some(advice) = swav_train::advice_on_waiting(wait) {
+        say!("\n{advice}")?;
     }
     say!("\nthe same with pictures:  {} report --run {}", program(), typed(run))
 }

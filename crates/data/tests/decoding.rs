@@ -302,3 +302,27 @@ fn what_is_known_and_not_read_is_named() {
         );
     }
 }
+
+/// What `max_side` gains on the JPEGs in the folder `SWAV_PHOTOS`: `cargo test --release -p swav-data --test decoding -- --ignored
+/// --nocapture`.
+#[test]
+#[ignore = "measures time on photos of yours"]
+fn what_reduced_decoding_gains() {
+    let folder = std::env::var("SWAV_PHOTOS").expect("SWAV_PHOTOS names a folder");
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(bytes) = fs::read(&path) else { continue };
+        for max_side in [None, Some(1024), Some(600)] {
+            let config = DecodeConfig { max_side, ..DecodeConfig::default() };
+            let begun = std::time::Instant::now();
+            let Ok(image) = decode(&bytes, &config) else { continue };
+            let (ms, kib) = (begun.elapsed().as_secs_f64() * 1e3, image.data().len() / 1024);
+            println!(
+                "{}: {max_side:?}: {}x{}, {ms:.1} ms, {kib} KiB",
+                path.display(),
+                image.width(),
+                image.height()
+            );
+        }
+    }
+}

@@ -158,11 +158,25 @@ mod tests {
     #[test]
     fn a_short_campaign_of_every_parser_finds_nothing() {
         let keep = tempfile::tempdir().unwrap();
-        for parser in Parser::ALL {
+        for &parser in Parser::ALL {
             let report = campaign(parser, 400, 1, None, keep.path()).unwrap();
             assert!(report.failures.is_empty(), "{report}");
             assert_eq!(report.n_read + report.n_refused + report.n_contained, 400);
             assert!(report.n_read > 0 && report.n_refused > 0, "{report}");
+        }
+    }
+    /// Two seconds of every parser, with other cases each day: `.ci/run` does it.
+    #[test]
+    #[ignore = "takes 16 seconds"]
+    fn a_campaign_of_every_parser_finds_nothing() {
+        let keep = std::env::temp_dir().join("swav-fuzz-failures");
+        let today =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() / 86_400;
+        for &parser in Parser::ALL {
+            let deadline = Instant::now() + Duration::from_secs(2);
+            let report = campaign(parser, u64::MAX, today, Some(deadline), &keep).unwrap();
+            println!("{report}");
+            assert!(report.failures.is_empty(), "{report}");
         }
     }
 }

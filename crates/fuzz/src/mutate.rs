@@ -45,7 +45,7 @@ pub fn case(parser: Parser, seeds: &[Vec<u8>], rng: &mut ChaCha8Rng) -> Vec<u8> 
         bytes.extend((0..length).map(|_| rng.random::<u8>()));
         return bytes;
     }
-    let is_text = matches!(parser, Parser::List | Parser::Config);
+    let is_text = is_text(parser);
     for _ in 0..rng.random_range(0..6) {
         let at = place(parser, bytes.len(), rng);
         match rng.random_range(0..10) {
@@ -95,11 +95,20 @@ pub fn case(parser: Parser, seeds: &[Vec<u8>], rng: &mut ChaCha8Rng) -> Vec<u8> 
     bytes
 }
 
+fn is_text(parser: Parser) -> bool {
+    #[cfg(feature = "train")]
+    if parser == Parser::Config {
+        return true;
+    }
+    parser == Parser::List
+}
+
 /// Where damage goes: anywhere, but rather where structures are described.
 fn place(parser: Parser, length: usize, rng: &mut ChaCha8Rng) -> usize {
     let head = match parser {
         Parser::Idx => 16,
         Parser::Image => 200,
+        #[cfg(feature = "train")]
         Parser::Checkpoint => 800,
         Parser::Parquet if rng.random_bool(0.6) => {
             return length.saturating_sub(rng.random_range(1..800)).min(length.saturating_sub(1));

@@ -6,6 +6,7 @@ use swav_data::{
     CifarKind, DataConfig, DecodeConfig, Format, SampleError, Split, check_cifar, decode, open, read_idx,
     scan_tar,
 };
+#[cfg(feature = "train")]
 use swav_train::{Checkpoint, TrainConfig};
 
 /// What parses the input.
@@ -24,21 +25,25 @@ pub enum Parser {
     /// Parquet files.
     Parquet,
     /// Checkpoints.
+    #[cfg(feature = "train")]
     Checkpoint,
     /// Configurations.
+    #[cfg(feature = "train")]
     Config,
 }
 
 impl Parser {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: &[Self] = &[
         Self::Image,
         Self::Tar,
         Self::Idx,
         Self::Cifar,
         Self::List,
         Self::Parquet,
+        #[cfg(feature = "train")]
         Self::Checkpoint,
+        #[cfg(feature = "train")]
         Self::Config,
     ];
 }
@@ -95,11 +100,13 @@ pub fn feed(parser: Parser, input: &[u8], scratch: &Path) -> Answer {
         }
         Parser::List => data_set(input, &scratch.join("list.txt"), Format::List),
         Parser::Parquet => data_set(input, &scratch.join("x.parquet"), Format::Parquet),
+        #[cfg(feature = "train")]
         Parser::Checkpoint => {
             let path = scratch.join("checkpoint.safetensors");
             fs::write(&path, input).expect("the scratch folder takes files");
             answer(Checkpoint::read(&path))
         }
+        #[cfg(feature = "train")]
         Parser::Config => {
             let text = String::from_utf8_lossy(input);
             let config = TrainConfig::parse(&text, &[]);

@@ -1,10 +1,8 @@
 //! Whole files for each parser, small, of every kind that it reads.
 
-use std::{collections::BTreeMap, io::Cursor, path::Path};
+use std::{io::Cursor, path::Path};
 
-use anyhow::Context;
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
-use swav_train::{Checkpoint, RunPosition, Section};
 
 use crate::parsers::Parser;
 
@@ -15,6 +13,7 @@ macro_rules! files {
 }
 
 /// The files for a parser.
+#[cfg_attr(not(feature = "train"), allow(unused_variables))]
 pub fn of(parser: Parser, scratch: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     Ok(match parser {
         Parser::Image => images()?,
@@ -43,7 +42,9 @@ pub fn of(parser: Parser, scratch: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
             );
             files
         }
+        #[cfg(feature = "train")]
         Parser::Checkpoint => vec![checkpoint(scratch)?],
+        #[cfg(feature = "train")]
         Parser::Config => vec![
             include_bytes!("../../cli/recipes/quickstart.toml").to_vec(),
             include_bytes!("../../cli/recipes/photos.toml").to_vec(),
@@ -115,7 +116,11 @@ fn cifar(label_bytes: usize, n: usize) -> Vec<u8> {
     (0..n).flat_map(|image| [vec![image as u8; label_bytes], vec![image as u8; 3072]].concat()).collect()
 }
 
+#[cfg(feature = "train")]
 fn checkpoint(scratch: &Path) -> anyhow::Result<Vec<u8>> {
+    use anyhow::Context;
+    use swav_train::{Checkpoint, RunPosition, Section};
+
     let section =
         Section { values: [("rows".to_owned(), 3.into())].into_iter().collect(), ..Section::default() };
     let checkpoint = Checkpoint {
@@ -126,7 +131,7 @@ fn checkpoint(scratch: &Path) -> anyhow::Result<Vec<u8>> {
         world_size: 1,
         state: Default::default(),
         optimizer: Default::default(),
-        sections: BTreeMap::from([("codes".to_owned(), vec![section])]),
+        sections: std::collections::BTreeMap::from([("codes".to_owned(), vec![section])]),
     };
     let path = scratch.join("seed.safetensors");
     checkpoint.write(&path).context("a checkpoint to begin with")?;

@@ -64,7 +64,7 @@ pub use signal::StopFlag;
 pub use step::{Batch, StepNumbers, StepOutput, Swav, Update};
 pub use tensorboard::EventWriter;
 pub use threads::thread_pool;
-pub use totals::Outcome;
+pub use totals::{Outcome, advice_on_waiting};
 pub use trainer::Trainer;
 pub use trial::{Trial, TrialOutcome};
 pub use weights::RunWeights;

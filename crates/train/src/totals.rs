@@ -28,6 +28,25 @@ pub struct Outcome {
     pub checkpoint: PathBuf,
 }
 
+/// The share of the time from which on waiting for images is worth a word.
+const MUCH_WAITING: f64 = 0.3;
+
+/// What to do about a training that spends this share of its time, 0 to 1, waiting for images; `None` where that is little.
+///
+/// ```
+/// assert_eq!(swav_train::advice_on_waiting(0.1), None);
+/// assert!(swav_train::advice_on_waiting(0.6).is_some_and(|advice| advice.contains("data.decode.max_side")));
+/// ```
+pub fn advice_on_waiting(data_wait: f64) -> Option<String> {
+    (data_wait > MUCH_WAITING).then(|| {
+        format!(
+            "{:.0}% of the time goes on waiting for images; data.decode.max_side reduces large photos while they are decoded (600 is enough \
+             for crops of 224), data.cache_mib keeps more of them in memory, and loader.n_workers gives them more threads",
+            100.0 * data_wait
+        )
+    })
+}
+
 /// Speed over some steps.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Speed {
@@ -60,6 +79,7 @@ pub(crate) struct Totals {
     since_line: Speed,
     epoch: (u64, f64),
     last_epoch_loss: f64,
+    waiting_told: bool,
     /// When the last checkpoint was saved.
     pub(crate) saved: Instant,
 }
@@ -71,6 +91,7 @@ impl Totals {
             since_line: Speed::default(),
             epoch: (0, 0.0),
             last_epoch_loss: f64::NAN,
+            waiting_told: false,
             saved: Instant::now(),
         }
     }
@@ -84,9 +105,14 @@ impl Totals {
         self.since_line
     }
 
-    /// A line of metrics has been written.
-    pub(crate) fn end_line(&mut self) {
-        self.since_line = Speed::default();
+    /// A line of metrics has been written. Gives advice, once, if much of the time since the last one went on waiting for images.
+    pub(crate) fn end_line(&mut self) -> Option<String> {
+        let line = std::mem::take(&mut self.since_line);
+        // The first steps wait for the first images, whatever comes after.
+        let tells = !self.waiting_told && self.all.n_steps > line.n_steps;
+        let advice = advice_on_waiting(line.data_wait()).filter(|_| tells);
+        self.waiting_told |= advice.is_some();
+        advice
     }
 
     /// Mean loss of the epoch that has just ended.

@@ -441,7 +441,9 @@ impl Trainer {
         record.progress.step(after, numbers.loss, lr, seconds.0);
         if position.step.is_multiple_of(config.monitor.log_every_iters) {
             record.metrics.as_mut().map_or(Ok(()), |log| log.write(&metrics))?;
-            record.totals.end_line();
+            if let Some(advice) = record.totals.end_line() {
+                record.progress.log(|| tracing::warn!("{advice}"));
+            }
         }
         let (encoder, swav) = (self.encoder.as_ref(), &self.swav);
         self.hooks.step(&StepEvent { metrics: &metrics, output: output.as_ref(), encoder, swav })?;

@@ -172,6 +172,9 @@ fn reduced(bytes: &[u8], max_side: u32) -> Option<DynamicImage> {
     let side = u16::try_from(max_side).ok()?;
     let mut decoder = jpeg_decoder::Decoder::new(bytes);
     decoder.read_info().ok()?;
+    if decoder.info().map(|info| (u32::from(info.width), u32::from(info.height))) != Some((width, height)) {
+        return None;
+    }
     let (width, height) = decoder.scale(side, side).ok()?;
     let (width, height) = (u32::from(width), u32::from(height));
     let channels = match decoder.info()?.pixel_format {

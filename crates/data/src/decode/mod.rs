@@ -35,8 +35,8 @@ use crate::{SampleError, error::contained};
 /// - Files that lack their last bytes are shown where the picture is (nearly) whole: PNG without what follows its last
 ///   row, JPEG without its end mark and at most a tenth of its rows. [`strict`](Self::strict) refuses them.
 ///
-/// Decoding takes memory in proportion to the pixels: at most 3 bytes a pixel for PNG and baseline JPEG, 12 for
-/// progressive JPEG, 9 for WebP and GIF, 20 for TIFF of 16 bits with transparency; and as much as the file itself.
+/// Decoding takes memory in proportion to the pixels, and as much as the file itself: at most 3 bytes a pixel for PNG (11 if it is
+/// interlaced) and baseline JPEG, 12 for progressive JPEG, 9 for GIF, 14 for WebP, 20 for TIFF of 16 bits with transparency.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize), serde(default, deny_unknown_fields))]
 pub struct DecodeConfig {

@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, io::Cursor};
 
-use image::{DynamicImage, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use swav_augment::{Channels, Image};
 use tiff::{
     ColorType, TiffError,
@@ -36,6 +36,9 @@ pub(super) fn decode(bytes: &[u8], size: (u32, u32)) -> Result<DynamicImage, Sam
             let mut reader = ImageReader::with_format(Cursor::new(bytes), ImageFormat::Tiff);
             reader.limits(memory_limits(size, 16, bytes.len()));
             let decoder = reader.into_decoder().map_err(from_image_error)?;
+            if decoder.dimensions() != size {
+                return Err(corrupt("it has its size twice"));
+            }
             return DynamicImage::from_decoder(decoder).map_err(from_image_error);
         }
     };

@@ -187,7 +187,7 @@ impl Workload {
 }
 
 /// A value of an option, by the name that configuration files have for it.
-fn named<T: DeserializeOwned>(option: &str, name: &str) -> anyhow::Result<T> {
+pub fn named<T: DeserializeOwned>(option: &str, name: &str) -> anyhow::Result<T> {
     let value = toml::Value::String(name.to_owned());
     value
         .try_into()

@@ -42,6 +42,28 @@ fn speed_measures_a_step() {
 }
 
 #[test]
+fn inference_measures_images_and_memory() {
+    let folder = TempDir::new().unwrap();
+    let options = ["--arch", "resnet18", "--batch", "2,1", "--size", "32", "--rounds", "2", "--threads", "1"];
+    let output = succeed(&folder, &[&["bench", "inference"][..], &options].concat());
+    let report: serde_json::Value = serde_json::from_str(output.lines().last().unwrap()).unwrap();
+    let cases = report["cases"].as_array().unwrap();
+    assert_eq!(cases.iter().map(|case| case["batch"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 1]);
+    for case in cases {
+        let ours = &case["runners"]["ours"];
+        assert!(ours["images_per_s"].as_f64().unwrap() > 0.0, "{report}");
+        assert_eq!(ours["times_faster"], 1.0);
+        if cfg!(target_os = "linux") {
+            assert!(ours["peak_rss_mb"].as_f64().unwrap() > 1.0, "{report}");
+        }
+    }
+    let broken = [&["bench", "inference", "--python", "no-such-python"][..], &options].concat();
+    let output = xtask(&folder, &broken);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no-such-python"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn profile_names_the_operations_of_a_step() {
     let folder = TempDir::new().unwrap();
     let table = succeed(&folder, &[&["profile", "--trace", "trace.json"][..], &SMALL].concat());
@@ -61,6 +83,7 @@ fn wrong_options_are_named() {
     for (words, arguments) in [
         (&["--sizes", "--counts"][..], &["bench", "speed", "--sizes", "32", "16", "--counts", "2"][..]),
         (&["--arch"], &["bench", "speed", "--arch", "resnet7"]),
+        (&["--arch"], &["bench", "inference", "--arch", "resnet50,resnet7"]),
     ] {
         let output = xtask(&folder, arguments);
         let errors = text(&output.stderr);

@@ -206,15 +206,20 @@ impl Layers {
         Self { backbone, head, ..layers }
     }
 
-    /// What an inference pass runs, in order.
-    pub(crate) fn part(&self, part: Part) -> impl Iterator<Item = &Layer> {
-        let pooling = self.backbone.len() - 1;
-        let (end, head) = match part {
-            Part::Backbone => (pooling, &[][..]),
-            Part::Whole => (pooling, self.head.as_slice()),
-            Part::Stage(n) => (self.stage_ends[n - 1], &[][..]),
+    /// All layers.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Layer> {
+        self.backbone.iter().chain(&self.head)
+    }
+
+    /// What an inference pass runs, in order: numbers among all layers.
+    pub(crate) fn part(&self, part: Part) -> impl Iterator<Item = usize> + use<> {
+        let (pooling, all) = (self.backbone.len() - 1, self.backbone.len() + self.head.len());
+        let (end, last) = match part {
+            Part::Backbone => (pooling, pooling + 1),
+            Part::Whole => (pooling, all),
+            Part::Stage(n) => (self.stage_ends[n - 1], pooling + 1),
         };
-        self.backbone[..end].iter().chain(&self.backbone[pooling..]).chain(head)
+        (0..end).chain(pooling..last)
     }
 
     /// Names and shapes of what a state holds.

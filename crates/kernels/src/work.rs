@@ -66,6 +66,11 @@ impl<T> Shared<T> {
         Self(slice.as_ptr().cast_mut())
     }
 
+    /// Of scratch memory.
+    pub fn at(address: *mut T) -> Self {
+        Self(address)
+    }
+
     /// The element `by` further on, which must exist.
     pub fn offset(self, by: usize) -> Self {
         Self(self.0.wrapping_add(by))

@@ -5,8 +5,10 @@ mod common;
 use common::{
     activations, all_bits, block, block_mixed, contexts, error, parameters, round_bf16, slices, values, wide,
 };
+use std::sync::Arc;
+
 use swav_kernels::net::{
-    Backward, BatchNorm1d, Block, BlockKind, GlobalAvgPool, Linear, RunningStats, Stem, Unit,
+    Backward, BatchNorm1d, Block, BlockKind, GlobalAvgPool, Linear, Ready, RunningStats, Stem, Unit, infer,
 };
 use swav_kernels::{
     Activations, BatchStats, Checkpointing, Context, ConvSpec, Error, Options, Precision, reference,
@@ -438,4 +440,137 @@ fn wrong_shapes_are_errors() {
         },
     );
     assert!(matches!(wrong, Err(Error::Shape { .. })));
+}
+
+/// A unit with parameters and running statistics, and what becomes of it for inference.
+struct Inferring {
+    unit: Box<dyn Unit>,
+    params: Vec<Arc<Vec<f32>>>,
+    running: Vec<[Vec<f32>; 2]>,
+}
+
+impl Inferring {
+    fn new(unit: impl Unit + 'static, seed: u64) -> Self {
+        let params = parameters(&unit, seed).into_iter().map(Arc::new).collect();
+        let running = unit.norms().into_iter().map(|norm| {
+            let [mean, var] = [values(norm.channels, seed + 50), values(norm.channels, seed + 60)];
+            [mean.iter().map(|v| 0.3 * v).collect(), var.iter().map(|v| 1.0 + 0.3 * v.abs()).collect()]
+        });
+        Self { running: running.collect(), unit: Box::new(unit), params }
+    }
+
+    fn running(&self) -> Vec<RunningStats<'_>> {
+        self.running.iter().map(|[mean, var]| RunningStats { mean, var }).collect()
+    }
+
+    fn ready(&self, ctx: &Context) -> Box<dyn Ready> {
+        self.unit.ready(ctx, &self.params, &self.running()).unwrap()
+    }
+
+    fn unfolded(&self, ctx: &Context, input: &Activations) -> Activations {
+        let params: Vec<&[f32]> = self.params.iter().map(|values| values.as_slice()).collect();
+        self.unit.forward_infer(ctx, input, &params, &self.running()).unwrap()
+    }
+}
+
+/// A network of all kinds of units, for images of 40 by 44 pixels.
+fn network() -> Vec<Inferring> {
+    let block =
+        |kind, c_in, planes, stride, seed| Inferring::new(Block::new(kind, c_in, planes, stride), seed);
+    vec![
+        Inferring::new(Stem::imagenet(32), 1),
+        block(BlockKind::Bottleneck, 32, 16, 1, 100),
+        block(BlockKind::Basic, 64, 96, 2, 200),
+        block(BlockKind::Basic, 96, 96, 1, 300),
+        Inferring::new(GlobalAvgPool, 400),
+        Inferring::new(Linear::new(96, 40, true), 500),
+        Inferring::new(BatchNorm1d::new(40, true), 600),
+        Inferring::new(Linear::new(40, 7, false), 700),
+    ]
+}
+
+fn infer_all(ctx: &Context, ready: &[Box<dyn Ready>], images: &[f32], shape: [usize; 4]) -> Activations {
+    let units: Vec<&dyn Ready> = ready.iter().map(AsRef::as_ref).collect();
+    infer(ctx, &units, images, shape).unwrap()
+}
+
+#[test]
+fn folded_units_give_what_unfolded_ones_give() {
+    for exact in [true, false] {
+        for ctx in contexts(Options { exact, ..Options::default() }) {
+            for (i, (kind, c_in, planes, stride, [n, h, w])) in BLOCKS.into_iter().enumerate() {
+                let block = Inferring::new(Block::new(kind, c_in, planes, stride), 10 * i as u64);
+                let input = activations(&ctx, [n, h, w, c_in], &values(n * h * w * c_in, 1));
+                let expected = block.unfolded(&ctx, &input);
+                let out = block.ready(&ctx).run(&ctx, input).unwrap();
+                assert_eq!(out.shape, expected.shape);
+                let error = error(&out.words, &wide(&expected.words));
+                // The algorithm may be another one, since kept weights cost less.
+                assert!(error < if exact { 2e-5 } else { 1e-3 }, "{:?} {:?}: {error}", block.unit, ctx.isa());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_folded_network_gives_what_an_unfolded_one_gives() {
+    let shape = [5, 40, 44, 3];
+    let images = values(shape.iter().product(), 3);
+    for precision in [Precision::F32, Precision::Mixed] {
+        for ctx in contexts(Options { precision, exact: true, ..Options::default() }) {
+            let network = network();
+            let input = Activations::from_f32(shape, images.clone()).unwrap();
+            let expected = network.iter().fold(input, |flow, unit| unit.unfolded(&ctx, &flow));
+            let ready: Vec<_> = network.iter().map(|unit| unit.ready(&ctx)).collect();
+            let out = infer_all(&ctx, &ready, &images, shape);
+            assert_eq!(out.shape, [5, 1, 1, 7]);
+            let error = error(&out.words, &wide(&expected.words));
+            assert!(error < 1e-5, "{precision:?} {:?}: {error}", ctx.isa());
+            let kept: usize = ready.iter().map(|unit| unit.words()).sum();
+            assert!(precision == Precision::Mixed || kept > 96 * 96 * 9);
+        }
+    }
+}
+
+/// Images whose feature maps are too large to be worked on at once give the same as one by one.
+#[test]
+fn large_images_are_worked_on_a_few_at_a_time() {
+    let ctx = Context::new(Options { exact: true, ..Options::default() }).unwrap();
+    let shape = [3, 380, 350, 3];
+    let images = values(shape.iter().product(), 3);
+    let network = [Inferring::new(Stem::cifar(20), 1), Inferring::new(GlobalAvgPool, 2)];
+    let ready: Vec<_> = network.iter().map(|unit| unit.ready(&ctx)).collect();
+    let out = infer_all(&ctx, &ready, &images, shape);
+    let one = images.len() / 3;
+    for (i, image) in images.chunks(one).enumerate() {
+        let alone = infer_all(&ctx, &ready, image, [1, 380, 350, 3]);
+        assert_eq!(all_bits(&[alone.words]), all_bits(&[out.words[i * 20..(i + 1) * 20].to_vec()]));
+    }
+    let units: Vec<&dyn Ready> = ready.iter().map(AsRef::as_ref).collect();
+    assert!(matches!(infer(&ctx, &units, &images[1..], shape), Err(Error::Shape { .. })));
+    assert!(matches!(infer(&ctx, &units, &images[..one], [1, 350, 380 * 3, 1]), Err(Error::Shape { .. })));
+}
+
+#[test]
+fn inference_gives_the_same_bits_on_any_threads_and_from_several() {
+    let shape = [6, 40, 44, 3];
+    let images = values(shape.iter().product(), 3);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let ctx = Context::new(Options::default()).unwrap();
+            let ready: Vec<_> = network().iter().map(|unit| unit.ready(&ctx)).collect();
+            // None is packed yet: all of them want to.
+            let outputs = std::thread::scope(|scope| {
+                let both = [(); 2].map(|()| scope.spawn(|| infer_all(&ctx, &ready, &images, shape)));
+                both.map(|thread| thread.join().unwrap())
+            });
+            let again = infer_all(&ctx, &ready, &images, shape);
+            assert!(outputs.iter().all(|output| *output == again));
+            again
+        })
+    };
+    let one = run(1);
+    assert_eq!(one, run(2));
+    assert_eq!(one, run(5));
 }

@@ -2,6 +2,7 @@
 
 mod augment;
 mod cuda;
+mod inference;
 mod kernels;
 mod ot;
 mod speed;
@@ -19,6 +20,7 @@ pub struct Args {
 enum Benchmark {
     Augment(augment::Args),
     Cuda(cuda::Args),
+    Inference(inference::Args),
     Kernels(kernels::Args),
     Ot(ot::Args),
     Speed(speed::Args),
@@ -29,6 +31,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.benchmark {
         Benchmark::Augment(args) => augment::run(args),
         Benchmark::Cuda(args) => cuda::run(args),
+        Benchmark::Inference(args) => inference::run(args),
         Benchmark::Kernels(args) => kernels::run(args),
         Benchmark::Ot(args) => ot::run(args),
         Benchmark::Speed(args) => speed::run(args),

@@ -56,7 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// The middle of sorted numbers, or the mean of the two in the middle.
-fn median(sorted: &[f64]) -> f64 {
+pub(super) fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }

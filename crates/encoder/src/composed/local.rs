@@ -176,7 +176,8 @@ impl<D: Device<f32>> Local<D> {
 
     pub(super) fn forward_infer(&self, images: Images, part: Part) -> Result<Array2<f32>, EncoderError> {
         let Flow { mut matrix, mut shape } = self.input(images)?;
-        for layer in self.layers.part(part) {
+        let layers: Vec<&Layer> = self.layers.iter().collect();
+        for layer in self.layers.part(part).map(|index| layers[index]) {
             let parameters = &self.parameters[layer.parameters.clone()];
             let mut graph = Graph::inference(&self.indices, parameters, &self.running[layer.norms.clone()]);
             (matrix, shape) = graph.unit(&layer.unit, matrix, shape).map_err(|error| self.failed(error))?;

@@ -5,13 +5,14 @@
 
 mod tape;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use dfdx::prelude::{Cpu, Gradients};
 use ndarray::{Array2, ArrayView2, ArrayView4};
 use rayon::prelude::*;
 use swav_collective::Collective;
-use swav_kernels::{self as kernels, net::RunningStats};
+use swav_kernels::net::{self, Ready, RunningStats};
+use swav_kernels::{self as kernels};
 use swav_optim::{Role, apply, norm};
 
 use crate::engine::{Engine, Part, Value, Walk};
@@ -36,6 +37,8 @@ pub(crate) struct Kernels {
     /// Shared with the operations of a backward pass, which are gone when parameters change.
     parameters: Vec<Arc<Vec<f32>>>,
     running: Vec<Running>,
+    /// The layers ready for inference with parameters and statistics as they are; dropped when those change.
+    ready: OnceLock<Vec<Box<dyn Ready>>>,
     slots: Vec<Slots>,
     /// Of the pass that waits for its backward.
     records: Vec<Record>,
@@ -61,6 +64,7 @@ impl Kernels {
             running: (layers.norms.iter())
                 .map(|norm| Running { mean: vec![0.0; norm.channels], var: vec![1.0; norm.channels] })
                 .collect(),
+            ready: OnceLock::new(),
             slots: vec![Slots::default(); layers.parameters.len()],
             records: Vec::new(),
             gradients: None,
@@ -81,6 +85,21 @@ impl Kernels {
             None => activations.words.iter_mut().zip(images).for_each(|(word, &value)| *word = value),
         }
         activations
+    }
+
+    /// The layers ready for inference.
+    fn ready(&self) -> Result<&[Box<dyn Ready>], EncoderError> {
+        if let Some(ready) = self.ready.get() {
+            return Ok(ready);
+        }
+        let ready = self.layers.iter().map(|layer| {
+            let running: Vec<RunningStats<'_>> = (self.running[layer.norms.clone()].iter())
+                .map(|running| RunningStats { mean: &running.mean, var: &running.var })
+                .collect();
+            layer.unit.kernel().ready(&self.context, &self.parameters[layer.parameters.clone()], &running)
+        });
+        let ready = ready.collect::<Result<_, _>>()?;
+        Ok(self.ready.get_or_init(|| ready))
     }
 
     fn output(&self, activations: kernels::Activations) -> Array2<f32> {
@@ -202,6 +221,7 @@ impl Engine for Kernels {
     }
 
     fn write(&mut self, what: Value, values: Vec<f32>) -> Result<(), EncoderError> {
+        self.ready.take();
         match what {
             Value::Parameter(index) => self.parameters[index] = Arc::new(values),
             Value::Mean(index) => self.running[index].mean = values,
@@ -225,6 +245,8 @@ impl Engine for Kernels {
         momentum: f32,
         record: bool,
     ) -> Result<Array2<f32>, EncoderError> {
+        // Running statistics change, and in a training step parameters will.
+        self.ready.take();
         let layers = Arc::clone(&self.layers);
         let inputs = groups.iter().map(|group| self.input(group)).collect();
         let output = layers.walk(&mut Training { engine: self, momentum, record }, inputs)?;
@@ -245,15 +267,12 @@ impl Engine for Kernels {
     }
 
     fn forward_infer(&self, images: ArrayView4<'_, f32>, part: Part) -> Result<Array2<f32>, EncoderError> {
-        let mut flow = self.input(&images);
-        for layer in self.layers.part(part) {
-            let running: Vec<RunningStats<'_>> = (self.running[layer.norms.clone()].iter())
-                .map(|running| RunningStats { mean: &running.mean, var: &running.var })
-                .collect();
-            let unit = layer.unit.kernel();
-            let output = unit.forward_infer(&self.context, &flow, &self.slices(layer), &running)?;
-            self.context.recycle(std::mem::replace(&mut flow, output));
-        }
+        let (n, h, w, c) = images.dim();
+        let ready = self.ready()?;
+        let units: Vec<&dyn Ready> = self.layers.part(part).map(|index| &*ready[index]).collect();
+        let images = images.as_standard_layout();
+        let values = images.as_slice().expect("an array in standard layout");
+        let flow = net::infer(&self.context, &units, values, [n, h, w, c])?;
         Ok(self.output(flow))
     }
 
@@ -279,6 +298,7 @@ impl Engine for Kernels {
 
     fn update(&mut self, rule: &UpdateRule) -> Result<UpdateStats, EncoderError> {
         let mut gradients = self.gradients.take().ok_or(EncoderError::NoGradients)?;
+        self.ready.take();
         let mut taken = Vec::with_capacity(self.keys.len());
         for key in self.keys.iter() {
             taken.push(key.take(&mut gradients).map_err(failed)?);

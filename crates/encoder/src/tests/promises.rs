@@ -241,3 +241,35 @@ fn a_network_learns() {
         assert!(losses[11] < losses[0] - 1.0, "{device}: {losses:?}");
     }
 }
+
+/// What is prepared for inference belongs to parameters and statistics as they are.
+#[test]
+fn embeddings_follow_every_change_of_the_network() {
+    for device in devices() {
+        let config = EncoderConfig { exact: false, ..mlp() };
+        let mut encoder = encoder(&device, &config);
+        let images = images(4, 12, 12, 1);
+        let mut before = encoder.embed(images.view(), Output::Embedding).unwrap();
+        let mut check = |encoder: &dyn crate::Encoder, what: &str| {
+            let z = encoder.embed(images.view(), Output::Embedding).unwrap();
+            assert_ne!(z, before, "{device}: {what}");
+            let mut other = build(&device, &config.check().unwrap(), 32).unwrap();
+            other.load_state(&encoder.state().unwrap()).unwrap();
+            let expected = other.embed(images.view(), Output::Embedding).unwrap();
+            assert_eq!(bits(z.as_slice().unwrap()), bits(expected.as_slice().unwrap()), "{device}: {what}");
+            before = z;
+        };
+        let z = encoder.forward_train(&[images.view()]).unwrap();
+        check(&*encoder, "forward in training");
+        encoder.backward(gradient(&z, 1).view()).unwrap();
+        encoder.update(&SGD).unwrap();
+        check(&*encoder, "update");
+        encoder.statistics().unwrap().reset().unwrap();
+        check(&*encoder, "statistics forgotten");
+        encoder.statistics().unwrap().observe(images.view()).unwrap();
+        check(&*encoder, "statistics estimated");
+        let other = build(&device, &config.check().unwrap(), 33).unwrap();
+        encoder.load_state(&other.state().unwrap()).unwrap();
+        check(&*encoder, "state loaded");
+    }
+}

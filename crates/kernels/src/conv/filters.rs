@@ -1,7 +1,6 @@
 //! Filters, packed into panels as wide as the product tile.
 
-use crate::Context;
-use crate::context::Scratch;
+use super::kept::Weights;
 use crate::simd::{BLOCK, Job, SQUARE, Simd};
 use crate::work::{Shared, tasks};
 
@@ -83,6 +82,8 @@ pub(super) struct Filters<'a> {
     c_in: usize,
     c_out: usize,
     taps: usize,
+    /// A factor for each output channel.
+    scale: Option<&'a [f32]>,
     direction: Direction,
     /// Whether two rows are packed into one word as bf16.
     pairs: bool,
@@ -103,13 +104,13 @@ pub(super) struct FilterBlock {
 impl<'a> Filters<'a> {
     /// Of weights `[c_out, taps, c_in]`.
     pub fn new(
-        values: &'a [f32],
+        Weights { values, scale, .. }: Weights<'a>,
         [c_out, taps, c_in]: [usize; 3],
         direction: Direction,
         pairs: bool,
     ) -> Self {
         assert_eq!(values.len(), c_out * taps * c_in, "weights of a convolution");
-        Self { values, c_in, c_out, taps, direction, pairs }
+        Self { values, c_in, c_out, taps, scale, direction, pairs }
     }
 
     /// The same with all taps of an input as channels: what an output reads is one column.
@@ -212,6 +213,11 @@ impl<'a> Filters<'a> {
                         dst[k * width + n] = w;
                     }
                 }
+                if let Some(scale) = self.scale {
+                    for row in dst.chunks_exact_mut(width) {
+                        row.iter_mut().zip(&scale[n0..n0 + cols]).for_each(|(w, s)| *w *= s);
+                    }
+                }
             }
             Direction::Backward => {
                 let row = |k: usize| &self.values[((k0 + k) * self.taps + tap) * self.c_in + n0..][..cols];
@@ -251,16 +257,19 @@ impl Job for CopyRows<'_> {
     }
 }
 
-/// Packed filters: `[panel][block][tap][16][width]`.
-pub(super) fn pack<'a, S: Simd>(
-    simd: S,
-    ctx: &'a Context,
-    filters: Filters<'_>,
-    panels: Panels,
-) -> Scratch<'a> {
+/// Words of packed filters.
+pub(super) fn packed_len(filters: &Filters<'_>, panels: Panels) -> usize {
+    filters.blocks() * filters.taps * BLOCK * panels.total_width()
+}
+
+/// Packs filters: `[panel][block][tap][16][width]`.
+///
+/// # Panics
+/// If there are not as many words as they need.
+pub(super) fn pack<S: Simd>(simd: S, filters: Filters<'_>, panels: Panels, packed: &mut [f32]) {
+    assert_eq!(packed.len(), packed_len(&filters, panels), "packed filters");
     let (blocks, taps) = (filters.blocks(), filters.taps);
-    let mut packed = ctx.pool().scratch(blocks * taps * BLOCK * panels.total_width());
-    let out = Shared::new(&mut packed);
+    let out = Shared::new(packed);
     filters.direction.each_block(panels.count(), blocks, |j, block| {
         let width = panels.width(j);
         for tap in 0..taps {
@@ -272,5 +281,4 @@ pub(super) fn pack<'a, S: Simd>(
             filters.block(simd, FilterBlock { tap, row, column, width }, dst);
         }
     });
-    packed
 }

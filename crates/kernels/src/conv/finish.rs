@@ -1,9 +1,9 @@
 //! How outputs are finished while they are in cache: stored, added, masked, and summed for batch norm.
 
-use super::Post;
 use super::partials::{ChannelSums, PartialsPtr};
+use super::{Fused, Post};
 use crate::activations::{Activations, DataMut};
-use crate::simd::{Elem, Job, Simd};
+use crate::simd::{BLOCK, Elem, Job, Simd};
 use crate::work::Shared;
 
 /// What to do with each output vector.
@@ -170,9 +170,62 @@ impl<T: Elem> Finish for MaskAndSum<T> {
     }
 }
 
+/// `max(v + bias + what is there, 0)`, all of f32.
+#[derive(Clone, Copy)]
+pub(super) struct Join {
+    dst: Shared<f32>,
+    bias: *const f32,
+    add: bool,
+    relu: bool,
+}
+
+// SAFETY: the raw pointers are read-only views of slices that outlive the tasks.
+unsafe impl Send for Join {}
+// SAFETY: tasks only read through the pointers.
+unsafe impl Sync for Join {}
+
+impl Join {
+    fn new(fused: &Fused<'_>, dst: Shared<f32>) -> Self {
+        Self { dst, bias: fused.bias.as_ptr(), add: fused.add, relu: fused.relu }
+    }
+}
+
+impl Finish for Join {
+    #[inline(always)]
+    unsafe fn vec<S: Simd, const PART: bool>(
+        &self,
+        v: S::V,
+        at: usize,
+        c: usize,
+        n: usize,
+        sums: &mut ChannelSums<S>,
+    ) {
+        let simd = sums.simd;
+        // SAFETY: the element's lanes lie in the output; there is a bias for each channel.
+        unsafe {
+            let p = self.dst.get().add(at);
+            let mut v = simd.add(v, get::<S, f32, PART>(simd, self.bias.add(c), n));
+            if self.add {
+                v = simd.add(v, get::<S, f32, PART>(simd, p, n));
+            }
+            if self.relu {
+                v = simd.relu(v);
+            }
+            put::<S, f32, PART>(simd, p, n, v);
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, simd: S, at: usize) {
+        simd.prefetch(self.dst.get().wrapping_add(at));
+    }
+}
+
 /// Which [`Finish`] to use, and where the output is.
 #[derive(Clone, Copy)]
 pub(super) enum Finisher<'a> {
+    /// An inference pass.
+    Fused(Fused<'a>),
     /// A forward pass, with batch statistics or without.
     Forward {
         /// Whether to sum.
@@ -209,9 +262,27 @@ impl Finisher<'_> {
     ///
     /// # Panics
     /// If it does not.
-    pub fn check(&self, output: [usize; 4]) {
-        if let Finisher::Backward(post) = self {
-            post.check(output);
+    pub fn check(&self, output: &Activations) {
+        match self {
+            Finisher::Forward { .. } => {}
+            Finisher::Backward(post) => post.check(output.shape),
+            Finisher::Fused(fused) => fused.check(output),
+        }
+    }
+
+    /// Whether complete sums have to go through [`tile`](Self::tile) even where they could be stored as they are.
+    pub fn reads_tiles(&self) -> bool {
+        self.sums() || matches!(self, Finisher::Fused(_))
+    }
+
+    /// Asks for what an inference pass's tile will touch, whose channels begin at `c0`.
+    #[inline(always)]
+    pub fn prefetch<S: Simd>(&self, simd: S, output: OutputPtr, at: &[usize], c0: usize) {
+        if let (Finisher::Fused(fused), OutputPtr::F32(dst)) = (self, output) {
+            let join = Join::new(fused, dst);
+            for &at in at {
+                (0..2 * S::LANES).step_by(BLOCK).for_each(|lane| join.prefetch(simd, at + c0 + lane));
+            }
         }
     }
 
@@ -223,6 +294,11 @@ impl Finisher<'_> {
     /// Whether the output is added to what is there.
     pub fn accumulates(&self) -> bool {
         matches!(self, Finisher::Backward(Post::Accumulate))
+    }
+
+    /// Whether what is there is needed when outputs are finished, so that no other sums may wait in its place.
+    pub fn reads_output(&self) -> bool {
+        matches!(self, Finisher::Fused(Fused { add: true, .. }))
     }
 
     /// Calls the visitor with the finish for this output.
@@ -238,6 +314,8 @@ impl Finisher<'_> {
             MaskAndSum { dst, raw: raw.as_ptr(), scale, shift, mean: mean.as_ptr() }
         }
         match (self, output) {
+            (Finisher::Fused(fused), OutputPtr::F32(dst)) => visitor.visit(Join::new(fused, dst)),
+            (Finisher::Fused(_), OutputPtr::Bf16(_)) => unreachable!("checked: inference passes write f32"),
             (Finisher::Forward { stats: true }, OutputPtr::F32(dst)) => visitor.visit(StoreAndSum(dst)),
             (Finisher::Forward { stats: true }, OutputPtr::Bf16(dst)) => visitor.visit(StoreAndSum(dst)),
             (Finisher::Backward(Post::Accumulate), OutputPtr::F32(dst)) => visitor.visit(Accumulate(dst)),

@@ -8,6 +8,7 @@
 mod direct;
 mod filters;
 mod finish;
+mod kept;
 mod operands;
 mod partials;
 pub mod plan;
@@ -25,7 +26,8 @@ use direct::fill::Reader;
 use direct::geometry::Geometry;
 use filters::{Direction, Filters};
 use finish::Finisher;
-pub(crate) use operands::{Post, Source};
+pub(crate) use kept::{Kept, Weights};
+pub(crate) use operands::{Fused, Post, Source};
 use partials::Partials;
 use plan::{Algorithm, Pass, Plan, Products, Reading};
 
@@ -94,8 +96,7 @@ struct Product<'a> {
     input: [usize; 4],
     direction: Direction,
     source: Source<'a>,
-    /// OHWI.
-    weights: &'a [f32],
+    weights: Weights<'a>,
     finisher: Finisher<'a>,
     plan: Plan,
 }
@@ -124,10 +125,61 @@ pub(crate) fn forward(
     let input = src.shape();
     let describe = || spec.describe(input);
     let plan = Plan::choose(spec, input, Pass::Forward, src.precision(), ctx);
-    let (direction, finisher) = (Direction::Forward, Finisher::Forward { stats });
+    let (direction, finisher, weights) = (Direction::Forward, Finisher::Forward { stats }, weights.into());
     let product = Product { spec, input, direction, source: src, weights, finisher, plan };
     let (partials, counts) = profile::scope("conv forward", describe, || product.run(ctx, out));
     stats.then(|| partials.batch_stats(&counts))
+}
+
+/// `out = conv(x)` with weights that may be scaled and kept, and what follows it fused into it. All is f32.
+///
+/// # Panics
+/// If shapes do not fit.
+pub(crate) fn infer(
+    ctx: &Context,
+    spec: &ConvSpec,
+    x: &Activations,
+    weights: Weights<'_>,
+    fused: Fused<'_>,
+    out: &mut Activations,
+) {
+    let input = x.shape;
+    let describe = || spec.describe(input);
+    let plan = Plan::choose_kept(spec, input, ctx);
+    let (direction, finisher) = (Direction::Forward, Finisher::Fused(fused));
+    let product = Product { spec, input, direction, source: Source::Plain(x), weights, finisher, plan };
+    profile::scope("conv inference", describe, || product.run(ctx, out));
+}
+
+/// Max pooling 3×3, stride 2, padding 1 of what [`infer`] gives, where there are kernels for both together: `None` otherwise.
+/// Nothing is added to the convolution's output but biases.
+///
+/// # Panics
+/// If shapes do not fit.
+pub(crate) fn infer_pooled(
+    ctx: &Context,
+    spec: &ConvSpec,
+    x: &Activations,
+    weights: Weights<'_>,
+    fused: Fused<'_>,
+) -> Option<Activations> {
+    let input = x.shape;
+    let plan = Plan::choose_kept(spec, input, ctx);
+    if plan.algorithm != Algorithm::RgbRows || fused.add {
+        return None;
+    }
+    let [n, h, w, c] = spec.output_shape(input);
+    let mut out = ctx.activations([n, h.div_ceil(2), w.div_ceil(2), c], Precision::F32);
+    let (direction, finisher) = (Direction::Forward, Finisher::Fused(fused));
+    let product = Product { spec, input, direction, source: Source::Plain(x), weights, finisher, plan };
+    profile::scope(
+        "conv and pooling inference",
+        || spec.describe(input),
+        || {
+            dispatch!(ctx.vectors(), simd => rgb::forward_pooled(simd, ctx, &product, &mut out));
+        },
+    );
+    Some(out)
 }
 
 /// `out = conv_transposed(dy)`, finished by `post`, whose sums it returns.
@@ -145,7 +197,7 @@ pub(crate) fn backward_data(
     let input = out.shape;
     let describe = || spec.describe(input);
     let plan = Plan::choose(spec, input, Pass::Data, dy.precision(), ctx);
-    let (direction, finisher) = (Direction::Backward, Finisher::Backward(post));
+    let (direction, finisher, weights) = (Direction::Backward, Finisher::Backward(post), weights.into());
     let product = Product { spec, input, direction, source: dy, weights, finisher, plan };
     let (partials, _) = profile::scope("conv backward data", describe, || product.run(ctx, out));
     finisher.sums().then(|| partials.grad_sums())
@@ -187,17 +239,32 @@ impl Product<'_> {
     /// # Panics
     /// If they do not.
     fn check(&self, out: &Activations) {
-        let output = self.spec.output_shape(self.input);
-        let (read, written) = match self.direction {
-            Direction::Forward => (self.input, output),
-            Direction::Backward => (output, self.input),
+        let written = match self.direction {
+            Direction::Forward => self.spec.output_shape(self.input),
+            Direction::Backward => self.input,
         };
-        assert_eq!(self.weights.len(), self.spec.weight_len(), "weights of a convolution");
+        assert_eq!(out.shape, written, "shape of what a convolution writes");
+        self.check_reads();
+        self.finisher.check(out);
+    }
+
+    /// Checks what is read, and nothing of what is written.
+    ///
+    /// # Panics
+    /// As [`check`](Self::check).
+    fn check_reads(&self) {
+        let read = match self.direction {
+            Direction::Forward => self.input,
+            Direction::Backward => self.spec.output_shape(self.input),
+        };
+        assert_eq!(self.weights.values.len(), self.spec.weight_len(), "weights of a convolution");
+        if let Some(scale) = self.weights.scale {
+            let expected = (self.spec.c_out, Direction::Forward);
+            assert_eq!((scale.len(), self.direction), expected, "factors of a convolution's weights");
+        }
         assert_eq!(self.input[3], self.spec.c_in, "input channels of a convolution");
         assert_eq!(self.source.shape(), read, "shape of what a convolution reads");
-        assert_eq!(out.shape, written, "shape of what a convolution writes");
         self.source.check();
-        self.finisher.check(out.shape);
     }
 
     /// The weights as this pass sees them.

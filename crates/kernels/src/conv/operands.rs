@@ -72,6 +72,28 @@ impl Source<'_> {
     }
 }
 
+/// What an inference pass does with its outputs: `v + bias`, plus what is there, and then a ReLU.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fused<'a> {
+    /// A value for each channel.
+    pub bias: &'a [f32],
+    /// Whether they are added to what is there.
+    pub add: bool,
+    /// Whether there is a ReLU.
+    pub relu: bool,
+}
+
+impl Fused<'_> {
+    /// Checks that what is read along with an output of this shape fits it, and that all is f32.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn check(&self, out: &Activations) {
+        assert_eq!(self.bias.len(), out.shape[3], "biases of a convolution");
+        assert_eq!(out.precision, Precision::F32, "what inference writes");
+    }
+}
+
 /// What happens to the gradient that `backward_data` computes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Post<'a> {

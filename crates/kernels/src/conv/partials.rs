@@ -96,6 +96,11 @@ pub(super) struct PartialsPtr {
 }
 
 impl PartialsPtr {
+    /// For passes that gather no sums.
+    pub fn none() -> Self {
+        Self { channels: 0, data: Shared::new(&mut []), needed: false }
+    }
+
     /// The sums of a part of the work for the `n` channels from `c` on; without any if none are gathered.
     ///
     /// # Safety

@@ -16,6 +16,7 @@ use std::fmt;
 use super::ConvSpec;
 use super::direct::geometry::Geometry;
 use super::direct::gradient;
+use super::kept;
 use super::rgb;
 use super::winograd::tiling::tile_count;
 use super::winograd::{maps, two_taps};
@@ -100,8 +101,15 @@ impl Plan {
             registers: Registers::of(ctx.vectors()),
             exact: ctx.exact(),
             bf16: ctx.bf16_products() && stored == Precision::Mixed,
+            kept: false,
         };
         machine.choose(spec, input, pass)
+    }
+
+    /// Decides for an inference pass of f32 whose packed weights are kept.
+    pub fn choose_kept(spec: &ConvSpec, input: [usize; 4], ctx: &Context) -> Self {
+        let registers = Registers::of(ctx.vectors());
+        Machine { registers, exact: ctx.exact(), bf16: false, kept: true }.choose(spec, input, Pass::Forward)
     }
 
     /// What is copied, for algorithms that copy.
@@ -137,9 +145,24 @@ struct Machine {
     exact: bool,
     /// Whether there are fast products of bf16, and all operands are stored so.
     bf16: bool,
+    /// Whether packed weights are kept from pass to pass.
+    kept: bool,
 }
 
 impl Machine {
+    /// What the weights of a convolution cost, for each, in multiply-adds: by Winograd's algorithm, for each point, and by
+    /// the direct path, for each tap. They are read from memory, and by Winograd's algorithm transformed before that unless
+    /// they are kept.
+    fn of_weights(&self, spec: &ConvSpec) -> (f64, f64) {
+        let kinds = if spec.stride == 1 { 1 } else { 4 };
+        let transformed = kinds * maps::POINTS * spec.c_in * spec.c_out;
+        match self.kept {
+            false => (TRANSFORMED_WEIGHT, 0.0),
+            true if transformed > kept::MOST => (TRANSFORMED_WEIGHT, KEPT_WEIGHT),
+            true => (KEPT_WEIGHT, KEPT_WEIGHT),
+        }
+    }
+
     fn choose(&self, spec: &ConvSpec, input: [usize; 4], pass: Pass) -> Plan {
         let products = if self.multiplies_bf16(spec) { Products::Bf16 } else { Products::F32 };
         if self.winograd_pays(spec, input) {
@@ -183,6 +206,7 @@ impl Machine {
         }
         let [n, h, w, _] = input.map(|s| s as f64);
         let (ci, co) = (spec.c_in as f64, spec.c_out as f64);
+        let (of_point, of_tap) = self.of_weights(spec);
         // In multiply-adds: the direct path leaves padding out; the other pays for its transforms and for reading
         // transformed weights from memory.
         if spec.stride == 2 {
@@ -198,15 +222,15 @@ impl Machine {
             let inputs = per_map(two_taps::side_products);
             let winograd = inputs * (ci * co + 16.0 * ci)
                 + per_map(two_taps::side_points) * 16.0 * co
-                + two_taps::PRODUCTS * ci * co * 24.0;
-            return winograd < direct;
+                + two_taps::PRODUCTS * ci * co * of_point;
+            return winograd < direct + 9.0 * ci * co * of_tap;
         }
         let map = [input[1], input[2]];
         let points = (input[0] * maps::map_points(map)) as f64;
         let weight_points = maps::map_points(map).min(maps::POINTS) as f64;
         let direct = n * (3.0 * h - 2.0) * (3.0 * w - 2.0) * ci * co;
-        let winograd = points * (ci * co + 12.0 * (ci + co)) + weight_points * ci * co * 24.0;
-        winograd < direct
+        let winograd = points * (ci * co + 12.0 * (ci + co)) + weight_points * ci * co * of_point;
+        winograd < direct + 9.0 * ci * co * of_tap
     }
 
     /// Whether Strassen's step applies and is expected to take less time than eight products.
@@ -229,6 +253,12 @@ impl Machine {
         !self.exact && geometry.is_flat() && taps == 1 && even && large
     }
 }
+
+/// What it costs, in multiply-adds, to transform a weight for one point, to write and to read it.
+const TRANSFORMED_WEIGHT: f64 = 24.0;
+
+/// What it costs, in multiply-adds, to read a kept weight, mostly from the last-level cache or from memory.
+const KEPT_WEIGHT: f64 = 14.0;
 
 /// How forward and weight passes of the direct path read.
 fn reading(spec: &ConvSpec) -> Reading {
@@ -290,7 +320,7 @@ mod tests {
             8 => Registers { lanes: 8, tile_rows: 6, gradient_columns: 16 },
             _ => Registers::new::<Portable>(),
         };
-        Machine { registers, exact: false, bf16: false }
+        Machine { registers, exact: false, bf16: false, kept: false }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -399,6 +429,20 @@ mod tests {
         }
         // Two images share a word in a weight pass, and a single one would be half of nothing.
         assert_eq!(products([1, 28, 256, 256, 3, 2])[2].products, Products::F32);
+    }
+
+    /// With kept weights, few pixels are enough for Winograd's algorithm, but not so few that weights are all there is to read.
+    #[test]
+    fn kept_weights_change_the_plan() {
+        let forward = |kept, case| layer(&Machine { kept, ..machine(16) }, case)[0];
+        assert_eq!(forward(true, [1, 56, 64, 64, 3, 1]), TILES);
+        assert_eq!(forward(true, [1, 14, 256, 256, 3, 1]), PANELS);
+        assert_eq!(forward(true, [1, 7, 512, 512, 3, 1]), DIRECT);
+        assert_eq!(forward(true, [8, 7, 512, 512, 3, 1]), PANELS);
+        assert_eq!(forward(true, [1, 28, 256, 256, 3, 2]), DIRECT);
+        // Transformed each time, weights cost more than they save.
+        assert_eq!(forward(false, [1, 10, 256, 256, 3, 1]), DIRECT);
+        assert_eq!(forward(true, [1, 10, 256, 256, 3, 1]), PANELS);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "several arrays are indexed by channel")]
 
-use super::plan::winograd_order;
+use super::plan::{WinogradOrder, winograd_order};
 use super::*;
 use crate::activations::DataMut;
 use crate::norm::{Affine, GradAffine};
@@ -139,7 +139,7 @@ fn winograd_forward<'a>(
     stats: bool,
 ) -> Product<'a> {
     let (input, direction, finisher) = (source.shape(), Direction::Forward, Finisher::Forward { stats });
-    let plan = winograd(spec, input, Pass::Forward);
+    let (plan, weights) = (winograd(spec, input, Pass::Forward), weights.into());
     Product { spec, input, direction, source, weights, finisher, plan }
 }
 
@@ -151,7 +151,7 @@ fn winograd_data<'a>(
     post: Post<'a>,
 ) -> Product<'a> {
     let (direction, finisher) = (Direction::Backward, Finisher::Backward(post));
-    let plan = winograd(spec, input, Pass::Data);
+    let (plan, weights) = (winograd(spec, input, Pass::Data), weights.into());
     Product { spec, input, direction, source, weights, finisher, plan }
 }
 
@@ -372,4 +372,63 @@ fn products_of_bf16_are_summed_in_f32() {
             assert!(error(&dw, &expected) < 1e-5, "weights {what}: {}", error(&dw, &expected));
         }
     }
+}
+
+/// An inference pass, with all that can be fused into it and with nothing, and the same from kept weights.
+fn check_inference(ctx: &Context, spec: &ConvSpec, shape: [usize; 4], algorithm: Algorithm, tolerance: f64) {
+    let (x, weights) = (activations(shape, 1), values(spec.weight_len(), 2));
+    let (scale, bias) = (values(spec.c_out, 3), values(spec.c_out, 4));
+    let side = activations(spec.output_shape(shape), 5);
+    let expected = reference::conv_forward(spec, shape, &wide(&x.words), &wide(&weights));
+    for (scaled, add, relu) in [(true, true, true), (true, false, false), (false, false, true)] {
+        let kept = Kept::default();
+        let weights =
+            Weights { values: &weights, scale: scaled.then_some(scale.as_slice()), kept: Some(&kept) };
+        let expected: Vec<f64> = (expected.iter().enumerate())
+            .map(|(i, &v)| {
+                let (c, factor) = (i % spec.c_out, |c: usize| if scaled { f64::from(scale[c]) } else { 1.0 });
+                let added = if add { f64::from(side.words[i]) } else { 0.0 } + f64::from(bias[c]);
+                let sum = v * factor(c) + added;
+                if relu { sum.max(0.0) } else { sum }
+            })
+            .collect();
+        let plan = Plan { algorithm, products: Products::F32 };
+        let pass = |weights| {
+            let mut out = side.clone();
+            let finisher = Finisher::Fused(Fused { bias: &bias, add, relu });
+            let (direction, source, input) = (Direction::Forward, Source::Plain(&x), shape);
+            Product { spec, input, direction, source, weights, finisher, plan }.run(ctx, &mut out);
+            out
+        };
+        let out = pass(weights);
+        let what = format!("{spec:?} {shape:?} {plan} {:?}: {}", ctx.isa(), error(&out.words, &expected));
+        assert!(error(&out.words, &expected) < tolerance, "{what}");
+        assert!(kept.words() > 0, "{what}");
+        assert_eq!(pass(weights), out, "from kept weights: {what}");
+        assert_eq!(pass(Weights { kept: None, ..weights }), out, "from weights that are not kept: {what}");
+    }
+}
+
+#[test]
+fn inference_passes_match_f64() {
+    each_isa(|ctx| {
+        for [c_in, c_out, kernel, stride, padding, n, h, w] in CONVOLUTIONS.into_iter().step_by(2) {
+            let spec = ConvSpec { c_in, c_out, kernel, stride, padding };
+            let shape = [n, h, w, c_in];
+            let plan = Plan::choose_kept(&spec, shape, ctx);
+            check_inference(ctx, &spec, shape, plan.algorithm, 1e-5);
+        }
+        for [c_in, c_out, n, h, w] in WINOGRAD.into_iter().step_by(3) {
+            for stride in [1, 2] {
+                let spec = ConvSpec { c_in, c_out, kernel: 3, stride, padding: 1 };
+                for order in [WinogradOrder::Tiles, WinogradOrder::Panels] {
+                    check_inference(ctx, &spec, [n, h, w, c_in], Algorithm::Winograd(order), 3e-4);
+                }
+            }
+        }
+        let deep = ConvSpec { c_in: 512, c_out: 128, kernel: 1, stride: 1, padding: 0 };
+        check_inference(ctx, &deep, [2, 9, 11, 512], Algorithm::Strassen(Reading::Pixels), 3e-5);
+        // Deeper than what is summed at once.
+        check_inference(ctx, &deep, [2, 9, 11, 512], Algorithm::Direct(Reading::Pixels), 1e-5);
+    });
 }

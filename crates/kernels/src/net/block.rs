@@ -1,14 +1,17 @@
 //! Residual blocks.
 
+use std::sync::Arc;
+
+use super::infer::{FoldedConv, check_ready};
 use super::{
-    Backward, Convolution, NormSpec, ParamSpec, RunningStats, Saved, Unit, check_backward, check_batch,
-    check_forward, check_precision, check_running, pair_mut,
+    Backward, Convolution, NormSpec, ParamSpec, Ready, RunningStats, Saved, Unfolded, Unit, check_backward,
+    check_batch, check_forward, check_precision, check_running, pair_mut,
 };
 use crate::context::Checkpointing;
 use crate::conv::{self, ConvSpec, Post, Source};
 use crate::norm::{Affine, BatchStats, GradAffine};
 use crate::pointwise::{self, Normed, Shortcut};
-use crate::{Activations, Context, Error};
+use crate::{Activations, Context, Error, Precision};
 
 /// The two residual blocks of He et al., "Deep residual learning for image recognition" (2016), the second
 /// with the stride in its 3×3 convolution (as torchvision has it).
@@ -305,5 +308,64 @@ impl Unit for Block {
         let out = self.join(ctx, input, &raw, &affines);
         raw.into_iter().for_each(|a| ctx.recycle(a));
         Ok(out)
+    }
+
+    fn ready(
+        &self,
+        ctx: &Context,
+        params: &[Arc<Vec<f32>>],
+        running: &[RunningStats<'_>],
+    ) -> Result<Box<dyn Ready>, Error> {
+        if ctx.precision() != Precision::F32 {
+            return Ok(Box::new(Unfolded::new(self.clone(), params, running)?));
+        }
+        check_ready(self, params, running)?;
+        let convs = self.convs().zip(params.chunks(3)).zip(running);
+        let mut convs: Vec<_> =
+            convs.map(|((&spec, params), running)| FoldedConv::with_norm(spec, params, running)).collect();
+        let downsample = self.downsample.and_then(|_| convs.pop());
+        Ok(Box::new(FoldedBlock { unit: self.clone(), convs, downsample }))
+    }
+}
+
+/// A block whose batch norms are folded into its convolutions; the last of them adds the shortcut.
+#[derive(Debug)]
+struct FoldedBlock {
+    unit: Block,
+    convs: Vec<FoldedConv>,
+    downsample: Option<FoldedConv>,
+}
+
+impl Ready for FoldedBlock {
+    fn output_shape(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
+        self.unit.output_shape(input)
+    }
+
+    fn run(&self, ctx: &Context, input: Activations) -> Result<Activations, Error> {
+        input.check("the input")?;
+        check_precision(&input, Precision::F32)?;
+        self.unit.output_shape(input.shape)?;
+        let last = self.convs.len() - 1;
+        let mut flow = self.convs[0].run(ctx, &input, true);
+        for conv in &self.convs[1..last] {
+            let next = conv.run(ctx, &flow, true);
+            ctx.recycle(std::mem::replace(&mut flow, next));
+        }
+        // The sum is where the shortcut was.
+        let mut out = match &self.downsample {
+            None => input,
+            Some(conv) => {
+                let side = conv.run(ctx, &input, false);
+                ctx.recycle(input);
+                side
+            }
+        };
+        self.convs[last].join(ctx, &flow, &mut out);
+        ctx.recycle(flow);
+        Ok(out)
+    }
+
+    fn words(&self) -> usize {
+        self.convs.iter().chain(&self.downsample).map(FoldedConv::words).sum()
     }
 }

@@ -1,9 +1,12 @@
 //! What comes after the blocks: pooling, linear layers, batch norm of vectors. Vectors are activations of
 //! shape `[n, 1, 1, channels]`, always f32.
 
+use std::sync::Arc;
+
+use super::infer::{FoldedConv, check_ready};
 use super::{
-    Backward, Convolution, NormSpec, ParamKind, ParamSpec, RunningStats, Saved, Unit, check_backward,
-    check_batch, check_forward, check_precision, check_running, pair_mut,
+    Backward, Convolution, NormSpec, ParamKind, ParamSpec, Ready, RunningStats, Saved, Unfolded, Unit,
+    check_backward, check_batch, check_forward, check_precision, check_running, pair_mut,
 };
 use crate::activations::Precision;
 use crate::conv::{self, ConvSpec, Post, Source};
@@ -81,6 +84,15 @@ impl Unit for GlobalAvgPool {
         let mut out = ctx.activations(shape, Precision::F32);
         pool::avg_pool(ctx, input, &mut out);
         Ok(out)
+    }
+
+    fn ready(
+        &self,
+        _ctx: &Context,
+        params: &[Arc<Vec<f32>>],
+        running: &[RunningStats<'_>],
+    ) -> Result<Box<dyn Ready>, Error> {
+        Ok(Box::new(Unfolded::new(*self, params, running)?))
     }
 }
 
@@ -178,6 +190,43 @@ impl Unit for Linear {
             }
         }
         Ok(out)
+    }
+
+    fn ready(
+        &self,
+        _ctx: &Context,
+        params: &[Arc<Vec<f32>>],
+        running: &[RunningStats<'_>],
+    ) -> Result<Box<dyn Ready>, Error> {
+        check_ready(self, params, running)?;
+        let bias = if self.bias { params[1].to_vec() } else { vec![0.0; self.conv.c_out] };
+        Ok(Box::new(ReadyLinear { unit: *self, conv: FoldedConv::with_bias(self.conv, &params[0], bias) }))
+    }
+}
+
+/// A linear layer whose packed weights are kept.
+#[derive(Debug)]
+struct ReadyLinear {
+    unit: Linear,
+    conv: FoldedConv,
+}
+
+impl Ready for ReadyLinear {
+    fn output_shape(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
+        self.unit.output_shape(input)
+    }
+
+    fn run(&self, ctx: &Context, input: Activations) -> Result<Activations, Error> {
+        input.check("the input")?;
+        check_precision(&input, Precision::F32)?;
+        self.unit.output_shape(input.shape)?;
+        let out = self.conv.run(ctx, &input, false);
+        ctx.recycle(input);
+        Ok(out)
+    }
+
+    fn words(&self) -> usize {
+        self.conv.words()
     }
 }
 
@@ -289,5 +338,14 @@ impl Unit for BatchNorm1d {
         check_running(self, running)?;
         let affine = Affine::new(running[0].mean, running[0].var, params[0], params[1]);
         Ok(self.apply(ctx, input, &affine))
+    }
+
+    fn ready(
+        &self,
+        _ctx: &Context,
+        params: &[Arc<Vec<f32>>],
+        running: &[RunningStats<'_>],
+    ) -> Result<Box<dyn Ready>, Error> {
+        Ok(Box::new(Unfolded::new(*self, params, running)?))
     }
 }

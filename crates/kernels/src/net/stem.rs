@@ -1,8 +1,11 @@
 //! The first layer.
 
+use std::sync::Arc;
+
+use super::infer::{FoldedConv, check_ready};
 use super::{
-    Backward, Convolution, NormSpec, ParamSpec, RunningStats, Saved, Unit, check_backward, check_batch,
-    check_forward, check_precision, check_running, pair_mut,
+    Backward, Convolution, NormSpec, ParamSpec, Ready, RunningStats, Saved, Unfolded, Unit, check_backward,
+    check_batch, check_forward, check_precision, check_running, pair_mut,
 };
 use crate::conv::{self, ConvSpec, Post, Source};
 use crate::norm::{Affine, GradAffine};
@@ -154,5 +157,48 @@ impl Unit for Stem {
         let out = self.finish(ctx, &raw, &affine, output_shape);
         ctx.recycle(raw);
         Ok(out)
+    }
+
+    fn ready(
+        &self,
+        ctx: &Context,
+        params: &[Arc<Vec<f32>>],
+        running: &[RunningStats<'_>],
+    ) -> Result<Box<dyn Ready>, Error> {
+        if ctx.precision() != Precision::F32 {
+            return Ok(Box::new(Unfolded::new(self.clone(), params, running)?));
+        }
+        check_ready(self, params, running)?;
+        let conv = FoldedConv::with_norm(self.conv, params, &running[0]);
+        Ok(Box::new(FoldedStem { unit: self.clone(), conv }))
+    }
+}
+
+/// A stem whose batch norm is folded into its convolution.
+#[derive(Debug)]
+struct FoldedStem {
+    unit: Stem,
+    conv: FoldedConv,
+}
+
+impl Ready for FoldedStem {
+    fn output_shape(&self, input: [usize; 4]) -> Result<[usize; 4], Error> {
+        self.unit.output_shape(input)
+    }
+
+    fn run(&self, ctx: &Context, input: Activations) -> Result<Activations, Error> {
+        input.check("the input")?;
+        check_precision(&input, Precision::F32)?;
+        self.unit.output_shape(input.shape)?;
+        let out = match self.unit.max_pool {
+            true => self.conv.run_pooled(ctx, &input),
+            false => self.conv.run(ctx, &input, true),
+        };
+        ctx.recycle(input);
+        Ok(out)
+    }
+
+    fn words(&self) -> usize {
+        self.conv.words()
     }
 }

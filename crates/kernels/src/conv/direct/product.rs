@@ -11,8 +11,9 @@ use super::geometry::{ColumnRun, Geometry, Partition};
 use crate::Context;
 use crate::activations::Activations;
 use crate::conv::Product;
-use crate::conv::filters::{Panels, pack};
+use crate::conv::filters::{Panels, pack, packed_len};
 use crate::conv::finish::{Finisher, OutputPtr, ReadyTile};
+use crate::conv::kept::Layout;
 use crate::conv::partials::{Partials, PartialsPtr};
 use crate::micro::ProductTile;
 use crate::simd::{BLOCK, Simd};
@@ -48,7 +49,9 @@ pub(in crate::conv) fn run<S: Simd>(
     product.check(out);
     let (filters, (reader, geometry)) = (product.filters(), product.reader());
     let panels = Panels::new::<S>(filters.channels());
-    let packed = pack(simd, ctx, filters, panels);
+    let len = packed_len(&filters, panels);
+    let pack = |words: &mut [f32]| pack(simd, filters, panels, words);
+    let packed = product.weights.packed(ctx, Layout::Panels, len, pack);
     let partition = Partition::new(&geometry, S::TILE_ROWS, 0);
     let finisher = product.finisher;
     let mut partials = Partials::new(partition.count(), filters.channels(), finisher.sums());
@@ -133,7 +136,7 @@ impl<S: Simd> DirectProduct<'_, S> {
         let scratch = source_rows.len() * g.columns() * images.len() * self.blocks * BLOCK;
         // Sums that need several passes wait in the output if it is f32, else in scratch memory.
         let in_place = matches!(self.output, OutputPtr::F32(_)) && !self.finisher.accumulates();
-        let plain = matches!(self.output, OutputPtr::F32(_)) && !self.finisher.sums();
+        let plain = matches!(self.output, OutputPtr::F32(_)) && !self.finisher.reads_tiles();
         let waits = !in_place && !plain && self.blocks > self.depth();
         let temporary = if waits { images.len() * rows.len() * dw * (c1 - c0) } else { 0 };
         let of_task = TaskPart { index, images, rows, source_rows, panels };
@@ -178,6 +181,9 @@ impl<S: Simd> DirectProduct<'_, S> {
 
     /// Blocks of channels that are summed before the next outputs.
     fn depth(&self) -> usize {
+        if self.finisher.reads_output() {
+            return self.blocks;
+        }
         (DEPTH / (self.geometry.kernel * self.geometry.kernel)).clamp(1, self.blocks)
     }
 
@@ -278,6 +284,9 @@ impl<S: Simd> DirectProduct<'_, S> {
                         if let Some(tile) = last {
                             (t.c, t.rows, t.accumulate, t.cols) = (tile, in_tile.as_ptr(), false, width);
                             t.cold = false;
+                        }
+                        if last.is_some() {
+                            self.finisher.prefetch(self.simd, self.output, &all.outputs[r.clone()], j * full);
                         }
                         // SAFETY: lists and rows are made for the copied source, the packed panel and the target.
                         unsafe { kernels[r.len() - 1](self.simd, &t) };

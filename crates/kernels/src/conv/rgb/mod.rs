@@ -6,6 +6,7 @@
 //! is never written. (For other small numbers of channels [`columns`](super::direct::columns) does write it.)
 
 mod gradient;
+mod pooled;
 mod product;
 
 use super::direct::columns::copy_line;
@@ -14,6 +15,7 @@ use crate::load::{Load, LoadVisitor};
 use crate::simd::{BLOCK, Job, Simd};
 
 pub(super) use gradient::backward_weights;
+pub(super) use pooled::forward_pooled;
 pub(super) use product::forward;
 
 /// Input channels.

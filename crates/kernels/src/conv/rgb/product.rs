@@ -9,8 +9,9 @@ use super::{CHANNELS, ImageRows};
 use crate::Context;
 use crate::activations::Activations;
 use crate::conv::Product;
-use crate::conv::filters::{Panels, pack};
+use crate::conv::filters::{Panels, pack, packed_len};
 use crate::conv::finish::{Finisher, OutputPtr, ReadyTile};
+use crate::conv::kept::{Layout, Packed};
 use crate::conv::partials::{Partials, PartialsPtr};
 use crate::simd::{BLOCK, Job, Simd};
 use crate::work::{part, parts, sweep, with_scratch};
@@ -93,17 +94,21 @@ unsafe fn product<S: Simd, const NV: usize, const STEP: usize>(simd: S, rows: us
     }
 }
 
-struct RgbProduct<'a, S> {
+pub(super) struct RgbProduct<'a, S> {
     simd: S,
     rows: ImageRows<'a>,
     channels: usize,
     panels: Panels,
-    packed: &'a [f32],
-    output: OutputPtr,
+    packed: Packed<'a>,
     finisher: Finisher<'a>,
+}
+
+/// Where a part of the work gathers its sums, and whether they begin.
+#[derive(Clone, Copy)]
+struct Sums {
     partials: PartialsPtr,
-    /// Into how many parts the output's rows are cut.
-    row_parts: usize,
+    part: usize,
+    begins: bool,
 }
 
 /// Runs a forward pass; returns the sums of each part, and the values per channel behind each of them.
@@ -114,91 +119,113 @@ pub(in crate::conv) fn forward<S: Simd>(
     out: &mut Activations,
 ) -> (Partials, Vec<usize>) {
     product.check(out);
-    let rows = ImageRows::new(product.source, product.spec);
-    let (filters, finisher) = (product.filters().flat(), product.finisher);
-    let panels = Panels::new::<S>(filters.channels());
-    let packed = pack(simd, ctx, filters, panels);
-    let row_parts = (rows.count() * rows.output[1]).div_ceil(PIXELS).clamp(1, rows.count().max(1));
-    let mut partials = Partials::new(row_parts, filters.channels(), finisher.sums());
-    let pass = RgbProduct {
-        simd,
-        rows,
-        channels: filters.channels(),
-        panels,
-        packed: &packed,
-        output: OutputPtr::new(out),
-        finisher,
-        partials: partials.share(),
-        row_parts,
-    };
-    // SAFETY: each number is a task's, and comes once.
-    sweep(row_parts, |task| unsafe { pass.task(task) });
-    let counts = (0..row_parts).map(|i| part(rows.count(), row_parts, i).len() * rows.output[1]).collect();
+    let pass = RgbProduct::new(simd, ctx, product);
+    let (n_rows, width) = (pass.rows.count(), pass.rows.output[1]);
+    // Into how many parts the output's rows are cut.
+    let row_parts = (n_rows * width).div_ceil(PIXELS).clamp(1, n_rows.max(1));
+    let mut partials = Partials::new(row_parts, pass.channels, pass.finisher.sums());
+    let (output, shared) = (OutputPtr::new(out), partials.share());
+    sweep(row_parts, |task| {
+        let [lines, values] = pass.scratch();
+        with_scratch([lines, values, 0], |[lines, values, _]| {
+            let range = part(n_rows, row_parts, task);
+            for row in range.clone() {
+                let sums = Sums { partials: shared, part: task, begins: row == range.start };
+                // SAFETY: scratch memory has room, and the row is this task's alone.
+                unsafe { pass.row_and_sums(row, [lines, values], output, row * width, sums) };
+            }
+        });
+    });
+    let counts = (0..row_parts).map(|i| part(n_rows, row_parts, i).len() * width).collect();
     (partials, counts)
 }
 
-impl<S: Simd> RgbProduct<'_, S> {
-    /// Runs a task.
+impl<'a, S: Simd> RgbProduct<'a, S> {
+    /// Packs the weights of a pass whose shapes are checked.
+    pub fn new(simd: S, ctx: &'a Context, product: &Product<'a>) -> Self {
+        let rows = ImageRows::new(product.source, product.spec);
+        let filters = product.filters().flat();
+        let panels = Panels::new::<S>(filters.channels());
+        let len = packed_len(&filters, panels);
+        let pack = |words: &mut [f32]| pack(simd, filters, panels, words);
+        let packed = product.weights.packed(ctx, Layout::Panels, len, pack);
+        Self { simd, rows, channels: filters.channels(), panels, packed, finisher: product.finisher }
+    }
+
+    /// The words of scratch memory that a row takes: for lines of the image and for a tile.
+    pub fn scratch(&self) -> [usize; 2] {
+        [self.rows.spec.kernel * self.rows.stride(), MOST_ROWS * self.panels.full()]
+    }
+
+    /// Computes a row of the output whose first pixel is `pixel` there, without sums.
     ///
     /// # Safety
-    /// It must be one of the pass's tasks, and run by one thread only.
-    unsafe fn task(&self, task: usize) {
+    /// The row must exist, scratch memory have room, and the output's row be this task's alone.
+    pub unsafe fn row(&self, row: usize, scratch: [*mut f32; 2], output: OutputPtr, pixel: usize) {
+        let sums = Sums { partials: PartialsPtr::none(), part: 0, begins: false };
+        // SAFETY: as the caller says.
+        unsafe { self.row_and_sums(row, scratch, output, pixel, sums) }
+    }
+
+    /// Computes a row of the output whose first pixel is `pixel` there.
+    ///
+    /// # Safety
+    /// The row must exist, scratch memory have room, and the output's row and the sums be this task's alone.
+    unsafe fn row_and_sums(
+        &self,
+        row: usize,
+        [lines, values]: [*mut f32; 2],
+        output: OutputPtr,
+        pixel: usize,
+        sums: Sums,
+    ) {
         const { assert!(S::TILE_ROWS <= MOST_ROWS) };
         let rows = &self.rows;
-        let (step, stride) = (rows.spec.stride * CHANNELS, rows.stride());
-        let depth = rows.depth();
+        let (step, depth, width) = (rows.spec.stride * CHANNELS, rows.depth(), rows.output[1]);
         let panel = (rows.spec.kernel * depth).next_multiple_of(BLOCK) * self.panels.full();
-        let lens = [rows.spec.kernel * stride, MOST_ROWS * self.panels.full(), 0];
-        with_scratch(lens, |[lines, values, _]| {
-            let range = part(rows.count(), self.row_parts, task);
-            for row in range.clone() {
-                // SAFETY: scratch memory has room for the rows.
-                unsafe { rows.fill(self.simd, row, lines) };
-                let width = rows.output[1];
-                let tiles = || parts(width, width.div_ceil(S::TILE_ROWS));
-                for (j, columns) in (0..self.panels.count()).flat_map(|j| tiles().map(move |p| (j, p))) {
-                    let element = (row * width + columns.start) * self.channels + j * self.panels.full();
-                    let (target, target_step) = match self.output {
-                        OutputPtr::F32(out) => (out.get().cast_const().wrapping_add(element), self.channels),
-                        OutputPtr::Bf16(out) => {
-                            (out.get().wrapping_add(element).cast_const().cast(), self.channels / 2)
-                        }
-                    };
-                    let tile = RgbTile {
-                        a: lines.wrapping_add(columns.start * step),
-                        row: stride,
-                        taps: rows.spec.kernel,
-                        depth,
-                        b: self.packed[j * panel..].as_ptr(),
-                        c: values,
-                        target,
-                        target_step,
-                    };
-                    let run = match (self.panels.vectors(j), rows.spec.stride) {
-                        (1, 1) => product::<S, 1, CHANNELS>,
-                        (1, _) => product::<S, 1, { 2 * CHANNELS }>,
-                        (_, 1) => product::<S, 2, CHANNELS>,
-                        _ => product::<S, 2, { 2 * CHANNELS }>,
-                    };
-                    // SAFETY: what tiles read past a row's end is slack.
-                    unsafe { run(self.simd, columns.len(), tile) };
-                    let at: [usize; MOST_ROWS] =
-                        std::array::from_fn(|i| (row * width + columns.start + i) * self.channels);
-                    let tile = ReadyTile {
-                        values,
-                        stride: self.panels.width(j),
-                        at: &at[..columns.len()],
-                        partial: None,
-                        c0: j * self.panels.full(),
-                        cols: self.panels.cols(j),
-                        partials: self.partials,
-                        part: task,
-                        begins: row == range.start && columns.start == 0,
-                    };
-                    // SAFETY: the tile is complete, and its pixels belong to this task.
-                    unsafe { self.finisher.tile(self.simd, self.output, tile) };
+        // SAFETY: scratch memory has room for the rows.
+        unsafe { rows.fill(self.simd, row, lines) };
+        let tiles = || parts(width, width.div_ceil(S::TILE_ROWS));
+        for (j, columns) in (0..self.panels.count()).flat_map(|j| tiles().map(move |p| (j, p))) {
+            let element = (pixel + columns.start) * self.channels + j * self.panels.full();
+            let (target, target_step) = match output {
+                OutputPtr::F32(out) => (out.get().cast_const().wrapping_add(element), self.channels),
+                OutputPtr::Bf16(out) => {
+                    (out.get().wrapping_add(element).cast_const().cast(), self.channels / 2)
                 }
-            }
-        });
+            };
+            let tile = RgbTile {
+                a: lines.wrapping_add(columns.start * step),
+                row: rows.stride(),
+                taps: rows.spec.kernel,
+                depth,
+                b: self.packed[j * panel..].as_ptr(),
+                c: values,
+                target,
+                target_step,
+            };
+            let run = match (self.panels.vectors(j), rows.spec.stride) {
+                (1, 1) => product::<S, 1, CHANNELS>,
+                (1, _) => product::<S, 1, { 2 * CHANNELS }>,
+                (_, 1) => product::<S, 2, CHANNELS>,
+                _ => product::<S, 2, { 2 * CHANNELS }>,
+            };
+            // SAFETY: what tiles read past a row's end is slack.
+            unsafe { run(self.simd, columns.len(), tile) };
+            let at: [usize; MOST_ROWS] = std::array::from_fn(|i| (pixel + columns.start + i) * self.channels);
+            let tile = ReadyTile {
+                values,
+                stride: self.panels.width(j),
+                at: &at[..columns.len()],
+                partial: None,
+                c0: j * self.panels.full(),
+                cols: self.panels.cols(j),
+                partials: sums.partials,
+                part: sums.part,
+                begins: sums.begins && columns.start == 0,
+            };
+            // SAFETY: the tile is complete, and its pixels belong to this task.
+            unsafe { self.finisher.tile(self.simd, output, tile) };
+        }
     }
 }

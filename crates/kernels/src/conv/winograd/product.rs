@@ -20,6 +20,7 @@ use crate::Context;
 use crate::activations::Activations;
 use crate::conv::filters::{Direction, FilterBlock, Filters, Panels};
 use crate::conv::finish::{Finisher, OutputPtr};
+use crate::conv::kept::{Layout, Weights};
 use crate::conv::partials::{Partials, PartialsPtr};
 use crate::conv::plan::{Algorithm, WinogradOrder};
 use crate::conv::{Product, Source};
@@ -104,9 +105,9 @@ pub(in crate::conv) fn run<S: Simd>(
         tile_parts,
     };
     if by_panels {
-        pass.run_by_panels(ctx);
+        pass.run_by_panels(ctx, product.weights);
     } else {
-        pass.run_by_tiles(ctx);
+        pass.run_by_tiles(ctx, product.weights);
     }
     let values = |place: Place| SIDE.min(tiling.h - place.y0) * SIDE.min(tiling.w - place.x0);
     let counts =
@@ -122,18 +123,30 @@ pub(super) struct TilePart {
 }
 
 impl<S: Simd> WinogradProduct<'_, S> {
-    /// First all weights are transformed, and then each task transforms some tiles and computes their outputs.
-    fn run_by_tiles(&self, ctx: &Context) {
-        let blocks = self.filters.blocks();
-        let mut weights = ctx.pool().scratch(self.panels.count() * self.weights_len());
-        let shared = Shared::new(&mut weights);
-        let of_panel = |j: usize| shared.offset(j * self.weights_len()).get();
+    /// The words of all transformed weights, and how they lie.
+    fn all_weights(&self) -> (usize, Layout) {
+        let (rows, columns) = self.tiling.filter();
+        (self.panels.count() * self.weights_len(), Layout::Winograd([rows as u8, columns as u8]))
+    }
+
+    /// Transforms all weights.
+    fn transform_all(&self, weights: &mut [f32]) {
+        assert_eq!(weights.len(), self.all_weights().0, "transformed weights");
+        let (blocks, shared) = (self.filters.blocks(), Shared::new(weights));
         self.filters.direction().each_block(self.panels.count(), blocks, |j, block| {
             with_scratch([9 * BLOCK * self.panels.full(), 0, 0], |[taps, ..]| {
+                let of_panel = shared.offset(j * self.weights_len()).get();
                 // SAFETY: scratch memory holds nine blocks, and each block is written once.
-                unsafe { self.transform_weights(j, block, taps, of_panel(j)) };
+                unsafe { self.transform_weights(j, block, taps, of_panel) };
             });
         });
+    }
+
+    /// First all weights are transformed, and then each task transforms some tiles and computes their outputs.
+    fn run_by_tiles(&self, ctx: &Context, weights: Weights<'_>) {
+        let (len, layout) = self.all_weights();
+        let weights = weights.packed(ctx, layout, len, |words| self.transform_all(words));
+        let of_panel = |j: usize| weights[j * self.weights_len()..].as_ptr();
         let panel_parts = TASKS.div_ceil(self.tile_parts).min(self.panels.count());
         sweep(self.tile_parts * panel_parts, |task| {
             let tiles = self.tile_part(task / panel_parts);
@@ -153,7 +166,9 @@ impl<S: Simd> WinogradProduct<'_, S> {
     /// First all tiles are transformed, and then each task transforms a panel of weights and computes its channels. Where
     /// tiles are few, as in deep layers, the transformed weights would take more memory than the tiles, and more time to
     /// read for every part of the tiles.
-    fn run_by_panels(&self, ctx: &Context) {
+    fn run_by_panels(&self, ctx: &Context, weights: Weights<'_>) {
+        let (len, layout) = self.all_weights();
+        let kept = weights.kept(ctx, layout, len, |words| self.transform_all(words));
         let most = self.tiling.count.div_ceil(self.tile_parts);
         let longest = POINTS * self.stride(most);
         let mut tiles = ctx.pool().scratch(self.tile_parts * longest);
@@ -162,14 +177,21 @@ impl<S: Simd> WinogradProduct<'_, S> {
         // SAFETY: each part has room for its tiles, which no other task has.
         sweep(self.tile_parts, |i| unsafe { self.transform_tiles(&self.tile_part(i), of_part(i)) });
         let task_parts = TASKS.div_ceil(self.panels.count()).min(self.tile_parts);
-        let lens = [9 * BLOCK * self.panels.full(), self.weights_len(), self.products_len(most)];
+        let own = if kept.is_some() { 0 } else { self.weights_len() };
+        let lens = [9 * BLOCK * self.panels.full(), own, self.products_len(most)];
         tasks(self.panels.count() * task_parts, |task| {
             let (j, task_part) = (task / task_parts, task % task_parts);
-            with_scratch(lens, |[taps, weights, m]| {
-                for block in 0..self.filters.blocks() {
-                    // SAFETY: scratch memory holds nine blocks, and the panel.
-                    unsafe { self.transform_weights(j, block, taps, weights) };
-                }
+            with_scratch(lens, |[taps, own, m]| {
+                let weights = match &kept {
+                    Some(all) => all[j * self.weights_len()..].as_ptr(),
+                    None => {
+                        for block in 0..self.filters.blocks() {
+                            // SAFETY: scratch memory holds nine blocks, and the panel.
+                            unsafe { self.transform_weights(j, block, taps, own) };
+                        }
+                        own.cast_const()
+                    }
+                };
                 for i in part(self.tile_parts, task_parts, task_part) {
                     // SAFETY: the tiles and weights are there, scratch memory has room for their products, and no other
                     // task has this part and panel.

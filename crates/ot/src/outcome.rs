@@ -64,7 +64,7 @@ pub enum Rung {
     Logarithmic,
     /// Newton's method on the dual objective along a path of falling epsilons, damped, with a sweep after each step. Of
     /// problems with exact marginals that are not sharded and have at most 1024 targets (sources, where costs lie in
-    /// memory column by column). A step takes about as long as a twelfth of that number of sweeps.
+    /// memory column by column). A step takes roughly as long as a twelfth of that number of sweeps.
     Newton,
 }
 

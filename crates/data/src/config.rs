@@ -167,8 +167,8 @@ pub struct DataConfig {
     /// The memory for images kept decoded (for Parquet: half for row groups, half for decoded images), in MiB.
     /// The first images that fit are kept; 0 keeps none. Default: 256.
     pub cache_mib: usize,
-    /// Tar shards that are gzipped (`.tar.gz`, `.tgz`) are unpacked into temporary files without names; this is how much they may
-    /// take in all, in MiB. Default: 8192.
+    /// Tar shards that are gzipped (`.tar.gz`, `.tgz`) and zip archives are unpacked into temporary files without names; this is
+    /// how much they may take in all, in MiB. Default: 8192.
     pub unpack_mib: usize,
     /// File name endings that count as images in folders and shards, without the dot, in lower case.
     pub extensions: Vec<String>,

@@ -116,7 +116,8 @@ impl Folder {
         if found.files.len() == 0 {
             let place = match classes {
                 Classes::Folders => "in sub-folders, one for each class",
-                _ => "anywhere below",
+                Classes::None => "anywhere below",
+                Classes::Told => "anywhere below, or IDX, CIFAR, tar or Parquet files",
             };
             let expected =
                 format!("files ending in {} {place}{}", config.extensions.join(", "), found.aside.instead());

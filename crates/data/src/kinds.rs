@@ -97,7 +97,7 @@ pub(crate) fn of_name(name: &[u8]) -> Option<&'static FileKind> {
             .strip_suffix(ending.as_bytes())
             .is_some_and(|before| before.last() == Some(&b'.') && before.len() > 1)
     };
-    KINDS.iter().copied().find(|kind| kind.endings.iter().any(|ending| ends(ending)))
+    KINDS.iter().copied().find(|kind| kind.endings.iter().any(ends))
 }
 
 /// The files of CIFAR's version for Python have no ending. `train` and `test` of CIFAR-100 say too little.

@@ -53,12 +53,14 @@ pub(crate) fn locate(folder: &Path, config: &DataSpec) -> Result<Located, DataEr
         let files = contents.files(config.format);
         if let Some((format, files)) = files {
             let files = files.into_iter().map(|file| (root.join(&file), split_of(&file))).collect();
-            let mut here = contents.aside;
-            contents.folders.iter().for_each(|name| here.add(Reason::BesideData, name.as_encoded_bytes()));
-            aside.append(here);
+            aside.append(contents.aside);
+            aside.append(contents.images);
+            contents.folders.iter().for_each(|name| aside.add(Reason::BesideData, name.as_encoded_bytes()));
             return Ok(Located { root, layout: Layout::Files(format, files), aside });
         }
         if let Some(layout) = division(&root, &contents, config, &mut aside)? {
+            aside.append(contents.aside);
+            aside.append(contents.images);
             return Ok(Located { root, layout, aside });
         }
         let has_images = contents.n_images > 0 && config.format == Format::Auto;
@@ -69,10 +71,9 @@ pub(crate) fn locate(folder: &Path, config: &DataSpec) -> Result<Located, DataEr
             Below::Classes => return Ok(Located { root, layout: Layout::Images(Vec::new()), aside }),
             Below::Data(name) => {
                 // A single data set below: what lies beside it is said, and the look goes on there.
-                let mut here = contents.aside;
                 let beside = contents.folders.iter().filter(|other| **other != name);
-                beside.for_each(|other| here.add(Reason::BesideData, other.as_encoded_bytes()));
-                aside.append(here);
+                beside.for_each(|other| aside.add(Reason::BesideData, other.as_encoded_bytes()));
+                aside.append(contents.aside);
                 root.push(name);
             }
             Below::Nothing => {
@@ -81,16 +82,16 @@ pub(crate) fn locate(folder: &Path, config: &DataSpec) -> Result<Located, DataEr
                         contents.packed.iter().map(|file| (root.join(file), split_of(file))).collect();
                     return Ok(Located { root, layout: Layout::Files(Format::Tar, files), aside });
                 }
+                if config.format == Format::Auto {
+                    // Whoever lists the images says what is there instead.
+                    return Ok(Located { root, layout: Layout::Images(Vec::new()), aside });
+                }
                 aside.append(contents.aside);
                 break;
             }
         }
     }
     let expected = match config.format {
-        Format::Auto => format!(
-            "files ending in {}, sub-folders with such files, or IDX, CIFAR, tar or Parquet files",
-            config.extensions.join(", ")
-        ),
         Format::Idx => "files like train-images-idx3-ubyte or train-images-idx3-ubyte.gz".to_owned(),
         Format::Cifar => crate::cifar::EXPECTED.to_owned(),
         Format::Tar => "files ending in .tar".to_owned(),
@@ -112,12 +113,14 @@ fn split_of(file: &OsStr) -> Option<Split> {
 #[derive(Default)]
 struct Contents {
     n_images: usize,
+    /// The images, in case that the data lie elsewhere.
+    images: Tally,
     folders: Vec<OsString>,
     idx: Vec<OsString>,
     cifar: Vec<OsString>,
     tar: Vec<OsString>,
     parquet: Vec<OsString>,
-    /// Gzipped archives: data only where nothing else is.
+    /// Gzipped tar and zip archives: data only where nothing else is.
     packed: Vec<OsString>,
     aside: Tally,
 }
@@ -134,7 +137,10 @@ impl Contents {
                 Entry::Hidden if is_worth_telling(bytes, config) => contents.aside.add(Reason::Hidden, bytes),
                 Entry::Hidden => {}
                 Entry::Folder => contents.folders.push(name),
-                Entry::Image => contents.n_images += 1,
+                Entry::Image => {
+                    contents.n_images += 1;
+                    contents.images.add(Reason::BesideData, bytes);
+                }
                 Entry::Files(Format::Idx) => contents.idx.push(name),
                 Entry::Files(Format::Cifar) => contents.cifar.push(name),
                 Entry::Files(Format::Tar) => contents.tar.push(name),
@@ -142,7 +148,7 @@ impl Contents {
                 Entry::Broken => contents.aside.add(Reason::Unreachable, bytes),
                 Entry::Other => {
                     let lower = bytes.to_ascii_lowercase();
-                    if lower.ends_with(b".tar.gz") || lower.ends_with(b".tgz") {
+                    if [&b".tar.gz"[..], b".tgz", b".zip"].iter().any(|ending| lower.ends_with(ending)) {
                         contents.packed.push(name.clone());
                     }
                     if let Some(reason) = why_no_image(bytes) {
@@ -248,7 +254,9 @@ fn files_format(name: &str) -> Option<Format> {
 
 /// Folders beside splits or classes that are neither: what they hold are no images to learn from by default.
 fn is_accessory(name: &str) -> bool {
-    const NAMES: [&str; 16] = [
+    const NAMES: [&str; 18] = [
+        "assets",
+        "figures",
         "annotations",
         "annotation",
         "labels",
@@ -397,6 +405,10 @@ fn below(root: &Path, contents: &Contents, config: &DataSpec) -> Result<Below, D
         if images.len() + below.len() >= 2 {
             return Ok(Below::Classes);
         }
+    }
+    if files.len() + images.len() + below.len() > 1 {
+        let is_data = |name: &&OsString| !is_accessory(&name.to_string_lossy());
+        [&mut images, &mut below, &mut files].into_iter().for_each(|names| names.retain(is_data));
     }
     // Hugging Face's repositories have `data` beside others.
     if let Some(data) = files.iter().find(|name| name.eq_ignore_ascii_case("data")) {

@@ -30,6 +30,7 @@ mod table;
 mod tar;
 mod unpack;
 mod views;
+mod zip;
 
 pub use batch::{BadImage, CropGroup, MultiCropBatch, ViewKey, ViewShape, Views};
 pub use cache::Cached;

@@ -150,7 +150,7 @@ impl DataSpec {
         found: &mut Found,
     ) -> Result<Arc<dyn Dataset>, DataError> {
         if found.format == Format::Parquet {
-            return open_parquet(files, self);
+            return open_parquet(files, others, self);
         }
         let shards = Shards::open_part(files, others, self)?;
         found.aside.append(shards.left_aside().clone());
@@ -277,12 +277,20 @@ impl Opened {
 }
 
 #[cfg(feature = "parquet")]
-fn open_parquet(files: Vec<PathBuf>, config: &DataSpec) -> Result<Arc<dyn Dataset>, DataError> {
-    Ok(Arc::new(crate::ParquetImages::open(files, config)?))
+fn open_parquet(
+    files: Vec<PathBuf>,
+    others: &[PathBuf],
+    config: &DataSpec,
+) -> Result<Arc<dyn Dataset>, DataError> {
+    Ok(Arc::new(crate::ParquetImages::open_part(files, others, config)?))
 }
 
 #[cfg(not(feature = "parquet"))]
-fn open_parquet(_files: Vec<PathBuf>, config: &DataSpec) -> Result<Arc<dyn Dataset>, DataError> {
+fn open_parquet(
+    _files: Vec<PathBuf>,
+    _others: &[PathBuf],
+    config: &DataSpec,
+) -> Result<Arc<dyn Dataset>, DataError> {
     Err(DataError::NotBuilt { path: config.path.clone(), format: "Parquet", feature: "parquet" })
 }
 
@@ -361,7 +369,7 @@ fn detect_file(path: &Path) -> Result<Format, DataError> {
     }
     if start.starts_with(b"PAR1") || ends(&[".parquet"]) {
         Ok(Format::Parquet)
-    } else if is_tar(&start) || is_tar(&unpacked) || ends(&[".tar", ".tar.gz", ".tgz"]) {
+    } else if is_tar(&start) || is_tar(&unpacked) || ends(&[".tar", ".tar.gz", ".tgz", ".zip"]) {
         Ok(Format::Tar)
     } else if start.starts_with(&[0, 0, 8]) || unpacked.starts_with(&[0, 0, 8]) || idx::is_images_name(&name)
     {

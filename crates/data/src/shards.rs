@@ -3,9 +3,10 @@
 //! Members of one sample share the path up to the first dot of the file name; what follows the dot says what a member
 //! is: `n01/0001.jpg` and `n01/0001.cls` are an image and its label. Opening reads headers and labels only. Images are
 //! then read by offset, so that any order, resumption and sharding work as for files, and nothing is unpacked; only
-//! gzipped shards are, once, into a temporary file that has no name.
+//! gzipped shards and zip archives are, once, into a temporary file that has no name.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Read, Seek, SeekFrom},
     ops::Range,
     path::{Path, PathBuf},
@@ -16,11 +17,11 @@ use rayon::prelude::*;
 use swav_augment::Image;
 
 use crate::{
-    DataError, DataSpec, Dataset, DecodeConfig, LabelKind, SampleError, StableHash, TarMember, decode, kinds,
+    DataError, DataSpec, Dataset, DecodeConfig, LabelKind, SampleError, Split, StableHash, TarMember, decode,
+    kinds,
     labels::{LabelBuilder, Labels, RawLabel},
     layout::is_worth_telling,
     names::Names,
-    scan_tar,
     survey::{Reason, Tally},
     unpack::{Budget, Shard},
 };
@@ -65,8 +66,8 @@ const MAX_LABEL_BYTES: u64 = 1 << 20;
 impl Shards {
     /// Indexes the shards, in the given order. Images are the members with one of
     /// [`DataConfig::extensions`](crate::DataConfig::extensions), unless they go with another image of their sample, such as `0001.seg.png`; labels are those with
-    /// [`DataConfig::label_extension`](crate::DataConfig::label_extension). Damaged members are left aside and counted. Gzipped shards are
-    /// unpacked into temporary files, of [`DataConfig::unpack_mib`](crate::DataConfig::unpack_mib) at most.
+    /// [`DataConfig::label_extension`](crate::DataConfig::label_extension). Damaged members are left aside and counted. Gzipped shards and
+    /// zip archives are unpacked into temporary files, of [`DataConfig::unpack_mib`](crate::DataConfig::unpack_mib) at most.
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`]; [`DataError::Empty`] if no shard holds an image;
@@ -227,37 +228,33 @@ impl Part {
             io::ErrorKind::NotFound => DataError::Missing { path: path.to_owned() },
             _ => DataError::Io { path: path.to_owned(), source },
         };
-        let shard = Shard::open(path, budget)?;
-        let mut file = shard.reader().map_err(io)?;
-        let mut index = Index {
-            config,
-            group: Group::default(),
-            found: Vec::new(),
-            keys: Names::default(),
-            aside: Tally::default(),
-        };
-        let summary = scan_tar(&mut file, |member| index.visit(member)).map_err(io)?;
+        let is_label = |name: &[u8]| stem(name).1.eq_ignore_ascii_case(config.label_extension.as_bytes());
+        let shard = Shard::open(path, budget, |name| config.is_image_name(name) || is_label(name))?;
+        let mut index = Index::new(config);
+        let n_damaged = shard.visit(|member| index.visit(member)).map_err(io)?;
         index.finish();
+        if shard.is_zip() {
+            index.label_by_folders();
+        }
         let Index { found, keys, mut aside, .. } = index;
-        aside.add_count(Reason::Damaged, summary.n_corrupt);
+        aside.add_count(Reason::Damaged, n_damaged);
+        let mut file = shard.reader().map_err(io)?;
         let mut samples = Vec::with_capacity(found.len());
         let mut labels = LabelBuilder::default();
         for (sample, label) in found {
             samples.push(sample);
             labels.push(match label {
-                None => RawLabel::None(LabelKind::Missing),
-                Some(member) if member.size > MAX_LABEL_BYTES => RawLabel::None(LabelKind::Unreadable),
-                Some(member) => {
-                    let mut text = vec![0; member.size as usize];
-                    file.seek(SeekFrom::Start(member.offset))
+                Label::None => RawLabel::None(LabelKind::Missing),
+                Label::Folder(name) => RawLabel::Name(name),
+                Label::At { size, .. } if size > MAX_LABEL_BYTES => RawLabel::None(LabelKind::Unreadable),
+                Label::At { offset, size } => {
+                    let mut text = vec![0; size as usize];
+                    file.seek(SeekFrom::Start(offset))
                         .and_then(|_| file.read_exact(&mut text))
                         .map_err(io)?;
                     label_of(&text, config)
                 }
             });
-        }
-        if summary.truncated {
-            tracing::warn!(shard = %path.display(), "the shard ends within a member");
         }
         Ok(Self { shard, samples, keys, labels, aside })
     }
@@ -267,16 +264,22 @@ impl Part {
 struct Index<'a> {
     config: &'a DataSpec,
     group: Group,
-    found: Vec<(Sample, Option<Place>)>,
+    found: Vec<(Sample, Label)>,
     keys: Names,
     aside: Tally,
 }
 
-/// Where a label lies.
-#[derive(Clone, Copy)]
-struct Place {
-    offset: u64,
-    size: u64,
+/// The label of a sample.
+#[derive(Clone)]
+enum Label {
+    None,
+    /// A member that holds it.
+    At {
+        offset: u64,
+        size: u64,
+    },
+    /// The folder that the image lies in.
+    Folder(String),
 }
 
 /// The members seen of one sample: their names agree up to the first dot.
@@ -284,7 +287,7 @@ struct Place {
 struct Group {
     key: Vec<u8>,
     images: Vec<TarMember>,
-    labels: Vec<(Vec<u8>, Place)>,
+    labels: Vec<(Vec<u8>, Label)>,
 }
 
 /// The name without its last ending, and that ending.
@@ -295,7 +298,33 @@ fn stem(name: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-impl Index<'_> {
+impl<'a> Index<'a> {
+    fn new(config: &'a DataSpec) -> Self {
+        Self {
+            config,
+            group: Group::default(),
+            found: Vec::new(),
+            keys: Names::default(),
+            aside: Tally::default(),
+        }
+    }
+
+    /// Where no sample has a label, the folders that images lie in are classes, if there are several and they are no splits.
+    fn label_by_folders(&mut self) {
+        let folder = |key: &[u8]| {
+            let path = &key[..key.iter().rposition(|&byte| byte == b'/')?];
+            path.rsplit(|&byte| byte == b'/').next().map(|name| String::from_utf8_lossy(name).into_owned())
+        };
+        let folders: Vec<Option<String>> = self.keys.iter().map(folder).collect();
+        let known: BTreeSet<&String> = folders.iter().flatten().collect();
+        let are_classes = known.len() >= 2 && !known.iter().all(|name| Split::of_name(name).is_some());
+        if are_classes && self.found.iter().all(|(_, label)| matches!(label, Label::None)) {
+            for ((_, label), folder) in self.found.iter_mut().zip(folders) {
+                *label = folder.map_or(Label::None, Label::Folder);
+            }
+        }
+    }
+
     fn visit(&mut self, member: TarMember) {
         let name = &member.name[..];
         let base = name.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
@@ -317,8 +346,8 @@ impl Index<'_> {
         }
         let (stem, ending) = stem(name);
         if ending.eq_ignore_ascii_case(self.config.label_extension.as_bytes()) {
-            let place = Place { offset: member.offset, size: member.size };
-            self.group.labels.push((stem.to_vec(), place));
+            let label = Label::At { offset: member.offset, size: member.size };
+            self.group.labels.push((stem.to_vec(), label));
         } else if self.config.is_image_name(base) {
             self.group.images.push(member);
         } else {
@@ -357,8 +386,10 @@ impl Index<'_> {
                 self.aside.add(Reason::Damaged, &image.name);
                 continue;
             };
-            let of = |stem: &[u8]| labels.iter().find(|(name, _)| name == stem).map(|(_, place)| *place);
-            self.found.push((Sample { offset: image.offset, shard: 0, size }, of(own).or_else(|| of(&key))));
+            let of =
+                |stem: &[u8]| labels.iter().find(|(name, _)| name == stem).map(|(_, label)| label.clone());
+            let label = of(own).or_else(|| of(&key)).unwrap_or(Label::None);
+            self.found.push((Sample { offset: image.offset, shard: 0, size }, label));
             // A second image of the same name but for its ending is called by its whole name.
             self.keys.push(if own == last { &image.name } else { own });
             last = own.to_vec();

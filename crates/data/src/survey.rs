@@ -69,7 +69,7 @@ pub enum Reason {
     BesideClasses,
     /// A file or folder beside the folders, or files, of the splits.
     BesideSplits,
-    /// A folder beside the one that the images were found in.
+    /// A folder or an image beside the one that the data were found in.
     BesideData,
     /// A name that begins with a dot.
     Hidden,
@@ -100,7 +100,7 @@ impl fmt::Display for LeftAside {
             Reason::Unread { kind, advice } => (format!("{n} {kind} file{s}"), advice),
             Reason::BesideClasses => (format!("{n} image{s} beside the folders of classes"), ""),
             Reason::BesideSplits => (format!("{n} beside the splits"), ""),
-            Reason::BesideData => (format!("{n} folder{s} beside the data"), "to use one, give its path"),
+            Reason::BesideData => (format!("{n} beside the data"), ""),
             Reason::Hidden => (format!("{n} with a name that begins with a dot"), ""),
             Reason::Unreachable => (format!("{n} that cannot be reached"), ""),
             Reason::Companion => (format!("{n} that go{} with an image", if n == 1 { "es" } else { "" }), ""),

@@ -269,8 +269,11 @@ fn fields(line: &[u8], delimiter: u8) -> Vec<Cow<'_, [u8]>> {
     }
 }
 
+/// A field, and what follows its delimiter if there is one.
+type Field<'a> = (Cow<'a, [u8]>, Option<&'a [u8]>);
+
 /// A field in quotes, and what follows its delimiter; `None` if it is not one.
-fn quoted(text: &[u8], delimiter: u8) -> Option<(Cow<'_, [u8]>, Option<&[u8]>)> {
+fn quoted(text: &[u8], delimiter: u8) -> Option<Field<'_>> {
     let inside = text.strip_prefix(b"\"")?;
     let mut field = Vec::new();
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! A tar shard as it lies, or unpacked: images are read by offset, which a gzipped file does not allow.
+//! A tar shard as it lies, or unpacked: images are read by offset, which gzipped and zip files do not allow.
 
 use std::{
     fs::File,
@@ -10,8 +10,9 @@ use std::{
 use flate2::read::MultiGzDecoder;
 
 use crate::{
-    DataError, DecodeConfig, SampleError,
+    DataError, DecodeConfig, SampleError, TarMember, scan_tar,
     source::{HEADER_BYTES, SMALL_BYTES, check_length, read_part},
+    zip::{ZipMember, zip_members},
 };
 
 /// How many bytes may still be unpacked.
@@ -38,15 +39,27 @@ pub(crate) struct Shard {
     path: PathBuf,
     /// The unpacked shard, in a file that has no name and ends with the process.
     unpacked: Option<File>,
+    /// What was unpacked of a zip archive; a tar archive is scanned for its members.
+    zipped: Option<Zipped>,
+}
+
+#[derive(Default)]
+struct Zipped {
+    members: Vec<TarMember>,
+    n_damaged: usize,
 }
 
 impl Shard {
-    /// Opens a shard, and unpacks it if it is gzipped.
+    /// Opens a shard, and unpacks it if it is gzipped; of a zip archive, the members with a wanted name.
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`]; [`DataError::Malformed`] for other compressions, and where the budget
     /// does not do.
-    pub(crate) fn open(path: &Path, budget: &Budget) -> Result<Self, DataError> {
+    pub(crate) fn open(
+        path: &Path,
+        budget: &Budget,
+        is_wanted: impl Fn(&[u8]) -> bool,
+    ) -> Result<Self, DataError> {
         let io = |source: io::Error| match source.kind() {
             io::ErrorKind::NotFound => DataError::Missing { path: path.to_owned() },
             _ => DataError::Io { path: path.to_owned(), source },
@@ -67,22 +80,54 @@ impl Shard {
             );
             return Err(malformed(reason));
         }
-        let mut shard = Self { path: path.to_owned(), unpacked: None };
-        if start.starts_with(&[0x1f, 0x8b]) {
+        let mut shard = Self { path: path.to_owned(), unpacked: None, zipped: None };
+        file.seek(SeekFrom::Start(0)).map_err(io)?;
+        let unpacked = if start.starts_with(&[0x1f, 0x8b]) {
             tracing::info!(shard = %path.display(), "unpacking into a temporary file");
-            file.seek(SeekFrom::Start(0)).map_err(io)?;
-            shard.unpacked = Some(unpack(file, budget).map_err(|error| match error.kind() {
-                io::ErrorKind::FileTooLarge => malformed(format!(
-                    "gzipped, and more than {} MiB unpacked (`unpack_mib`); unpack the shard first (pictures hardly shrink anyway)",
-                    budget.mib
-                )),
-                io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
-                    malformed(format!("the gzip data are damaged: {error}"))
-                }
-                _ => malformed(format!("cannot be unpacked into a temporary file: {error}")),
-            })?);
-        }
+            unpack(file, budget)
+        } else if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
+            tracing::info!(shard = %path.display(), "unpacking into a temporary file");
+            unzip(file, budget, is_wanted, shard.zipped.insert(Zipped::default()))
+        } else if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("zip")) {
+            return Err(malformed(format!(
+                "expected a zip archive, found the bytes {start:02x?} at its start"
+            )));
+        } else {
+            return Ok(shard);
+        };
+        shard.unpacked = Some(unpacked.map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => malformed(format!(
+                "more than {} MiB unpacked (`unpack_mib`); unpack it first (pictures hardly shrink anyway)",
+                budget.mib
+            )),
+            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
+                malformed(format!("damaged: {error}"))
+            }
+            _ => malformed(format!("cannot be unpacked into a temporary file: {error}")),
+        })?);
         Ok(shard)
+    }
+
+    /// Visits all members in order, and gives the number of damaged ones.
+    pub(crate) fn visit(&self, mut visit: impl FnMut(TarMember)) -> io::Result<usize> {
+        match &self.zipped {
+            Some(Zipped { members, n_damaged }) => {
+                members.iter().cloned().for_each(visit);
+                Ok(*n_damaged)
+            }
+            None => {
+                let summary = scan_tar(self.reader()?, &mut visit)?;
+                if summary.truncated {
+                    tracing::warn!(shard = %self.path.display(), "the shard ends within a member");
+                }
+                Ok(summary.n_corrupt)
+            }
+        }
+    }
+
+    /// Whether the members are those of a zip archive, which nobody makes for labels.
+    pub(crate) fn is_zip(&self) -> bool {
+        self.zipped.is_some()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -133,6 +178,38 @@ fn unpack(packed: File, budget: &Budget) -> io::Result<File> {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         to.write_all(&buffer[..read])?;
+    }
+    to.flush()?;
+    Ok(to)
+}
+
+/// Unpacks the wanted members of a zip archive one after another. Damaged ones are counted; the others are named only, with no
+/// content.
+fn unzip(
+    packed: File,
+    budget: &Budget,
+    is_wanted: impl Fn(&[u8]) -> bool,
+    found: &mut Zipped,
+) -> io::Result<File> {
+    let mut to = nameless_file()?;
+    let mut from = io::BufReader::with_capacity(1 << 16, packed);
+    let mut members: Vec<ZipMember> = zip_members(&mut from)?;
+    // Members of one sample together, as in a tar archive.
+    members.sort_by(|a, b| a.name.cmp(&b.name));
+    for member in members {
+        let offset = to.stream_position()?;
+        if !is_wanted(&member.name) {
+            found.members.push(TarMember { name: member.name, offset, size: 0 });
+            continue;
+        }
+        if !budget.take(member.size) {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        match member.unpack(&mut from, &mut to, member.size) {
+            Ok(()) => found.members.push(TarMember { name: member.name, offset, size: member.size }),
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => return Err(error),
+            Err(_) => found.n_damaged += 1,
+        }
     }
     to.flush()?;
     Ok(to)

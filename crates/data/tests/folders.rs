@@ -314,14 +314,15 @@ fn known_formats_that_are_not_read_are_named() {
         ("train_32x32.mat", ["MATLAB", "tar shards"]),
         ("train.h5", ["HDF5", "tar shards"]),
         ("data.mdb", ["LMDB", "tar shards"]),
-        ("photos.zip", ["zip", "unpack"]),
+        ("photos.7z", ["7z", "unpack"]),
         ("photos.tar.xz", ["compressed tar", "unpack"]),
         ("a.HEIC", ["HEIC", "convert"]),
         ("train.tfrecord-00000-of-00002", ["TFRecord", "tar shards"]),
     ] {
         let root = tempdir().unwrap();
-        put(root.path().join(name), "x");
-        for path in [root.path().to_owned(), root.path().join(name)] {
+        put(root.path().join("below").join(name), "x");
+        let below = root.path().join("below");
+        for path in [root.path().to_owned(), below.join(name), below] {
             let error = open_error(&path, &DataConfig::default()).to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{name}: {error}");
         }
@@ -399,6 +400,31 @@ fn layouts_are_told_as_people_mean_them() {
         let (data, _) = surveyed(root.path(), &DataConfig { split: *split, ..DataConfig::default() });
         assert_eq!(shown(&*data), *expected, "{files:?} {split}");
     }
+}
+
+#[test]
+fn what_lies_beside_splits_and_data_is_named() {
+    let root = tempdir().unwrap();
+    for name in ["train/a/1.png", "test/a/2.png", "loose.png"] {
+        put(root.path().join(name), png(&picture(2, 2, 0)));
+    }
+    put(root.path().join("scans/x.heic"), "x");
+    put(root.path().join("y.heic"), "x");
+    let (_, survey) = surveyed(root.path(), &DataConfig::default());
+    let told = survey.to_string();
+    for expected in [
+        "split train of train, test",
+        "1 HEIC file (y.heic)",
+        "1 beside the splits (scans)",
+        "1 beside the data (loose.png)",
+    ] {
+        assert!(told.contains(expected), "expected `{expected}` in:\n{told}");
+    }
+    // An empty folder of the name of a split, or of a class, changes nothing.
+    let plain = tempdir().unwrap();
+    put(plain.path().join("cat/1.png"), png(&picture(2, 2, 0)));
+    fs::create_dir(plain.path().join("train")).unwrap();
+    assert_eq!(surveyed(plain.path(), &DataConfig::default()).0.class_names(), ["cat"]);
 }
 
 #[test]

@@ -361,3 +361,68 @@ fn emnist_is_known_by_its_names() {
     assert_eq!(labels(&*of(&file("letters", "train"), Split::Test).unwrap()), [Some(5), Some(6)]);
     assert!(matches!(of(&file("digits", "train"), Split::Test), Err(DataError::NoSplit { .. })));
 }
+
+/// A zip archive of stored members.
+fn zip_of(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
+    for (name, content) in members {
+        let (at, size) = ((bytes.len() as u32).to_le_bytes(), (content.len() as u32).to_le_bytes());
+        let length = (name.len() as u16).to_le_bytes();
+        let common =
+            [&[20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &size, &size, &length, &[0, 0]].concat();
+        bytes.extend([b"PK\x03\x04", &common[..], name.as_bytes(), content].concat());
+        directory.extend([b"PK\x01\x02\x14\0", &common[..], &[0; 10], &at, name.as_bytes()].concat());
+    }
+    let (n, size, at) = (members.len() as u16, directory.len() as u32, bytes.len() as u32);
+    bytes.extend(directory);
+    bytes.extend(
+        [
+            b"PK\x05\x06\0\0\0\0",
+            &n.to_le_bytes()[..],
+            &n.to_le_bytes(),
+            &size.to_le_bytes(),
+            &at.to_le_bytes(),
+            &[0, 0],
+        ]
+        .concat(),
+    );
+    bytes
+}
+
+#[test]
+fn zip_archives_are_read_with_their_folders_as_classes() {
+    let root = tempdir().unwrap();
+    let pictures: Vec<Vec<u8>> = (0..3).map(|id| png(&picture(6, 5, id))).collect();
+    let path = root.path().join("photos.zip");
+    put(
+        &path,
+        zip_of(&[
+            ("p/dog/1.png", &pictures[1]),
+            ("p/cat/0.png", &pictures[0]),
+            ("p/dog/2.png", &pictures[2]),
+            ("p/x.heic", b"x"),
+            ("__MACOSX/._0.png", b"x"),
+        ]),
+    );
+    for given in [root.path(), &path] {
+        let data = open(given, &DataConfig::default()).unwrap();
+        let names: Vec<String> = (0..3).map(|index| data.name(index)).collect();
+        assert_eq!(names, ["photos.zip/p/cat/0", "photos.zip/p/dog/1", "photos.zip/p/dog/2"]);
+        assert_eq!(
+            (labels(&*data), data.class_names()),
+            (vec![Some(0), Some(1), Some(1)], &["cat".to_owned(), "dog".into()][..])
+        );
+        assert_eq!(data.image(2).unwrap().data(), picture(6, 5, 2).as_raw().as_slice());
+        let survey = data.survey().unwrap().to_string();
+        assert!(
+            survey.contains("1 HEIC file (p/x.heic)") && survey.contains("begins with a dot"),
+            "{survey}"
+        );
+    }
+    let small = DataConfig { unpack_mib: 0, ..DataConfig::default() };
+    assert!(malformed(open(&path, &small)).contains("unpack_mib"));
+    put(&path, b"PK\x03\x04 and no end");
+    assert!(malformed(open(&path, &DataConfig::default())).contains("directory"));
+    put(&path, b"no zip");
+    assert!(malformed(open(&path, &DataConfig::default())).contains("expected a zip archive"));
+}

@@ -341,3 +341,36 @@ fn paths_in_cells_stay_below_the_folder() {
     assert_eq!((data.image(1).unwrap().width(), data.image(2).unwrap().width()), (9, 9));
     assert!(matches!(data.image(3), Err(SampleError::NotAFile)));
 }
+
+/// As repositories on Hugging Face have them: the word of the split anywhere in the name, in a folder of the subset's name.
+#[test]
+fn parquet_splits_are_told_by_any_word_and_number_their_names_alike() {
+    let texts = |names: &[&str]| Values::Texts(names.iter().map(|name| Some((*name).to_owned())).collect());
+    for folder in ["data", "mnist", "a/b"] {
+        let root = tempdir().unwrap();
+        put(root.path().join("README.md"), "words");
+        put(root.path().join("assets/logo.png"), png(&picture(5, 4, 0)));
+        let file = |name: &str| root.path().join(folder).join(name);
+        parquet_file(
+            &file("x-train-0.parquet"),
+            &pictures(0, 2),
+            texts(&["ant", "owl"]),
+            ["image", "label"],
+            None,
+        );
+        parquet_file(
+            &file("x-validation-0.parquet"),
+            &pictures(2, 3),
+            texts(&["owl"]),
+            ["image", "label"],
+            None,
+        );
+        let [train, val, all] =
+            [Split::Train, Split::Val, Split::All].map(|split| of(root.path(), split).unwrap());
+        assert_eq!((train.len(), labels(&*val), all.len()), (2, vec![Some(1)], 3), "{folder}");
+        assert_eq!(
+            (val.class_names(), val.survey().unwrap().splits.len()),
+            (&["ant".to_owned(), "owl".into()][..], 2)
+        );
+    }
+}

@@ -8,7 +8,7 @@ use super::verdict::Measured;
 use super::{Common, Plan};
 use crate::judge::Judge;
 use crate::named;
-use crate::open::open;
+use crate::open::{open, understood};
 
 /// How well the prototypes divide the images.
 ///
@@ -34,7 +34,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         Some(split) => open(&DataConfig { split, ..settings.config().data.clone() })?,
         None => judge.test.clone().unwrap_or_else(|| judge.train.clone()),
     };
-    note!("data     {}", data.describe());
+    understood(data.as_ref()).iter().for_each(|line| note!("{line}"));
     let network = args.common.network(&judge)?;
     let mut plan = args.common.plan(&judge, "cluster", network.step);
     plan.set("split_data", data.describe());

@@ -89,6 +89,16 @@ impl ParquetImages {
     /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Malformed`], [`DataError::Empty`];
     /// [`DataError::Column`] if a column is not there or of another type.
     pub fn open(files: Vec<PathBuf>, config: &DataSpec) -> Result<Self, DataError> {
+        Self::open_part(files, &[], config)
+    }
+
+    /// As [`open`](Self::open); where labels are names, those of the other splits' files are numbered, too, so that all
+    /// splits number alike.
+    pub(crate) fn open_part(
+        files: Vec<PathBuf>,
+        others: &[PathBuf],
+        config: &DataSpec,
+    ) -> Result<Self, DataError> {
         let mut opened: Vec<Opened> =
             files.par_iter().map(|path| Opened::read(path, config)).collect::<Result<_, _>>()?;
         let first = files.first().cloned().unwrap_or_default();
@@ -114,6 +124,11 @@ impl ParquetImages {
         let mut labels = LabelBuilder::default();
         opened.iter_mut().for_each(|opened| labels.append(std::mem::take(&mut opened.labels)));
         let has_labels = opened.iter().any(|opened| opened.has_labels);
+        if labels.has_names() {
+            let read = |path: &PathBuf| Opened::read(path, config).map(|other| other.labels);
+            let others: Vec<LabelBuilder> = others.par_iter().map(read).collect::<Result<_, _>>()?;
+            others.into_iter().for_each(|other| labels.know(other));
+        }
         let labels = has_labels.then(|| labels.finish());
         let class_names = match &labels {
             Some(labels) if !labels.names().is_empty() => labels.names().to_vec(),

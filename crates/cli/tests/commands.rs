@@ -613,3 +613,47 @@ fn doctor_writes_a_recipe_that_trains() {
     assert!(place.succeed(&broken).contains("do:  sinkhorn.n_iters = 3"));
     place.fail(2, &["--data PATH"], &["doctor"]);
 }
+
+#[test]
+fn a_run_leaves_as_files_and_comes_back_as_an_import() {
+    let place = Place::new(&["a", "b"]);
+    place.train();
+    let embed = |run: &str, out: &str| {
+        let set = ["--set", "reestimation.batch_norm=false"];
+        place.succeed(&[&["embed", "--run", run, "--data", "photos", "--out", out], &set[..]].concat());
+        std::fs::read(place.path(out)).unwrap()
+    };
+    for (file, part) in [("w.safetensors", "prototypes"), ("w.pth", "backbone"), ("w.onnx", "head")] {
+        let output =
+            place.succeed(&["export", "--run", "run", "--out", file, "--part", part, "--license", "mit"]);
+        assert!(output.contains(file) && output.contains("weights.safetensors"), "{output}");
+        let card = std::fs::read_to_string(place.path("w.md")).unwrap();
+        assert!(
+            card.contains("license: \"mit\"") && card.contains(file) && card.contains("epochs = 2"),
+            "{card}"
+        );
+        std::fs::remove_file(place.path("w.md")).unwrap();
+    }
+    place.fail(1, &["w.pth", "--force"], &["export", "--run", "run", "--out", "w.pth"]);
+    place.succeed(&["export", "--run", "run", "--out", "w.pth", "--force"]);
+    place.fail(2, &["--format"], &["export", "--run", "run", "--out", "w.bin"]);
+    place.fail(2, &["--byte-images"], &["export", "--run", "run", "--out", "x.pth", "--byte-images"]);
+    place.fail(1, &["w.onnx", "torch.save"], &["import", "w.onnx", "--out", "no"]);
+    place.fail(1, &["none.pth"], &["import", "none.pth", "--out", "no"]);
+    assert!(!place.path("no").exists());
+
+    let output = place.succeed(&["import", "w.safetensors", "--out", "back"]);
+    for words in ["8 channels", "prototypes [6]", "Mlp { hidden: 16 } to 8", "the central 16"] {
+        assert!(output.contains(words), "{words} in {output}");
+    }
+    assert!(!output.contains("missing") && !output.contains("left "), "{output}");
+    let output = place.succeed(&["import", "w.pth", "--out", "bare", "--resize", "16", "--size", "16"]);
+    assert!(output.contains("missing  projection head, prototypes"), "{output}");
+    // Backbone and head are the same; the file of PyTorch has no head.
+    assert!(embed("back", "back.npy") == embed("bare", "bare.npy"));
+    place.fail(1, &["back", "already holds a run"], &["import", "w.pth", "--out", "back"]);
+    place.fail(1, &["imported weights", "encoder.init"], &["pretrain", "--run", "back", "--resume"]);
+    let from = ["--set", "encoder.init=bare", "--set", "training.epochs=1", "--no-evaluation"];
+    let train = ["pretrain", "--config", "tiny.toml", "--data", "photos", "--run", "on"];
+    place.succeed(&[&train[..], &from[..]].concat());
+}

@@ -8,6 +8,8 @@ use swav_data::{
 };
 #[cfg(feature = "train")]
 use swav_train::{Checkpoint, TrainConfig};
+#[cfg(feature = "train")]
+use swav_weights::{Import, WeightsFile};
 
 /// What parses the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -30,6 +32,9 @@ pub enum Parser {
     /// Configurations.
     #[cfg(feature = "train")]
     Config,
+    /// Weights: safetensors and both formats of PyTorch.
+    #[cfg(feature = "train")]
+    Weights,
 }
 
 impl Parser {
@@ -45,6 +50,8 @@ impl Parser {
         Self::Checkpoint,
         #[cfg(feature = "train")]
         Self::Config,
+        #[cfg(feature = "train")]
+        Self::Weights,
     ];
 }
 
@@ -106,6 +113,20 @@ pub fn feed(parser: Parser, input: &[u8], scratch: &Path) -> Answer {
             fs::write(&path, input).expect("the scratch folder takes files");
             answer(Checkpoint::read(&path))
         }
+        #[cfg(feature = "train")]
+        Parser::Weights => match WeightsFile::from_bytes(input.to_vec()) {
+            Ok(mut file) => {
+                let n_values: usize = file.tensors().map(|(_, tensor)| tensor.n_values()).sum();
+                let read = file.read_all();
+                assert!(read.is_err() || n_values <= input.len(), "no more numbers than bytes");
+                let _ = Import::read(&mut file, None);
+                answer(read)
+            }
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                Answer::Refused
+            }
+        },
         #[cfg(feature = "train")]
         Parser::Config => {
             let text = String::from_utf8_lossy(input);

@@ -3,6 +3,12 @@
 use std::{io::Cursor, path::Path};
 
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+#[cfg(feature = "train")]
+use swav_encoder::{BlockKind, EncoderConfig, Head, ResNet, StateDict, StateTensor, Stem};
+#[cfg(feature = "train")]
+use swav_weights::Metadata;
+#[cfg(feature = "train")]
+use swav_weights::export::{to_safetensors, to_torch};
 
 use crate::parsers::Parser;
 
@@ -45,12 +51,39 @@ pub fn of(parser: Parser, scratch: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
         #[cfg(feature = "train")]
         Parser::Checkpoint => vec![checkpoint(scratch)?],
         #[cfg(feature = "train")]
+        Parser::Weights => weights()?,
+        #[cfg(feature = "train")]
         Parser::Config => vec![
             include_bytes!("../../cli/recipes/quickstart.toml").to_vec(),
             include_bytes!("../../cli/recipes/photos.toml").to_vec(),
             include_bytes!("../../cli/recipes/imagenet-400ep-w5.toml").to_vec(),
         ],
     })
+}
+
+/// A small network in safetensors and in a zip archive of PyTorch, and one tensor in PyTorch's older format.
+#[cfg(feature = "train")]
+fn weights() -> anyhow::Result<Vec<Vec<u8>>> {
+    let arch = ResNet::custom(BlockKind::Basic, [1]).with_width(2).with_stem(Stem::Cifar).into();
+    let spec = EncoderConfig { arch, head: Head::Linear, dim: 3, ..EncoderConfig::default() }.check()?;
+    let tensor = |shape: Vec<usize>| {
+        let len = shape.iter().product();
+        StateTensor::new(shape, vec![0.5; len])
+    };
+    let state: StateDict = spec
+        .tensors()
+        .into_iter()
+        .map(|(name, shape)| Ok((name, tensor(shape)?)))
+        .collect::<anyhow::Result<_>>()?;
+    let legacy: &[&[u8]] = &[
+        b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.",
+        b"\x80\x02}X\x0d\0\0\0little_endian\x88s.",
+        b"\x80\x02}q\0(X\x01\0\0\0tctorch._utils\n_rebuild_tensor_v2\nq\x01((X\x07\0\0\0storagectorch\nFloatStorage\n",
+        b"X\x01\0\0\x000X\x03\0\0\0cpuK\x06tQK\0K\x02K\x03\x86K\x03K\x01\x86\x89ccollections\nOrderedDict\n)RtRu.",
+        b"\x80\x02]X\x01\0\0\x000a.\x06\0\0\0\0\0\0\0",
+        &[7; 24],
+    ];
+    Ok(vec![to_safetensors(&state, &Metadata::new()), to_torch(&state)?, legacy.concat()])
 }
 
 fn images() -> anyhow::Result<Vec<Vec<u8>>> {

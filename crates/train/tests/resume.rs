@@ -546,3 +546,129 @@ fn advice_for_a_resume_is_what_a_resume_takes() {
     assert_eq!(resume(&run, &changed).unwrap().position().step, 5);
     assert_eq!(mismatch(resume(&run, &["loss.temperature=0.1"])).len(), 1);
 }
+
+/// Runs of every version, as these versions have written them: `tests/runs/versionN`. Each is read, and goes on to its end.
+#[test]
+fn runs_of_every_version_go_on() {
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/runs");
+    for (version, has_queue) in [("version1", true), ("version2", true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::at(folder.path());
+        let from = RunFolder::at(kept.join(version));
+        fs::create_dir(run.checkpoints()).unwrap();
+        fs::copy(from.config(), run.config()).unwrap();
+        fs::copy(from.checkpoint_of(2), run.checkpoint_of(2)).unwrap();
+
+        let settings = TrainConfig::load(&run.config(), &[]).unwrap().check().unwrap();
+        let images = settings.config().data.open().unwrap();
+        let network = swav_encoder::build("cpu", settings.encoder(), 0).unwrap();
+        let (checkpoint, _) = run.newest().unwrap();
+        assert_eq!(
+            (checkpoint.position.step, checkpoint.sections_of("codes").len()),
+            (2, usize::from(has_queue))
+        );
+        let mut trainer = Trainer::resume(settings, network, images, run.clone()).unwrap();
+        let outcome = trainer.run(&StopFlag::new()).unwrap();
+        assert!(outcome.finished && outcome.n_steps == 2 && outcome.loss.is_finite(), "{version}");
+        drop(trainer);
+        assert_eq!(run.trained().unwrap().path, run.weights());
+
+        // One of a version that is to come.
+        let bytes = fs::read(run.checkpoint_of(2)).unwrap();
+        let (before, after) = (br#"{\"version\":"#, br#"{\"version\":9"#);
+        let place = bytes.windows(before.len()).position(|window| window == before).unwrap();
+        let newer = [&bytes[..place], after, &bytes[place + after.len()..]].concat();
+        fs::write(run.checkpoint_of(9), newer).unwrap();
+        match run.newest() {
+            Err(error @ CheckpointError::Version { expected: 2, got: 9, .. }) => {
+                assert!(error.to_string().contains("this program is too old"), "{error}");
+            }
+            other => panic!("{version}: {other:?}"),
+        }
+    }
+}
+
+/// The smallest network, and changes that make a run of it short.
+const SMALL: &str = r#"
+training = { epochs = 1, batch_size = 8 }
+prototypes = { n_prototypes = [5] }
+optimizer = { base_lr = 0.1, warmup_epochs = 0 }
+monitor = { tensorboard = false }
+data = { path = "builtin", builtin = { n_train = 16, n_test = 8 } }
+augment = { preset = "simclr-cifar", crops = [{ size = 8, n_crops = 2, min_scale = 0.3, max_scale = 1.0 }] }
+encoder = { arch = { custom = { block = "basic", layers = [1] } }, width = 4, stem = "cifar", head = "linear", dim = 4 }
+"#;
+
+fn small(path: &Path, overrides: &[String]) -> Result<Trainer, TrainError> {
+    let settings = TrainConfig::parse(SMALL, overrides)?.check()?;
+    let network = swav_encoder::build("cpu", settings.encoder(), settings.config().training.seed)?;
+    let images = settings.config().data.open()?;
+    Trainer::start(settings, network, images, RunFolder::at(path))
+}
+
+#[test]
+fn a_run_starts_from_the_weights_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = folder.path().join("first");
+    let mut trainer = small(&first, &[]).unwrap();
+    trainer.run(&StopFlag::new()).unwrap();
+    drop(trainer);
+    let trained = RunFolder::at(&first).trained().unwrap().encoder;
+    let init = |path: &Path| format!("encoder.init={}", path.display());
+    let seed = "training.seed=7".to_owned();
+
+    // From its folder, and from its file.
+    for (name, from) in [("a", first.clone()), ("b", RunFolder::at(&first).weights())] {
+        let started =
+            small(&folder.path().join(name), &[init(&from), seed.clone()]).unwrap().state().unwrap();
+        for (name, tensor) in trained.iter() {
+            assert_eq!(started.get(name), Some(tensor), "{name}");
+        }
+        let prototypes = RunFolder::at(&first).trained().unwrap().prototypes;
+        assert_ne!(
+            started.get("prototypes.weight"),
+            prototypes.get("prototypes.weight"),
+            "prototypes are drawn"
+        );
+    }
+    // Another head is a new one, another backbone is refused; nothing is left then.
+    let started = small(&folder.path().join("c"), &[init(&first), "encoder.dim=6".to_owned()]).unwrap();
+    assert_eq!(started.state().unwrap().get("conv1.weight"), trained.get("conv1.weight"));
+    let other = folder.path().join("d");
+    match small(&other, &[init(&first), "encoder.width=8".to_owned()]) {
+        Err(TrainError::Weights { what: "encoder.init", .. }) => assert!(!other.exists()),
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("a network of another width was taken"),
+    }
+    assert!(matches!(
+        small(&other, &[init(&folder.path().join("none.pth"))]),
+        Err(TrainError::Weights { what: "encoder.init", .. })
+    ));
+}
+
+#[test]
+fn an_import_is_used_like_a_run_but_not_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = folder.path().join("first");
+    small(&first, &[]).unwrap().run(&StopFlag::new()).unwrap();
+    let mut file = swav_weights::WeightsFile::open(RunFolder::at(&first).weights()).unwrap();
+    let import = swav_weights::Import::read(&mut file, None).unwrap();
+    let settings = TrainConfig::parse(SMALL, &[]).unwrap().check().unwrap();
+    assert_eq!(import.preprocessing, Some(settings.preprocessing()));
+
+    let config = TrainConfig { encoder: import.encoder.clone(), ..settings.config().clone() };
+    let run = RunFolder::at(folder.path().join("import"));
+    run.import(&config, &import, "{}").unwrap();
+    let network = run.network().unwrap();
+    assert_eq!((&network.encoder, network.step), (&import.state, None));
+    assert!(matches!(run.import(&config, &import, "{}"), Err(TrainError::RunExists { .. })));
+    let network = swav_encoder::build("cpu", settings.encoder(), 1).unwrap();
+    let images = settings.config().data.open().unwrap();
+    match Trainer::resume(settings, network, images, run.clone()) {
+        Err(TrainError::Checkpoint(error @ CheckpointError::Imported { .. })) => {
+            assert!(error.to_string().contains("encoder.init="), "{error}");
+        }
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("an import was resumed"),
+    }
+}

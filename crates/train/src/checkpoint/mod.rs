@@ -68,8 +68,10 @@ pub enum CheckpointError {
         /// What gave it away.
         message: String,
     },
-    /// Another version of this program wrote it.
-    #[error("the checkpoint {path}: expected layout {expected} or older, got {got}")]
+    /// A newer version of this program wrote it.
+    #[error(
+        "the checkpoint {path} is of layout {got}: this program is too old for it, it reads layouts up to {expected}"
+    )]
     Version {
         /// The file.
         path: PathBuf,

@@ -28,7 +28,7 @@ pub(crate) enum Object<'a> {
     List(Vec<Value<'a>>),
     Dict(Vec<(Value<'a>, Value<'a>)>),
     Storage(StorageRef<'a>),
-    Tensor(TensorRef),
+    Tensor(Box<TensorRef>),
 }
 
 /// A storage, as a persistent identity names it.
@@ -299,7 +299,7 @@ impl<'a> Machine<'a> {
                 Object::Dict(pairs.ok_or_else(|| self.wrong("pairs for a dictionary", "something else"))?)
             }
             (Global::RebuildTensor, [storage, offset, shape, strides, ..]) => {
-                Object::Tensor(self.tensor([*storage, *offset, *shape, *strides])?)
+                Object::Tensor(Box::new(self.tensor([*storage, *offset, *shape, *strides])?))
             }
             (Global::RebuildParameter, [tensor @ Value::Object(_), ..]) | (Global::Size, [tensor]) => {
                 self.stack.push(*tensor);

@@ -36,7 +36,7 @@ impl Search<'_, '_> {
         self.spend(1 + name.len())?;
         match &self.machine.objects[number] {
             Object::Tensor(tensor) => {
-                self.found.insert(name.clone(), tensor.clone());
+                self.found.insert(name.clone(), TensorRef::clone(tensor));
             }
             Object::Dict(entries) => {
                 for &(key, value) in entries {

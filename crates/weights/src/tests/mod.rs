@@ -1,8 +1,7 @@
-//! Tests of whole files: those of the reference, those of our own, and those that nobody should open.
+//! Tests of whole files: those of our own, and those that nobody should open.
 
 mod hostile;
 mod names;
-mod reference;
 mod round_trip;
 
 use swav_encoder::{BlockKind, EncoderConfig, Head, ResNet, StateDict, StateTensor, Stem};

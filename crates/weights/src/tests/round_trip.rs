@@ -3,7 +3,7 @@
 use swav_encoder::{BlockKind, EncoderConfig, Head, StateDict, StateTensor, Stem};
 
 use super::{small, state_of};
-use crate::export::{Part, to_safetensors, to_torch};
+use crate::export::{Onnx, OnnxOptions, Part, to_safetensors, to_torch};
 use crate::{Dtype, Import, Metadata, Preprocessing, Start, WeightsError, WeightsFile, write_file};
 
 /// All kinds of networks with their prototypes.
@@ -114,5 +114,41 @@ fn halves_are_widened() {
     for (name, tensor) in state.iter() {
         let cut = tensor.data().iter().map(|value| f32::from_bits(value.to_bits() & 0xffff_0000));
         assert_eq!(import.state.get(name).unwrap().data(), cut.collect::<Vec<_>>(), "{name}");
+    }
+}
+
+/// What a graph computes is compared with PyTorch by docs/round_trip.py; here is what it is made of.
+#[test]
+fn graphs_have_what_is_asked_for() {
+    let has = |bytes: &[u8], word: &str| bytes.windows(word.len()).any(|window| window == word.as_bytes());
+    let graph = |config: &EncoderConfig, state: &StateDict, options: &OnnxOptions| {
+        let mut bytes = Vec::new();
+        Onnx::new(config, state, options, &Metadata::new())?.write(&mut bytes).unwrap();
+        Ok::<_, WeightsError>(bytes)
+    };
+    for (config, n_prototypes) in kinds() {
+        let state = state_of(&config, &n_prototypes);
+        for part in [Part::Backbone, Part::Head, Part::Prototypes] {
+            for fold_batch_norm in [false, true] {
+                let normalize = fold_batch_norm.then(Preprocessing::default);
+                let bytes = graph(&config, &state, &OnnxOptions { part, fold_batch_norm, normalize });
+                if part == Part::Prototypes && n_prototypes.is_empty() {
+                    assert!(matches!(bytes, Err(WeightsError::NoPart { .. })));
+                    continue;
+                }
+                let bytes = bytes.unwrap();
+                assert_eq!(has(&bytes, "BatchNormalization"), !fold_batch_norm);
+                assert_eq!(has(&bytes, "Transpose"), fold_batch_norm);
+                assert_eq!(has(&bytes, "embedding"), part >= Part::Head);
+                assert_eq!(has(&bytes, "scores1"), part == Part::Prototypes && n_prototypes.len() == 2);
+            }
+        }
+    }
+    let (config, _) = kinds().pop().unwrap();
+    let mut state = state_of(&config, &[]);
+    state.remove("layer2.1.bn3.running_var");
+    match graph(&config, &state, &OnnxOptions { part: Part::Head, ..OnnxOptions::default() }) {
+        Err(WeightsError::Misfit { missing, .. }) => assert_eq!(missing, ["layer2.1.bn3.running_var"]),
+        other => panic!("{:?}", other.map(|bytes| bytes.len())),
     }
 }

@@ -1,10 +1,13 @@
-//! Files that PyTorch wrote, and what its network computes with them.
+//! Files that PyTorch wrote: what its network computes with them, what is left when they are cut or changed, and what
+//! memory they and worse ones take.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 
 use ndarray::{Array2, Array4, ArrayView2, Ix2, Ix4};
 use swav_encoder::{BlockKind, Head, Output, ResNet, build_cpu};
 use swav_fixtures::{Tensors, max_abs_difference, path};
-
-use crate::{Format, Import, WeightsError, WeightsFile};
+use swav_weights::{Format, Import, WeightsError, WeightsFile};
 
 #[test]
 fn checkpoints_of_the_reference_give_its_embeddings_and_scores() {
@@ -90,5 +93,80 @@ fn files_with_changed_bytes_do_no_harm() {
                 let _ = Import::read(&mut file, None);
             }
         }
+    }
+}
+
+thread_local! {
+    /// Bytes that this thread has now, and the most that it had.
+    static BYTES: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+/// The system's allocator; bytes are counted.
+struct Counting;
+
+fn count(change: impl FnOnce(usize) -> usize) {
+    // A thread that ends has no counter any more.
+    let _ = BYTES.try_with(|bytes| {
+        let (now, peak) = bytes.get();
+        let now = change(now);
+        bytes.set((now, peak.max(now)));
+    });
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(|now| now + layout.size());
+        // SAFETY: the caller keeps the contract of `alloc`, which is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // What another thread has allocated is not counted here.
+        count(|now| now.saturating_sub(layout.size()));
+        // SAFETY: the caller keeps the contract of `dealloc`, and `pointer` came from `System`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Bytes that reading takes at most, beside those of the file.
+fn peak(file: Vec<u8>) -> usize {
+    let before = BYTES.get().0;
+    BYTES.set((before, before));
+    let read = WeightsFile::from_bytes(file).and_then(|mut file| Import::read(&mut file, None));
+    drop(read);
+    BYTES.get().1 - before
+}
+
+/// Numbers in a row, then an operation many times.
+fn pickle(operation: &[u8], n: usize) -> Vec<u8> {
+    let head = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\x80\x02}.";
+    [&head[..], b"\x80\x04]", &operation.repeat(n), b"."].concat()
+}
+
+#[test]
+fn memory_is_bounded_by_the_size_of_the_file() {
+    // Values, marks, cells of the memory, objects, numbered cells, entries of dictionaries.
+    for operation in
+        [&b"N"[..], b"(", b"\x94", b"]", b"]\x94", b"K\x01\x85", b"}", b"]r\xff\xff\xff\x01", b"2e"]
+    {
+        let file = pickle(operation, 200_000 / operation.len());
+        let (len, peak) = (file.len(), peak(file));
+        assert!(peak <= 150 * len, "{operation:?}: {peak} bytes for {len}");
+    }
+    // Headers of many small entries.
+    let entry = |index: usize| format!(r#""{index}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+    let header = format!("{{{}}}", (0..3000).map(entry).collect::<Vec<_>>().join(","));
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let (len, peak_bytes) = (file.len(), peak(file));
+    assert!(peak_bytes <= 20 * len, "{peak_bytes} bytes for {len}");
+    // Files of weights themselves.
+    for name in ["reference_zip.pth.tar", "reference_legacy.pth.tar", "checkpoint_expected.safetensors"] {
+        let file = std::fs::read(path(name)).unwrap();
+        let (len, peak) = (file.len(), peak(file));
+        assert!(peak <= 3 * len, "{name}: {peak} bytes for {len}");
     }
 }

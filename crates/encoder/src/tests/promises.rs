@@ -259,8 +259,10 @@ fn embeddings_follow_every_change_of_the_network() {
             assert_eq!(bits(z.as_slice().unwrap()), bits(expected.as_slice().unwrap()), "{device}: {what}");
             before = z;
         };
-        let z = encoder.forward_train(&[images.view()]).unwrap();
+        encoder.forward_train(&[images.view()]).unwrap();
         check(&*encoder, "forward in training");
+        // Some devices remember one pass only.
+        let z = encoder.forward_train(&[images.view()]).unwrap();
         encoder.backward(gradient(&z, 1).view()).unwrap();
         encoder.update(&SGD).unwrap();
         check(&*encoder, "update");

@@ -5,7 +5,7 @@
 //! that several batches (one per resolution) can share them. Batch statistics are returned in [`Saved`]
 //! and the caller moves its running statistics with [`BatchStats::update_running`], once per batch.
 //!
-//! For inference a unit is made [`Ready`] once, and [`infer`] runs a chain of them on images.
+//! For inference a unit is made [`Ready`] once, and [`infer()`] runs a chain of them on images.
 //!
 //! | unit | computes |
 //! |---|---|

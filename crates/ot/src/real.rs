@@ -21,6 +21,10 @@ pub trait Real:
     /// Largest `max - min` of exponents that are computed in this type; beyond it their rounding would be seen in the
     /// marginals, so that they are computed in double precision.
     const OWN_EXPONENT_RANGE: f64;
+
+    /// Largest growth, in exponents, of either side's scalings on a kernel some of whose numbers may have been below the
+    /// type: what was taken for 0 is then below e^-20 of the product of its weights still.
+    const GROWTH: f64;
 }
 
 impl Real for f32 {
@@ -35,6 +39,8 @@ impl Real for f32 {
     const SAFE_EXPONENT_RANGE: f64 = 70.0;
 
     const OWN_EXPONENT_RANGE: f64 = 32.0;
+
+    const GROWTH: f64 = 33.0;
 }
 
 impl Real for f64 {
@@ -49,4 +55,6 @@ impl Real for f64 {
     const SAFE_EXPONENT_RANGE: f64 = 600.0;
 
     const OWN_EXPONENT_RANGE: f64 = 600.0;
+
+    const GROWTH: f64 = 340.0;
 }

@@ -21,6 +21,10 @@ pub(super) struct Kernel<T> {
     pub(super) weights: Vec<T>,
     /// Column sums of each chunk.
     partial: Vec<T>,
+    /// Numbers below the type may have been taken for 0.
+    truncated: bool,
+    /// Columns whose scaling has grown so much that such numbers might count.
+    pub(super) n_grown: usize,
 }
 
 impl<T> Kernel<T> {
@@ -42,6 +46,7 @@ impl<T: Real> Engine<T> {
         let shift = T::of(middle * core.cost.sign());
         let own = range.spread() / epsilon <= T::OWN_EXPONENT_RANGE;
         self.make_room_for_kernel(n, m);
+        self.kernel.truncated = false;
         if !(own && T::of(scale).is_finite() && shift.is_finite()) {
             self.kernel.alpha.fill(0.0);
             self.kernel.beta.fill(middle);
@@ -57,6 +62,7 @@ impl<T: Real> Engine<T> {
         self.make_room_for_kernel(core.rows.weights.len(), core.columns.weights.len());
         self.kernel.alpha.copy_from_slice(&self.found.f);
         self.kernel.beta.copy_from_slice(g);
+        self.kernel.truncated = true;
         self.fill_kernel(core, epsilon);
     }
 
@@ -107,8 +113,11 @@ impl<T: Real> Engine<T> {
             self.offsets[j] = (g[j] - self.kernel.beta[j]) / epsilon;
         }
         simd::exp_shifted(core.isa, &mut self.offsets, 0.0, 1.0);
+        let most = if self.kernel.truncated { T::GROWTH.exp() } else { f64::INFINITY };
+        self.kernel.n_grown = 0;
         for j in 0..m {
             self.kernel.weights[j] = T::of(core.columns.weight(j) * self.offsets[j]);
+            self.kernel.n_grown += usize::from(self.offsets[j] > most && core.columns.weights[j] > 0.0);
         }
         let announced = self.kernel.announced.take();
         let streamed = simd::beyond_cache::<T>(n * m);
@@ -116,7 +125,7 @@ impl<T: Real> Engine<T> {
         let update = |i: usize, sum: T, f: &mut f64, totals: &mut RowTotals| -> T {
             let weight = core.rows.weight(i);
             let sum = sum.wide();
-            if !trusted::<T>(sum) {
+            if !trusted::<T>(sum) || sum * most < 1.0 {
                 totals.weak += 1.0;
                 return T::zero();
             }

@@ -188,6 +188,9 @@ impl<T: Real> Engine<T> {
             totals.weak += part.weak;
             totals.dual += part.dual;
         }
+        if domain == Domain::Kernel {
+            totals.weak += self.kernel.n_grown as f64;
+        }
         self.sums[m..].copy_from_slice(&[totals.mass, totals.shift, totals.weak, totals.dual]);
         collective.sum(&mut self.sums).map_err(OtError::Collective)?;
         let [mass, shift, weak, dual] = std::array::from_fn(|k| self.sums[m + k]);

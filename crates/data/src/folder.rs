@@ -256,16 +256,17 @@ impl Listing {
                 }
                 continue;
             }
-            let parent = entry.path().parent().unwrap_or(folder);
-            let is_new = current.as_deref() != Some(parent);
-            let relative = parent.strip_prefix(root).unwrap_or(parent);
-            let (Some(name), Some(relative)) =
-                (path_bytes(Path::new(entry.file_name())), path_bytes(relative))
-            else {
+            let Some(name) = path_bytes(Path::new(entry.file_name())) else {
                 self.leave(Reason::Unreachable, root, entry.path());
                 continue;
             };
-            if is_new {
+            let parent = entry.path().parent().unwrap_or(folder);
+            if current.as_deref() != Some(parent) {
+                let relative = parent.strip_prefix(root).unwrap_or(parent);
+                let Some(relative) = path_bytes(relative) else {
+                    self.leave(Reason::Unreachable, root, entry.path());
+                    continue;
+                };
                 self.folders.push(relative);
                 current = Some(parent.to_owned());
             }

@@ -79,7 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut report = of_record(&record, &args.run)?;
     match args.no_pictures {
         true => report.notes.push("Made without pictures, as --no-pictures says.".to_owned()),
-        false => match trained(&record, &args) {
+        false => match trained(&record) {
             Ok(trained) => {
                 report.subtitle = trained.data.describe();
                 pictures::add(&mut report, trained, args.images, args.points)?;
@@ -157,7 +157,7 @@ fn repeat(record: &RunRecord, run: &Path) -> Vec<(String, String)> {
 }
 
 /// The network as it was last saved, and its training images.
-fn trained(record: &RunRecord, args: &Args) -> anyhow::Result<Trained> {
+fn trained(record: &RunRecord) -> anyhow::Result<Trained> {
     let settings = record.config.check()?;
     // Another command of this process may have made the pool already.
     let _ = rayon::ThreadPoolBuilder::new()

@@ -339,7 +339,7 @@ pub enum LoaderError {
     /// Worker threads could not be started.
     #[error("cannot start loader threads")]
     Threads(#[source] io::Error),
-    /// A loader thread ended without a word, which is an error in the data set or the views (a panic).
+    /// A loader thread ended without a word, which is an error in the views (a panic).
     #[error("a loader thread died; its panic message is above")]
     Died,
 }

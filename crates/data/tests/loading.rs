@@ -435,16 +435,27 @@ fn waiting_is_measured() {
 }
 
 #[test]
-fn a_panicking_data_set_ends_the_loader_with_an_error() {
-    struct Panics;
+fn a_data_set_that_panics_costs_its_images() {
+    /// Panics at every index that is a multiple of the number.
+    struct Panics(usize);
     impl Dataset for Panics {
         fn len(&self) -> usize {
             8
         }
-        fn image(&self, _: usize) -> Result<Arc<Image>, SampleError> {
-            panic!("this panic is part of the test");
+        fn image(&self, index: usize) -> Result<Arc<Image>, SampleError> {
+            assert!(!index.is_multiple_of(self.0), "this panic is part of the test");
+            Ok(Arc::new(Image::new(1, 1, swav_augment::Channels::Grey, vec![7]).unwrap()))
         }
     }
     let plan = BatchPlan { batch_size: 4, ..PLAN };
-    assert!(matches!(probe(Arc::new(Panics), &workers(2), plan).next_batch(), Err(LoaderError::Died)));
+    let spec = LoaderConfig { max_bad_share: 0.5, ..workers(2) };
+    let mut loader = probe(Arc::new(Panics(8)), &spec, BatchPlan { n_epochs: Some(1), ..plan });
+    let mut n_images = 0;
+    while let Some(batch) = loader.next_batch().unwrap() {
+        n_images += batch.batch_size;
+    }
+    assert_eq!((n_images, loader.stats().n_bad), (8, 1));
+    let all = probe(Arc::new(Panics(1)), &spec, plan).next_batch();
+    let is_named = |source: &SampleError| matches!(source, SampleError::DecoderPanic(text) if text.contains("part of the test"));
+    assert!(matches!(all, Err(LoaderError::NoReplacement { source, .. }) if is_named(&source)));
 }

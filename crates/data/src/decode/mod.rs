@@ -44,7 +44,7 @@ pub struct DecodeConfig {
     /// 300 MB of RGB.
     pub max_pixels: u64,
     /// Images whose longer side is above this are reduced to it, in pixels, at least 1, while they are decoded; what is kept in
-    /// memory is the reduced image. JPEG is decoded at 1/2, 1/4 or 1/8 of its size first, which is several times faster. Crops
+    /// memory is the reduced image. JPEG is decoded at 1/2, 1/4 or 1/8 of its size first, which takes less memory. Crops
     /// should still find their pixels: for crops of 224 that take 14% of an image or more, 600 is enough. Default: none.
     pub max_side: Option<u32>,
     /// The colour behind transparent pixels. Default: white.

@@ -11,6 +11,8 @@ const SUFFICIENT_DECREASE: f64 = 1e-4;
 const CURVATURE: f64 = 0.9;
 /// Trials of one line search.
 const MAX_TRIALS: usize = 30;
+/// Where the slope promises less than this share of the function, rounding is all that is left to win.
+const NOTHING_LEFT: f64 = 1e-9;
 /// Steps in a row that win nothing to speak of, after which the rounding of the function is all that is left.
 const MAX_IDLE: usize = 3;
 
@@ -59,6 +61,9 @@ pub(crate) fn minimise(
             past.clear();
             direction = descent(&gradient, &past, &precondition);
             slope = dot(&direction, &gradient);
+        }
+        if -slope <= NOTHING_LEFT * value.abs() {
+            return Minimum { x, value, n_iters, converged: true };
         }
         let Some(step) = line_search(&x, value, slope, &direction, &mut evaluate) else {
             let converged = past.is_empty();

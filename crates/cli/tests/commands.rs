@@ -210,7 +210,9 @@ fn images_are_sorted_searched_and_embedded_without_labels() {
         std::fs::copy(place.path("photos").join(name), place.path("few").join(name)).unwrap();
     }
     let row_of = |folder: &str, row: usize| {
-        place.succeed(&["embed", "--run", "run", "--data", folder, "--out", "f.npy", "--layer", "layer1"]);
+        place.succeed(&[
+            "embed", "--run", "run", "--data", folder, "--out", "f.npy", "--layer", "layer1", "--force",
+        ]);
         let bytes = std::fs::read(place.path("f.npy")).unwrap();
         let values = bytes[128 + row * 8 * 4..].as_chunks::<4>().0.iter().map(|&v| f32::from_le_bytes(v));
         values.take(8).collect::<Vec<f32>>()
@@ -219,8 +221,8 @@ fn images_are_sorted_searched_and_embedded_without_labels() {
     let close = among_many.iter().zip(&among_few).all(|(a, b)| (a - b).abs() < 1e-5);
     assert!(close, "{among_many:?} {among_few:?}");
     place.fail(2, &["--codes"], &["embed", "--run", "run", "--out", "f.npy", "--codes"]);
-    place.fail(1, &["layer7"], &["embed", "--run", "run", "--out", "f.npy", "--layer", "layer7"]);
-    assert!(!place.path("f.npy.part").exists());
+    place.fail(1, &["7"], &["embed", "--run", "run", "--out", "g.npy", "--layer", "layer7"]);
+    assert!(!place.path("g.npy").exists());
 }
 
 #[test]

@@ -62,7 +62,6 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let format = picture_format(&args.out)?;
-    let out = OutputFile::create(&args.out, args.force.force)?;
     let trains = match &args.config {
         Some(given) => Some(configuration::find(given)?.read(&Changes::default())?),
         None => None,
@@ -90,6 +89,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             DataConfig { split: Split::All, ..args.settings.config(path.as_ref().unwrap_or(&builtin))? }
         }
     };
+    let out = OutputFile::create(&args.out, args.force.force)?;
     let data = open_shown(&DataConfig { cache_mib: 0, ..config })?;
     let n_columns = usize::from(args.images).min(data.len());
     // Spread over the data set, which is often sorted by class.

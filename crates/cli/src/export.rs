@@ -52,7 +52,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
     let target = args.target()?;
-    let card_path = args.out.with_extension("md");
+    let card_path = args.out.with_added_extension("md");
     let mut file = OutputFile::create(&args.out, args.force.force)?;
     let mut card_file = OutputFile::create(&card_path, args.force.force)?;
     let folder = RunFolder::at(&args.run);

@@ -25,7 +25,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
-/// A command that is not asked to stop is asked after this time, and has failed after the other.
+/// A command is asked to stop by SIGTERM after this time, whatever it was sent before (who starts the tests may have made it
+/// ignore the other signals, as nohup does), and has failed after the other.
 const PATIENCE: Duration = Duration::from_secs(4);
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -411,8 +412,12 @@ fn run(place: &Place, case: &Case) -> Result<String, String> {
             return Err(format!("it was still there after {LIMIT:?}"));
         }
         if begun.elapsed() > signal.1 {
+            if sent {
+                signal.0 = "TERM";
+            }
             send(signal.0, &child);
-            (sent, signal.1) = (true, LIMIT);
+            signal.1 = if begun.elapsed() > PATIENCE { LIMIT } else { PATIENCE };
+            sent = true;
         }
         std::thread::sleep(Duration::from_millis(3));
     };

@@ -629,12 +629,11 @@ fn a_run_leaves_as_files_and_comes_back_as_an_import() {
         let output =
             place.succeed(&["export", "--run", "run", "--out", file, "--part", part, "--license", "mit"]);
         assert!(output.contains(file) && output.contains("weights.safetensors"), "{output}");
-        let card = std::fs::read_to_string(place.path("w.md")).unwrap();
+        let card = std::fs::read_to_string(place.path(&format!("{file}.md"))).unwrap();
         assert!(
             card.contains("license: \"mit\"") && card.contains(file) && card.contains("epochs = 2"),
             "{card}"
         );
-        std::fs::remove_file(place.path("w.md")).unwrap();
     }
     place.fail(1, &["w.pth", "--force"], &["export", "--run", "run", "--out", "w.pth"]);
     place.succeed(&["export", "--run", "run", "--out", "w.pth", "--force"]);

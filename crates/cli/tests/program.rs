@@ -34,7 +34,7 @@ fn the_quickstart_needs_nothing_but_an_empty_folder() {
     let output = swav(&folder).arg("pretrain").args(SHORT).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     let results = text(&output.stdout);
-    for expected in ["trained network", "raw pixels", "swav eval knn --run runs/quickstart-1"] {
+    for expected in ["trained network", "raw pixels", "swav eval linear --run runs/quickstart-1"] {
         assert!(results.contains(expected), "{results}");
     }
     assert!(folder.path().join("runs/quickstart-1/weights.safetensors").exists());

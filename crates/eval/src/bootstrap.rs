@@ -7,15 +7,15 @@ use rayon::prelude::*;
 
 use crate::EvalError;
 
-/// A number with a range that holds 95% of the bootstrap's draws.
+/// A number with its 95% confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Estimate {
     /// The number itself, from all images.
     pub value: f64,
-    /// The 2.5th percentile of the draws.
+    /// The lower end: the 2.5th percentile of the draws, or 1.96 standard errors below.
     pub low: f64,
-    /// The 97.5th percentile.
+    /// The upper end.
     pub high: f64,
 }
 
@@ -49,23 +49,56 @@ impl Bootstrap {
         n: usize,
         statistic: impl Fn(&[u32]) -> f64 + Sync,
     ) -> Result<Estimate, EvalError> {
+        let mut draws = self.draws(n, |rng| {
+            let drawn: Vec<u32> = (0..n).map(|_| rng.random_range(0..n as u32)).collect();
+            statistic(&drawn)
+        })?;
+        draws.sort_by(f64::total_cmp);
+        let (low, high) = (percentile(&draws, 0.025), percentile(&draws, 0.975));
+        Ok(Estimate { value, low: low.unwrap_or(value), high: high.unwrap_or(value) })
+    }
+
+    /// As [`estimate`](Self::estimate) for a statistic that takes an image drawn twice for agreement, as measures of clusters do: the
+    /// bootstrap proper would shift those upwards, value and interval apart.
+    ///
+    /// Draws are halves of the images without replacement. Their standard deviation is the standard error of all images (Politis and
+    /// Romano 1994: a half has twice the variance, of which drawing without replacement leaves a half), so the range is
+    /// `value` -+ 1.96 of it.
+    ///
+    /// # Errors
+    /// As [`estimate`](Self::estimate).
+    pub fn estimate_by_halves(
+        &self,
+        value: f64,
+        n: usize,
+        statistic: impl Fn(&[u32]) -> f64 + Sync,
+    ) -> Result<Estimate, EvalError> {
+        let draws = self.draws(n, |rng| {
+            let half = rand::seq::index::sample(rng, n, n.div_ceil(2));
+            let drawn: Vec<u32> = half.iter().map(|i| i as u32).collect();
+            statistic(&drawn)
+        })?;
+        let count = draws.len().max(1) as f64;
+        let mean = draws.iter().sum::<f64>() / count;
+        let variance = draws.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / count;
+        let width = 1.96 * variance.sqrt();
+        Ok(Estimate { value, low: value - width, high: value + width })
+    }
+
+    /// The values of all draws that are numbers, in the order of the draws, each with a random stream of its own.
+    fn draws(&self, n: usize, draw: impl Fn(&mut ChaCha8Rng) -> f64 + Sync) -> Result<Vec<f64>, EvalError> {
         if n == 0 {
             return Err(EvalError::Empty { what: "test images" });
         }
         if self.n_draws == 0 {
             return Err(EvalError::Config { key: "n_draws", expected: "at least 1".into(), got: "0".into() });
         }
-        let draw = |number: usize| {
+        let one = |number: usize| {
             let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
             rng.set_stream(number as u64);
-            let drawn: Vec<u32> = (0..n).map(|_| rng.random_range(0..n as u32)).collect();
-            statistic(&drawn)
+            draw(&mut rng)
         };
-        let mut draws: Vec<f64> =
-            (0..self.n_draws).into_par_iter().map(draw).filter(|value| !value.is_nan()).collect();
-        draws.sort_by(f64::total_cmp);
-        let (low, high) = (percentile(&draws, 0.025), percentile(&draws, 0.975));
-        Ok(Estimate { value, low: low.unwrap_or(value), high: high.unwrap_or(value) })
+        Ok((0..self.n_draws).into_par_iter().map(one).filter(|value| !value.is_nan()).collect())
     }
 
     /// The mean of one value per image, such as 1 for right and 0 for wrong.
@@ -103,6 +136,16 @@ mod tests {
         assert!((estimate.high - (0.8 + width)).abs() < 0.004, "{estimate:?}");
         assert_eq!(estimate, Bootstrap::default().mean(&hits).unwrap());
         assert_ne!(estimate, Bootstrap { seed: 1, ..Bootstrap::default() }.mean(&hits).unwrap());
+    }
+
+    #[test]
+    fn halves_give_the_width_of_the_bootstrap_where_both_are_right() {
+        let hits: Vec<f64> = (0..1000).map(|i| f64::from(u8::from(i % 5 != 0))).collect();
+        let mean = |drawn: &[u32]| drawn.iter().map(|&i| hits[i as usize]).sum::<f64>() / drawn.len() as f64;
+        let estimate = Bootstrap::default().estimate_by_halves(0.8, 1000, mean).unwrap();
+        let width = 1.96 * (0.8 * 0.2 / 1000.0f64).sqrt();
+        assert!((estimate.low - (0.8 - width)).abs() < 0.004, "{estimate:?}");
+        assert!((estimate.high - (0.8 + width)).abs() < 0.004, "{estimate:?}");
     }
 
     #[test]

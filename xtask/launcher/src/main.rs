@@ -11,7 +11,10 @@ use std::process::{Command, ExitCode};
 use arguments::{Build, Invocation};
 
 /// The commands of the program `swav`.
-const PROGRAM: [&str; 6] = ["pretrain", "eval", "embed", "data", "augment", "gpu"];
+const PROGRAM: [&str; 12] = [
+    "pretrain", "eval", "embed", "cluster", "search", "import", "export", "data", "augment", "doctor",
+    "report", "gpu",
+];
 /// The commands of the package `xtask`.
 const DEVELOPERS: [&str; 4] = ["bench", "profile", "cuda-bundle", "cuda-toolkit"];
 
@@ -23,9 +26,15 @@ Usage: cargo xtask [BUILD OPTIONS] COMMAND [OPTIONS]
 Commands of the program (`cargo install --path crates/cli` installs it as `swav`):
   pretrain      Learn features from images without labels, and tell how good they are
   eval          Tell how good the features of a trained network are
-  embed         Write the features of images to a file that numpy reads
+  embed         Write the features of images to a file
+  cluster       Sort images into clusters
+  search        Find similar images and near-duplicates
+  import        Take weights from elsewhere
+  export        Write weights for other programs
   data          Look at data sets
   augment       Draw a sheet of every augmentation step
+  doctor        Propose a recipe, check a configuration, or explain a run that went wrong
+  report        Show a run in one HTML file
   gpu           Look for NVIDIA cards and the libraries that they need, and test them
 
 Commands for work on the project:

@@ -79,7 +79,8 @@ fn agreement(clusters: &[u32], labels: &[u32], plan: &Plan) -> anyhow::Result<Ve
     };
     let mut measured = Vec::new();
     for (name, measure) in measures {
-        let estimate: Estimate = plan.bootstrap.estimate(measure(&all), labels.len(), drawn(measure))?;
+        let estimate: Estimate =
+            plan.bootstrap.estimate_by_halves(measure(&all), labels.len(), drawn(measure))?;
         measured.push((name.to_owned(), estimate, labels.len()));
     }
     Ok(measured)

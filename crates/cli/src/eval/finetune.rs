@@ -74,7 +74,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     for (share, config) in &configs {
         plan.set(&format!("labels {share}"), serde_json::to_value(config)?);
     }
-    say!("accuracy after fine-tuning ({} test images; {} epochs)", lessons.test.len(), args.epochs)?;
+    say!("accuracy after fine-tuning ({} test images; epochs: {})", lessons.test.len(), args.epochs)?;
     let subjects: &[Subject] =
         if args.baselines { &[Subject::Trained, Subject::Untrained] } else { &[Subject::Trained] };
     let trained = network.encoder.state()?;

@@ -247,8 +247,8 @@ impl Draft<'_> {
     }
 
     fn files(&mut self) {
-        let mib = (self.facts.data.decoded_bytes * 11 / 10 >> 20) as usize + 1;
-        let room = self.facts.machine.memory_bytes.map_or(1024, |bytes| (bytes / 4 >> 20) as usize);
+        let mib = ((self.facts.data.decoded_bytes * 11 / 10) >> 20) as usize + 1;
+        let room = self.facts.machine.memory_bytes.map_or(1024, |bytes| ((bytes / 4) >> 20) as usize);
         self.config.data.cache_mib = mib.min(room);
         let why = match mib <= room {
             true => "all images fit decoded, so that each is read once".to_owned(),

@@ -37,7 +37,7 @@ pub(super) fn cache_above_memory(case: &Case<'_>) -> Option<Finding> {
     let cache = (case.config.data.cache_mib as u64) << 20;
     let memory = case.facts.machine.memory_bytes?;
     (cache.min(case.facts.data.decoded_bytes) > memory / 2).then(|| {
-        let better = memory / 4 >> 20;
+        let better = (memory / 4) >> 20;
         Finding::new(
             "cache-above-memory",
             Level::Warning,

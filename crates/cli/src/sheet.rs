@@ -44,7 +44,7 @@ pub(crate) fn thumbnail(data: &dyn Dataset, index: usize, tile: u32) -> Option<R
 
 /// As [`thumbnail`], of an image.
 pub(crate) fn square(image: &Image, tile: u32) -> RgbImage {
-    let own = image.width().min(image.height()).max(1) as u32;
+    let own = image.width().min(image.height()).max(1);
     let (side, zoom) = match own < tile {
         true => (own, (tile / own).clamp(1, MAX_ZOOM)),
         false => (tile, 1),

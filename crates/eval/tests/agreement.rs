@@ -229,7 +229,7 @@ impl Dataset for Stripes {
             return Err(SampleError::Vanished);
         }
         let pixel = |i: usize| {
-            let along = if index % 2 == 0 { i % 12 } else { i / 12 };
+            let along = if index.is_multiple_of(2) { i % 12 } else { i / 12 };
             if (along + index / 2).is_multiple_of(3) { 230 - index as u8 } else { 20 + index as u8 }
         };
         Ok(Arc::new(Image::new(12, 12, Channels::Grey, (0..144).map(pixel).collect()).unwrap()))

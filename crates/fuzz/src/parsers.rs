@@ -137,7 +137,7 @@ pub fn feed(parser: Parser, input: &[u8], scratch: &Path) -> Answer {
 }
 
 fn image(input: &[u8]) -> Answer {
-    let side = (input.len() % 3 == 0).then_some(20);
+    let side = input.len().is_multiple_of(3).then_some(20);
     let config = DecodeConfig { max_pixels: MAX_PIXELS, max_side: side, ..DecodeConfig::default() };
     match decode(input, &config) {
         Ok(image) => {

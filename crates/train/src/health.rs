@@ -535,7 +535,8 @@ mod tests {
     #[test]
     fn each_way_to_fail_has_its_alarm_once_and_in_time() {
         let due = 219;
-        let cases: [(Symptom, fn(&mut Metrics)); 6] = [
+        type Spoil = fn(&mut Metrics);
+        let cases: [(Symptom, Spoil); 6] = [
             (Symptom::EqualEmbeddings, |line| line.spread = 0.001),
             (Symptom::FewPrototypes, |line| line.prediction_perplexity = 1.1),
             (Symptom::UniformCodes, |line| line.code_entropy = 4.09),

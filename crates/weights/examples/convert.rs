@@ -13,7 +13,8 @@ use swav_weights::{Import, Metadata, WeightsFile, write_file};
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [from, to, flags @ ..] = arguments.as_slice() else {
-        return Ok(println!("usage: convert IN OUT [fold] [bytes]"));
+        println!("usage: convert IN OUT [fold] [bytes]");
+        return Ok(());
     };
     let begin = Instant::now();
     let import = Import::read(&mut WeightsFile::open(from)?, None)?;

@@ -63,15 +63,18 @@ fn labels(data: &dyn Dataset, indices: &[usize]) -> Option<Vec<u32>> {
     indices.iter().map(|&index| data.label(index)).collect()
 }
 
+/// One number of an agreement between clusters and classes.
+type Measure = fn(&Agreement) -> f64;
+
 fn agreement(clusters: &[u32], labels: &[u32], plan: &Plan) -> anyhow::Result<Vec<Measured>> {
     let all = Contingency::new(clusters, labels)?.agreement();
-    let measures: [(&str, fn(&Agreement) -> f64); 4] = [
+    let measures: [(&str, Measure); 4] = [
         ("nmi", |a| a.nmi),
         ("ari", |a| a.ari),
         ("purity", |a| a.purity),
         ("matched_accuracy", |a| a.matched_accuracy),
     ];
-    let drawn = |measure: fn(&Agreement) -> f64| {
+    let drawn = |measure: Measure| {
         move |drawn: &[u32]| {
             let of = |values: &[u32]| drawn.iter().map(|&i| values[i as usize]).collect::<Vec<u32>>();
             Contingency::new(&of(clusters), &of(labels)).map_or(f64::NAN, |c| measure(&c.agreement()))

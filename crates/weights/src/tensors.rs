@@ -12,7 +12,7 @@ const MAX_RANK: usize = 8;
 /// Numbers that are not 32-bit floats are converted so many bytes at a time.
 const CHUNK: usize = 1 << 16;
 
-/// A tensor of a file: what it is, and where. Everything is inside the file, which [`Tensor::new`] makes sure of.
+/// A tensor of a file: what it is, and where. Everything is inside the file, as is checked when one is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
     dtype: Dtype,

@@ -12,12 +12,11 @@ mod webp;
 use std::io::Cursor;
 
 use image::{
-    DynamicImage, GrayImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage,
-    imageops::FilterType,
+    DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage, imageops::FilterType,
 };
 #[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
-use swav_augment::{Channels, Image};
+use swav_augment::Image;
 
 pub use self::jpeg::{JpegFault, jpeg_end};
 use crate::{SampleError, error::contained};
@@ -153,7 +152,11 @@ fn memory_limits((width, height): (u32, u32), bytes_per_pixel: u64, file_bytes: 
 }
 
 /// Pixels as the image library's type, without a copy.
+#[cfg(any(feature = "jpeg", feature = "png", feature = "tiff"))]
 fn dynamic(image: Image) -> DynamicImage {
+    use image::GrayImage;
+    use swav_augment::Channels;
+
     let (width, height, channels) = (image.width(), image.height(), image.channels());
     let data = image.into_data();
     let made = match channels {

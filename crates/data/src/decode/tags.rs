@@ -23,19 +23,24 @@ pub(super) struct Tag {
 
 pub(super) const WIDTH: u16 = 256;
 pub(super) const HEIGHT: u16 = 257;
-pub(super) const BITS: u16 = 258;
-pub(super) const COMPRESSION: u16 = 259;
-pub(super) const PHOTOMETRIC: u16 = 262;
-pub(super) const STRIP_OFFSETS: u16 = 273;
 pub(super) const ORIENTATION: u16 = 274;
-pub(super) const ROWS_PER_STRIP: u16 = 278;
-pub(super) const STRIP_BYTES: u16 = 279;
-pub(super) const COLOUR_MAP: u16 = 320;
-pub(super) const TILE_WIDTH: u16 = 322;
-pub(super) const TILE_HEIGHT: u16 = 323;
-pub(super) const TILE_OFFSETS: u16 = 324;
-pub(super) const TILE_BYTES: u16 = 325;
-pub(super) const SAMPLE_FORMAT: u16 = 339;
+
+/// Tags that say how the pixels of a TIFF are stored.
+#[cfg(feature = "tiff")]
+pub(super) mod storage {
+    pub const BITS: u16 = 258;
+    pub const COMPRESSION: u16 = 259;
+    pub const PHOTOMETRIC: u16 = 262;
+    pub const STRIP_OFFSETS: u16 = 273;
+    pub const ROWS_PER_STRIP: u16 = 278;
+    pub const STRIP_BYTES: u16 = 279;
+    pub const COLOUR_MAP: u16 = 320;
+    pub const TILE_WIDTH: u16 = 322;
+    pub const TILE_HEIGHT: u16 = 323;
+    pub const TILE_OFFSETS: u16 = 324;
+    pub const TILE_BYTES: u16 = 325;
+    pub const SAMPLE_FORMAT: u16 = 339;
+}
 
 impl<'a> Tags<'a> {
     /// The first directory; `None` where there is none.
@@ -94,6 +99,7 @@ impl<'a> Tags<'a> {
     }
 
     /// Whether numbers are written with their highest byte first.
+    #[cfg(feature = "tiff")]
     pub(super) fn is_big_endian(&self) -> bool {
         self.big_endian
     }

@@ -12,7 +12,7 @@ use tiff::{
 
 use super::{
     ends_early, from_image_error, jpeg, memory_limits,
-    tags::{self, Tag, Tags},
+    tags::{Tag, Tags, storage},
 };
 use crate::SampleError;
 
@@ -26,9 +26,9 @@ const UNSIGNED: u64 = 1;
 pub(super) fn decode(bytes: &[u8], size: (u32, u32)) -> Result<DynamicImage, SampleError> {
     let tags = Tags::first(bytes).ok_or_else(|| corrupt("there is no directory"))?;
     check_parts(bytes, &tags, size)?;
-    let bits = tags.one(tags::BITS).unwrap_or(1);
-    let is_unsigned = tags.one(tags::SAMPLE_FORMAT).unwrap_or(UNSIGNED) == UNSIGNED;
-    let image = match tags.one(tags::PHOTOMETRIC) {
+    let bits = tags.one(storage::BITS).unwrap_or(1);
+    let is_unsigned = tags.one(storage::SAMPLE_FORMAT).unwrap_or(UNSIGNED) == UNSIGNED;
+    let image = match tags.one(storage::PHOTOMETRIC) {
         Some(PALETTE) => palette(bytes, &tags, size, bits)?,
         Some(YCBCR) => ycbcr(bytes, size)?,
         Some(0 | BLACK_IS_ZERO) if !is_unsigned || !matches!(bits, 1 | 8 | 16) => grey(bytes, size)?,
@@ -48,21 +48,24 @@ pub(super) fn decode(bytes: &[u8], size: (u32, u32)) -> Result<DynamicImage, Sam
 /// Tiles much larger than the picture, and JPEGs inside that are larger than their tile, would take memory for nothing.
 fn check_parts(bytes: &[u8], tags: &Tags<'_>, (width, height): (u32, u32)) -> Result<(), SampleError> {
     let (width, height) = (u64::from(width), u64::from(height));
-    let tiled = tags.find(tags::TILE_WIDTH).is_some();
+    let tiled = tags.find(storage::TILE_WIDTH).is_some();
     let (across, down) = if tiled {
-        (tags.one(tags::TILE_WIDTH).unwrap_or(0), tags.one(tags::TILE_HEIGHT).unwrap_or(0))
+        (tags.one(storage::TILE_WIDTH).unwrap_or(0), tags.one(storage::TILE_HEIGHT).unwrap_or(0))
     } else {
-        (width, tags.one(tags::ROWS_PER_STRIP).unwrap_or(height).min(height))
+        (width, tags.one(storage::ROWS_PER_STRIP).unwrap_or(height).min(height))
     };
     let area = |across: u64, down: u64| across.saturating_mul(down);
     if area(across, down) > area(width, height).saturating_mul(4).max(1 << 20) {
         return Err(corrupt(format!("tiles of {across}x{down} in a picture of {width}x{height}")));
     }
-    if tags.one(tags::COMPRESSION) != Some(JPEG) {
+    if tags.one(storage::COMPRESSION) != Some(JPEG) {
         return Ok(());
     }
-    let ids =
-        if tiled { (tags::TILE_OFFSETS, tags::TILE_BYTES) } else { (tags::STRIP_OFFSETS, tags::STRIP_BYTES) };
+    let ids = if tiled {
+        (storage::TILE_OFFSETS, storage::TILE_BYTES)
+    } else {
+        (storage::STRIP_OFFSETS, storage::STRIP_BYTES)
+    };
     let (Some(offsets), Some(lengths)) = (tags.find(ids.0), tags.find(ids.1)) else { return Ok(()) };
     for part in 0..offsets.count.min(lengths.count) {
         let range = |tag: Tag| tags.value(tag, part).and_then(|number| usize::try_from(number).ok());
@@ -95,8 +98,8 @@ fn samples(bytes: &[u8], (width, height): (u32, u32)) -> Result<(DecodingResult,
 
 /// A picture of indices: read as if they were grey, then looked up.
 fn palette(bytes: &[u8], tags: &Tags<'_>, size: (u32, u32), bits: u64) -> Result<Image, SampleError> {
-    let kind = tags.find(tags::PHOTOMETRIC).ok_or_else(|| corrupt("no colour space"))?;
-    let map = tags.find(tags::COLOUR_MAP).ok_or_else(|| corrupt("a palette without its colours"))?;
+    let kind = tags.find(storage::PHOTOMETRIC).ok_or_else(|| corrupt("no colour space"))?;
+    let map = tags.find(storage::COLOUR_MAP).ok_or_else(|| corrupt("a palette without its colours"))?;
     let n_colours = match bits {
         1 | 2 | 4 | 8 => 1_u64 << bits,
         other => return Err(SampleError::Unsupported(format!("a palette of {other} bits").into())),

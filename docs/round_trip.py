@@ -119,7 +119,7 @@ def main():
                     continue
                 same_bits(f"import, {kind}, {seconds:.2f} s", state, run)
             run = place / f"{origin}-zip"
-            swav("embed", "--run", run, "--data", place / "images", "--out", "features.npy")
+            swav("embed", "--run", run, "--data", place / "images", "--out", "features.npy", "--force")
             compare("features of swav", numpy.load(place / "features.npy"), expected)
 
             print(f"{options.arch} of {origin}, out of swav")

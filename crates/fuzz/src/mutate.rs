@@ -3,7 +3,7 @@
 use rand::{Rng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::parsers::Parser;
+use crate::{parsers::Parser, seeds};
 
 /// Numbers at which things go wrong, in either order of bytes.
 const NUMBERS: [u64; 12] =
@@ -35,8 +35,18 @@ const WORDS: [&str; 22] = [
     "#",
 ];
 
-/// Input number whatever of a campaign: mostly a whole file with some damage, sometimes noise.
+/// An input of a campaign: mostly a whole file with some damage, sometimes noise.
 pub fn case(parser: Parser, seeds: &[Vec<u8>], rng: &mut ChaCha8Rng) -> Vec<u8> {
+    if parser != Parser::Tgz {
+        return damaged(parser, seeds, rng);
+    }
+    // Damage to the packed bytes hardly ever reaches what reads the archive.
+    let mut bytes = damaged(Parser::Tar, seeds, rng);
+    bytes = seeds::gzip(&bytes).unwrap_or(bytes);
+    if rng.random_bool(0.3) { damaged(parser, &[bytes], rng) } else { bytes }
+}
+
+fn damaged(parser: Parser, seeds: &[Vec<u8>], rng: &mut ChaCha8Rng) -> Vec<u8> {
     let mut bytes = seeds.choose(rng).cloned().unwrap_or_default();
     if rng.random_bool(0.02) {
         // Noise behind a beginning that is right.
@@ -110,8 +120,9 @@ fn place(parser: Parser, length: usize, rng: &mut ChaCha8Rng) -> usize {
         Parser::Image => 200,
         #[cfg(feature = "train")]
         Parser::Checkpoint => 800,
-        Parser::Parquet if rng.random_bool(0.6) => {
-            return length.saturating_sub(rng.random_range(1..800)).min(length.saturating_sub(1));
+        Parser::Parquet | Parser::Zip if rng.random_bool(0.6) => {
+            let foot = if parser == Parser::Zip { 300 } else { 800 };
+            return length.saturating_sub(rng.random_range(1..foot)).min(length.saturating_sub(1));
         }
         _ => length,
     };

@@ -18,6 +18,10 @@ pub enum Parser {
     Image,
     /// Tar archives.
     Tar,
+    /// Gzipped tar archives.
+    Tgz,
+    /// Zip archives.
+    Zip,
     /// IDX files, plain and gzipped.
     Idx,
     /// CIFAR's binary files.
@@ -42,6 +46,8 @@ impl Parser {
     pub const ALL: &[Self] = &[
         Self::Image,
         Self::Tar,
+        Self::Tgz,
+        Self::Zip,
         Self::Idx,
         Self::Cifar,
         Self::List,
@@ -53,9 +59,15 @@ impl Parser {
         #[cfg(feature = "train")]
         Self::Weights,
     ];
+
+    /// Its name, as options have it.
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
 }
 
 /// What a parser made of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// It read it.
     Read,
@@ -71,8 +83,10 @@ fn answer<T, E>(result: Result<T, E>) -> Answer {
 
 /// Images of more pixels are refused.
 const MAX_PIXELS: u64 = 1 << 18;
+/// Archives that unpack to more are refused.
+const UNPACK_MIB: usize = 8;
 
-/// Feeds one input.
+/// Feeds one input; what has to be a file is written into the scratch folder first.
 ///
 /// # Panics
 /// If the parser does, or if its answer contradicts the input.
@@ -86,10 +100,13 @@ pub fn feed(parser: Parser, input: &[u8], scratch: &Path) -> Answer {
                 end = member.offset + member.size;
             });
             assert!(end <= input.len() as u64, "members lie inside the archive");
-            result.map_or(Answer::Refused, |summary| {
-                if summary.n_corrupt == 0 && !summary.truncated { Answer::Read } else { Answer::Refused }
-            })
+            if result.is_ok_and(|summary| summary.n_corrupt > 0 || summary.truncated) {
+                return Answer::Refused;
+            }
+            data_set(input, &scratch.join("x.tar"), Format::Tar)
         }
+        Parser::Tgz => data_set(input, &scratch.join("x.tgz"), Format::Tar),
+        Parser::Zip => data_set(input, &scratch.join("x.zip"), Format::Tar),
         Parser::Idx => {
             let array = if input.starts_with(&[0x1f, 0x8b]) {
                 read_idx(flate2::read::MultiGzDecoder::new(input))
@@ -154,9 +171,17 @@ fn image(input: &[u8]) -> Answer {
 fn data_set(input: &[u8], path: &Path, format: Format) -> Answer {
     fs::write(path, input).expect("the scratch folder takes files");
     let decode = DecodeConfig { max_pixels: MAX_PIXELS, ..DecodeConfig::default() };
-    let config = DataConfig { format, split: Split::All, decode, cache_mib: 1, ..DataConfig::default() };
+    let config = DataConfig {
+        format,
+        split: Split::All,
+        decode,
+        cache_mib: 1,
+        unpack_mib: UNPACK_MIB,
+        ..DataConfig::default()
+    };
     let Ok(data) = open(path, &config) else { return Answer::Refused };
-    assert!(data.len() <= input.len(), "no data set has more images than bytes");
+    // Headers of 512 bytes each may be packed to one.
+    assert!(data.len() <= 2 * input.len(), "no data set has more images than bytes");
     let mut answer = Answer::Read;
     for index in [0, data.len() / 2, data.len() - 1, data.len()] {
         let _ = (data.label(index), data.name(index));

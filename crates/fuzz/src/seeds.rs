@@ -18,13 +18,27 @@ macro_rules! files {
     };
 }
 
-/// The files for a parser.
+/// Whole files for a parser, small, of every kind that it reads.
+///
+/// # Errors
+/// Those of the scratch folder, and of the encoders of pictures.
 #[cfg_attr(not(feature = "train"), allow(unused_variables))]
 pub fn of(parser: Parser, scratch: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
     Ok(match parser {
         Parser::Image => images()?,
-        Parser::Tar => {
-            vec![tar(&[("a/1.png", 300), ("a/1.cls", 1), ("long/".repeat(30).as_str(), 20), ("b.jpg", 1100)])]
+        // Those of gzipped archives are packed after the damage.
+        Parser::Tar | Parser::Tgz => tars()?,
+        Parser::Zip => {
+            let images = images()?;
+            vec![
+                zip(&[
+                    ("a/1.png", &images[0]),
+                    ("a/1.cls", b"3"),
+                    ("b/2.jpg", &images[5]),
+                    ("notes.txt", b"x"),
+                ]),
+                zip(&[("x/train/1.png", &images[1]), ("x/test/2.png", &images[2]), ("._1.png", b"y")]),
+            ]
         }
         Parser::Idx => {
             let (images, labels) = (idx(&[5, 6, 7]), idx(&[5]));
@@ -113,9 +127,21 @@ fn images() -> anyhow::Result<Vec<Vec<u8>>> {
     Ok(files)
 }
 
-fn tar(members: &[(&str, usize)]) -> Vec<u8> {
+/// Archives of images, of images with labels, and of archives.
+fn tars() -> anyhow::Result<Vec<Vec<u8>>> {
+    let images = images()?;
+    let long = "long/".repeat(30);
+    let plain = tar(&[("a/1.png", &images[0]), ("a/1.cls", b"3"), (&long, &[7; 20]), ("b.jpg", &[7; 1100])]);
+    let inner = tar(&[("1.png", &images[1]), ("2.jpg", &images[5])]);
+    let nested =
+        tar(&[("n01.tar", &inner), ("n02.tar", &tar(&[("n03.tar", &inner)])), ("a.png", &images[0])]);
+    Ok(vec![plain, nested])
+}
+
+fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = Vec::new();
-    for (name, size) in members {
+    for (name, content) in members {
+        let size = content.len();
         let mut block = [0; 512];
         let name = &name.as_bytes()[..name.len().min(99)];
         block[..name.len()].copy_from_slice(name);
@@ -126,10 +152,42 @@ fn tar(members: &[(&str, usize)]) -> Vec<u8> {
         let sum: u32 = block.iter().map(|&byte: &u8| u32::from(byte)).sum();
         block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
         archive.extend(block);
-        archive.extend(vec![7; size.next_multiple_of(512)]);
+        archive.extend_from_slice(content);
+        archive.resize(archive.len().next_multiple_of(512), 0);
     }
     archive.extend([0; 1024]);
     archive
+}
+
+/// An archive of stored and deflated members by turns.
+fn zip(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
+    for (number, (name, content)) in members.iter().enumerate() {
+        let deflated = number % 2 == 1;
+        let packed = if deflated { deflate(content) } else { content.to_vec() };
+        let header = bytes.len() as u32;
+        // Version, flags, method, time and date, checksum, sizes, lengths of name and extra field.
+        let mut common = [20_u16, 0, u16::from(deflated) * 8, 0, 0, 0, 0].map(u16::to_le_bytes).concat();
+        common.extend([packed.len() as u32, content.len() as u32].map(u32::to_le_bytes).concat());
+        common.extend([name.len() as u16, 0].map(u16::to_le_bytes).concat());
+        bytes.extend([b"PK\x03\x04", &common[..], name.as_bytes(), &packed].concat());
+        directory.extend([b"PK\x01\x02\x14\0", &common[..], &[0; 10]].concat());
+        directory.extend([&header.to_le_bytes()[..], name.as_bytes()].concat());
+    }
+    let (n, size, offset) = (members.len() as u16, directory.len() as u32, bytes.len() as u32);
+    bytes.extend(directory);
+    bytes.extend([b"PK\x05\x06\0\0\0\0", &n.to_le_bytes()[..], &n.to_le_bytes()].concat());
+    bytes.extend([&size.to_le_bytes()[..], &offset.to_le_bytes(), &[0, 0]].concat());
+    bytes
+}
+
+fn deflate(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = vec![0; bytes.len() + 64];
+    let mut deflate = flate2::Compress::new(flate2::Compression::fast(), false);
+    // There is room for what does not get smaller.
+    let _ = deflate.compress(bytes, &mut packed, flate2::FlushCompress::Finish);
+    packed.truncate(deflate.total_out() as usize);
+    packed
 }
 
 fn idx(shape: &[u32]) -> Vec<u8> {
@@ -139,7 +197,8 @@ fn idx(shape: &[u32]) -> Vec<u8> {
     bytes
 }
 
-fn gzip(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+/// A gzipped file.
+pub(crate) fn gzip(bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut file = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut file, bytes)?;
     Ok(file.finish()?)

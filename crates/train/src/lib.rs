@@ -45,7 +45,7 @@ pub use codes::{
 pub use config::{
     CheckpointConfig, ConfigError, LossConfig, MemoryEstimate, MemoryPart, MonitorConfig, OnCollapse,
     OptimizerConfig, OptimizerKind, PrototypesConfig, QueueConfig, ReestimationConfig, Settings,
-    SinkhornConfig, TrainConfig, TrainingConfig, TrainingSizes, parse_override,
+    SinkhornConfig, TrainConfig, TrainingConfig, TrainingSizes, config_text, parse_override,
 };
 pub use error::{Quantity, TrainError};
 pub use health::{Alarm, Symptom, Watch, explain};

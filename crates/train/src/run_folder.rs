@@ -43,6 +43,10 @@ pub struct Standing {
     pub changes: Vec<Change>,
 }
 
+/// The folders that were made for a run, the deepest first.
+#[derive(Debug, Default)]
+pub(crate) struct Made(Vec<PathBuf>);
+
 impl RunFolder {
     /// The run in `root`, whether it exists or not. Nothing is touched.
     pub fn at(root: impl Into<PathBuf>) -> Self {
@@ -130,12 +134,13 @@ impl RunFolder {
         Ok(names.filter(|name| !is_ours(name)).map(String::from).min())
     }
 
-    /// Makes the folder for a new run, takes its lock, and writes the configuration. Where that fails nothing is left.
+    /// Makes the folder for a new run, takes its lock, and writes the configuration. Where that fails nothing is left but what
+    /// was there before.
     ///
     /// # Errors
     /// [`TrainError::RunExists`] if there is a run already; [`TrainError::NotARun`] if the folder has something else in
     /// it; [`TrainError::RunBusy`]; an error of the file system.
-    pub(crate) fn create(&self, config: &str) -> Result<RunLock, TrainError> {
+    pub(crate) fn create(&self, config: &str) -> Result<(RunLock, Made), TrainError> {
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| TrainError::RunFolder { action, path, source }
@@ -146,7 +151,8 @@ impl RunFolder {
         if let Some(found) = self.foreign().map_err(failed("use", &self.root))? {
             return Err(TrainError::NotARun { path: self.root.clone(), found });
         }
-        let missing: Vec<&Path> = self.root.ancestors().take_while(|folder| !folder.exists()).collect();
+        let missing = self.root.ancestors().take_while(|folder| !folder.exists() && *folder != Path::new(""));
+        let made = Made(missing.map(Path::to_owned).collect());
         let begin = || {
             fs::create_dir_all(&self.root).map_err(failed("create", &self.root))?;
             let lock = self.lock()?;
@@ -158,12 +164,15 @@ impl RunFolder {
             write_atomically(&self.config(), config.as_bytes())?;
             Ok(lock)
         };
-        begin().inspect_err(|error| {
-            if !matches!(error, TrainError::RunExists { .. } | TrainError::RunBusy { .. }) {
-                self.discard();
-                missing.iter().for_each(|folder| drop(fs::remove_dir(folder)));
+        match begin() {
+            Ok(lock) => Ok((lock, made)),
+            Err(error) => {
+                if !matches!(error, TrainError::RunExists { .. } | TrainError::RunBusy { .. }) {
+                    self.discard(&made);
+                }
+                Err(error)
             }
-        })
+        }
     }
 
     /// Takes the lock of the run.
@@ -174,9 +183,9 @@ impl RunFolder {
         RunLock::take(&self.root, self.root.join(LOCK))
     }
 
-    /// Removes what a start has made that came to nothing, as long as it holds no state. Files of others stay, and so does
-    /// a folder that is not empty then.
-    pub(crate) fn discard(&self) {
+    /// Removes what a start has made that came to nothing, as long as it holds no state. Files of others stay, and so do
+    /// folders that were there before, or are not empty then.
+    pub(crate) fn discard(&self, made: &Made) {
         if !self.resumable().is_empty() || !self.lasting().is_empty() || self.weights().exists() {
             return;
         }
@@ -188,7 +197,7 @@ impl RunFolder {
         for file in [self.config(), temporary, record, self.metrics(), self.root.join(LOCK)] {
             let _ = fs::remove_file(file);
         }
-        let _ = fs::remove_dir(&self.root);
+        made.0.iter().for_each(|folder| drop(fs::remove_dir(folder)));
     }
 
     /// Writes the configuration that a run goes on with, if it is another one.

@@ -123,12 +123,17 @@ impl Setup {
         let mut trainer = self.build()?;
         trainer.start_from_init()?;
         if trainer.is_first() {
-            trainer.lock = Some(trainer.folder.create(&trainer.settings.config().to_toml()?)?);
-            trainer.is_new = true;
+            let (lock, made) = trainer.folder.create(&trainer.settings.config().to_toml()?)?;
+            (trainer.lock, trainer.made) = (Some(lock), Some(made));
             tracing::info!("run folder {}", trainer.folder.root().display());
         }
-        let folder = trainer.folder.clone();
-        trainer.together().inspect_err(|_| folder.discard())
+        if let Err(error) = trainer.together() {
+            if let Some(made) = &trainer.made {
+                trainer.folder.discard(made);
+            }
+            return Err(error);
+        }
+        Ok(trainer)
     }
 
     fn go_on(self) -> Result<Trainer, TrainError> {
@@ -147,7 +152,7 @@ impl Setup {
             trainer.start_from_init()?;
             tracing::info!("no checkpoint yet in {}, starting over", trainer.folder.root().display());
         }
-        let trainer = trainer.together()?;
+        trainer.together()?;
         if trainer.is_first() {
             trainer.folder.rewrite_config(&trainer.settings.config().to_toml()?)?;
         }
@@ -200,7 +205,7 @@ impl Setup {
             show_progress: true,
             on_device: None,
             lock: None,
-            is_new: false,
+            made: None,
             changes: Vec::new(),
             care: Care::default(),
         })
@@ -209,9 +214,9 @@ impl Setup {
 
 impl Trainer {
     /// Makes sure that all processes begin with the same configuration, data and parameters: those of rank 0.
-    fn together(mut self) -> Result<Self, TrainError> {
+    fn together(&mut self) -> Result<(), TrainError> {
         if self.collective.world_size() == 1 {
-            return Ok(self);
+            return Ok(());
         }
         self.same_on_all("configuration", self.settings.config().to_toml()?.as_bytes())?;
         self.same_on_all("data", &self.data.fingerprint().to_le_bytes())?;
@@ -227,7 +232,7 @@ impl Trainer {
             }
         }
         self.encoder.load_state(&state)?;
-        Ok(self)
+        Ok(())
     }
 
     fn same_on_all(&self, what: &'static str, bytes: &[u8]) -> Result<(), TrainError> {

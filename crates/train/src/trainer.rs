@@ -24,7 +24,7 @@ use crate::progress::Progress;
 use crate::reestimation::reestimate_until;
 use crate::remedy::Care;
 use crate::resume::Change;
-use crate::run_folder::RunFolder;
+use crate::run_folder::{Made, RunFolder};
 use crate::schedule::Schedule;
 use crate::section::Section;
 use crate::setup::Setup;
@@ -63,8 +63,8 @@ pub struct Trainer {
     pub(crate) on_device: Option<OnDevice>,
     /// Rank 0's: the run's folder is this process's, until [`run`](Self::run) is done.
     pub(crate) lock: Option<RunLock>,
-    /// Whether the folder was made by this process, and holds no state yet.
-    pub(crate) is_new: bool,
+    /// What this process has made of the folder of a new run.
+    pub(crate) made: Option<Made>,
     /// What is different from the checkpoint that was resumed.
     pub(crate) changes: Vec<Change>,
     /// What has been seen of the run's health, and done about it.
@@ -181,7 +181,7 @@ impl Trainer {
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] or [`TrainError::Collapsed`] with advice; errors of data and files. The newest
-    /// checkpoint is then from before. A new run that fails in its first step leaves no folder.
+    /// checkpoint is then from before. A new run that fails in its first step leaves nothing but a folder that was there before.
     pub fn run(&mut self, stop: &StopFlag) -> Result<Outcome, TrainError> {
         let collective = self.collective.clone();
         let n_threads = self.settings.config().training.threads;
@@ -191,8 +191,8 @@ impl Trainer {
         let result = in_pool(n_threads, || self.train(stop));
         if let Err(error) = &result {
             collective.abort(&chain(error));
-            if self.is_new && self.position.step == 0 {
-                self.folder.discard();
+            if let Some(made) = self.made.as_ref().filter(|_| self.position.step == 0) {
+                self.folder.discard(made);
             }
         }
         self.lock = None;

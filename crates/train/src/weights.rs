@@ -87,7 +87,7 @@ impl RunFolder {
     /// that does not check; an error of the file system.
     pub fn import(&self, config: &TrainConfig, import: &Import, record: &str) -> Result<(), TrainError> {
         let settings = config.check()?;
-        let _lock = self.create(&settings.config().to_toml()?)?;
+        let (_lock, made) = self.create(&settings.config().to_toml()?)?;
         let fill = || {
             let path = self.import_record();
             fs::write(&path, record).map_err(|source| TrainError::RunFolder {
@@ -98,7 +98,7 @@ impl RunFolder {
             let tensors: Vec<_> = import.state.iter().chain(import.prototypes.iter()).collect();
             write(&self.weights(), &tensors, &settings, "the imported weights")
         };
-        fill().inspect_err(|_| self.discard())
+        fill().inspect_err(|_| self.discard(&made))
     }
 }
 

@@ -280,3 +280,14 @@ fn sizes_are_known_before_anything_is_made() {
         other => panic!("expected too little memory, got {other:?}"),
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_without_end_is_no_configuration() {
+    match TrainConfig::load(std::path::Path::new("/dev/zero"), &[]) {
+        Err(ConfigError::Read { source, .. }) => {
+            assert!(source.to_string().contains("longer than"), "{source}")
+        }
+        other => panic!("expected that it cannot be read, got {other:?}"),
+    }
+}

@@ -405,7 +405,23 @@ fn a_start_that_fails_leaves_no_folder() {
     let trainer =
         Trainer::start(settings(&[]), Box::new(Linear::new(6)), Arc::new(unreadable), RunFolder::at(&run));
     trainer.unwrap().show_progress(false).run(&StopFlag::new()).unwrap_err();
-    assert!(!run.exists());
+    assert!(!folder.path().join("new").exists());
+    whole_run(&run, &[]);
+}
+
+#[test]
+fn a_start_that_fails_leaves_a_folder_that_was_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("mine");
+    fs::create_dir(&run).unwrap();
+    fs::write(run.join(".gitkeep"), "").unwrap();
+    let mut unreadable = Gradients::new(43, 5);
+    unreadable.unreadable = true;
+    let trainer =
+        Trainer::start(settings(&[]), Box::new(Linear::new(6)), Arc::new(unreadable), RunFolder::at(&run));
+    trainer.unwrap().show_progress(false).run(&StopFlag::new()).unwrap_err();
+    let left: Vec<_> = fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, [".gitkeep"]);
     whole_run(&run, &[]);
 }
 

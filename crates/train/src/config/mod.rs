@@ -9,7 +9,7 @@ mod sections;
 mod sizes;
 
 pub use check::Settings;
-pub use parse::{ConfigError, parse_override};
+pub use parse::{ConfigError, config_text, parse_override};
 pub use sections::{
     CheckpointConfig, LossConfig, MonitorConfig, OnCollapse, OptimizerConfig, OptimizerKind,
     PrototypesConfig, QueueConfig, ReestimationConfig, SinkhornConfig, TrainingConfig,
@@ -73,8 +73,7 @@ impl TrainConfig {
     /// [`ConfigError`]: an unreadable file, bad syntax, an unknown key (with the nearest known one), a value of
     /// the wrong type.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = parse::config_text(path)?;
         Self::parse(&text, overrides).map_err(|error| error.in_file(path))
     }
 

@@ -1,5 +1,7 @@
 //! Text to configuration: overrides, and errors that name the key and the nearest known one.
 
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
@@ -124,6 +126,24 @@ fn hint(key: &str, suggestion: &Option<String>, known: &[String]) -> String {
         None if known.is_empty() => String::new(),
         None => format!("; known here: {}", known.join(", ")),
     }
+}
+
+/// No configuration is longer; what is, such as a device without end, is not read.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The text of a configuration file, which may be a pipe.
+///
+/// # Errors
+/// [`ConfigError::Read`], also for what is longer than any configuration.
+pub fn config_text(path: &Path) -> Result<String, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let mut text = String::new();
+    File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text)).map_err(failed)?;
+    if text.len() as u64 > MAX_BYTES {
+        let reason = format!("it is longer than {MAX_BYTES} bytes, which no configuration is");
+        return Err(failed(std::io::Error::new(ErrorKind::InvalidData, reason)));
+    }
+    Ok(text)
 }
 
 /// Splits `key=value`. The value is read as TOML, and as a string if it is not TOML: `training.epochs=20`,

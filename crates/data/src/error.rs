@@ -78,6 +78,24 @@ pub enum DataError {
         /// The image.
         path: PathBuf,
     },
+    /// The folder is one of the kernel's, such as `/proc`.
+    #[error("{}: belongs to the system's kernel, which has no images", path.display())]
+    System {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// Links lead to the same folders over and over.
+    #[error(
+        "{}: links lead to the same folders over and over, such as {}; remove those that are not needed",
+        path.display(),
+        link.display()
+    )]
+    Links {
+        /// The path searched.
+        path: PathBuf,
+        /// A link to what was read before.
+        link: PathBuf,
+    },
     /// A file contradicts its format.
     #[error("{}: not a valid {format} file", path.display())]
     Malformed {

@@ -15,6 +15,7 @@ use walkdir::WalkDir;
 use crate::{
     DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, decode, kinds,
     layout::{class_folders, is_worth_telling, why_no_image},
+    links::{Links, refuse_system},
     names::{Names, bytes_path, path_bytes},
     source::read_file,
     survey::{Reason, Tally},
@@ -23,8 +24,8 @@ use crate::{
 /// Image files below a folder.
 ///
 /// Files are those with one of [`DataConfig::extensions`](crate::DataConfig::extensions), in every sub-folder, links followed; hidden files and
-/// folders (names that start with a dot) are passed over. A link that leads back to a folder it lies in is noticed
-/// and passed over. The order is that of the paths' bytes and does not depend on the file system.
+/// folders (names that start with a dot) are passed over. A link that leads back to a folder it lies in, or into `/proc` or `/sys`, is noticed
+/// and passed over; links that multiply folders without end are an error. The order is that of the paths' bytes and does not depend on the file system.
 pub struct Folder {
     root: PathBuf,
     /// Paths of folders relative to the root, sorted; the root itself is empty.
@@ -76,7 +77,7 @@ impl Folder {
     /// sub-folders without images are no classes, and images beside the sub-folders are passed over.
     ///
     /// # Errors
-    /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`].
+    /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`], [`DataError::System`], [`DataError::Links`].
     pub fn classes(root: &Path, config: &DataSpec) -> Result<Self, DataError> {
         Self::open(&Parts::whole(root), Classes::Folders, config)
     }
@@ -84,7 +85,7 @@ impl Folder {
     /// Lists a folder of images without labels.
     ///
     /// # Errors
-    /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`].
+    /// As [`classes`](Self::classes).
     pub fn flat(root: &Path, config: &DataSpec) -> Result<Self, DataError> {
         Self::open(&Parts::whole(root), Classes::None, config)
     }
@@ -215,6 +216,8 @@ impl Listing {
             let source = std::io::Error::from(std::io::ErrorKind::NotADirectory);
             return Err(DataError::Io { path: folder.to_owned(), source });
         }
+        refuse_system(folder)?;
+        let mut links = Links::default();
         // Entries of one folder come together except around its sub-folders, so one remembered folder suffices to
         // keep the table small; sorting removes what repeats.
         let mut current: Option<PathBuf> = None;
@@ -234,6 +237,7 @@ impl Listing {
                     continue;
                 }
             };
+            links.count(root, entry.depth())?;
             let name = entry.file_name().as_encoded_bytes();
             if name.starts_with(b".") {
                 if entry.file_type().is_dir() {
@@ -244,9 +248,13 @@ impl Listing {
                 continue;
             }
             if !entry.file_type().is_file() {
-                // A pipe or the like.
-                if !entry.file_type().is_dir() {
+                // A pipe or the like is none.
+                let is_folder = entry.file_type().is_dir();
+                if !is_folder || !links.may_enter(&entry) {
                     self.leave(Reason::Unreachable, root, entry.path());
+                    if is_folder {
+                        walk.skip_current_dir();
+                    }
                 }
                 continue;
             }

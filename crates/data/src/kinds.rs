@@ -68,6 +68,17 @@ kinds! {
     IDX_FILE: "IDX", "give the folder that they are in", [];
 }
 
+/// What Git keeps in place of a large file that was not fetched.
+pub(crate) const LFS_POINTER: FileKind = FileKind {
+    name: "Git LFS pointer",
+    advice: "fetch what they stand for with `git lfs pull`",
+    endings: &[],
+};
+
+/// What lies on other machines.
+pub(crate) const REMOTE: FileKind =
+    FileKind { name: "remote", advice: "download them, and list the files", endings: &[] };
+
 /// Files of data sets within an archive.
 pub(crate) const PACKED: FileKind = FileKind { name: "packed data set", advice: UNPACK, endings: &[] };
 
@@ -108,10 +119,18 @@ fn is_cifar_pickle(name: &[u8]) -> bool {
         || name == b"batches.meta"
 }
 
+/// Whether a file's first bytes are those of a [`LFS_POINTER`].
+pub(crate) fn is_lfs_pointer(start: &[u8]) -> bool {
+    start.starts_with(b"version https://git-lfs.github.com/spec/")
+}
+
 /// The kind that a file's first bytes tell; 262 of them are enough.
 pub(crate) fn of_bytes(start: &[u8]) -> Option<&'static FileKind> {
     if start.get(4..8) == Some(b"ftyp") {
         return Some(media(&start[8..]));
+    }
+    if is_lfs_pointer(start) {
+        return Some(&LFS_POINTER);
     }
     let magic: &[(&[u8], &FileKind)] = &[
         (b"\xff\x0a", &JXL),
@@ -229,6 +248,7 @@ mod tests {
             (b"\0\0\0\x18ftypmp42\0\0\0\0isom", Some("video")),
             (b"\0\0\0\x0cftyp", Some("HEIC")),
             (b"<?xml version=\"1.0\"?>\n<svg>", Some("SVG")),
+            (b"version https://git-lfs.github.com/spec/v1\noid", Some("Git LFS pointer")),
             (b"<html><svg>", None),
             (b"PK\x03\x04rest", Some("zip")),
             (b"\x89PNG\r\n\x1a\n", None),

@@ -254,7 +254,18 @@ fn files_format(name: &str) -> Option<Format> {
 
 /// Folders beside splits or classes that are neither: what they hold are no images to learn from by default.
 fn is_accessory(name: &str) -> bool {
-    const NAMES: [&str; 18] = [
+    const NAMES: [&str; 29] = [
+        "mask",
+        "trimap",
+        "trimaps",
+        "segmentation",
+        "segmentations",
+        "segmentationclass",
+        "segmentationobject",
+        "gt",
+        "groundtruth",
+        "depth",
+        "attributes",
         "assets",
         "figures",
         "annotations",
@@ -276,6 +287,34 @@ fn is_accessory(name: &str) -> bool {
     ];
     let last = name.rsplit(['_', '-', ' ']).next().unwrap_or(name);
     NAMES.iter().any(|known| name.eq_ignore_ascii_case(known) || last.eq_ignore_ascii_case(known))
+}
+
+/// Whether a folder is called by nothing but its having pictures: no class, where accessories lie beside it.
+fn is_pictures(name: &str) -> bool {
+    const NAMES: [&str; 14] = [
+        "images",
+        "image",
+        "imgs",
+        "img",
+        "jpegimages",
+        "photos",
+        "photo",
+        "pictures",
+        "pics",
+        "frames",
+        "rgb",
+        "jpg",
+        "jpeg",
+        "png",
+    ];
+    NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
+/// The only folder that is no accessory, if it is called by its pictures and there are accessories: `images` beside `masks`.
+fn pictures_beside_accessories(folders: &[OsString]) -> Option<&OsString> {
+    let mut data = folders.iter().filter(|name| !is_accessory(&name.to_string_lossy()));
+    let only = data.next().filter(|name| folders.len() >= 2 && is_pictures(&name.to_string_lossy()))?;
+    data.next().is_none().then_some(only)
 }
 
 /// The splits that a folder is divided into, if it is.
@@ -320,8 +359,8 @@ fn division(
     }
     let files: Vec<_> = parts.iter().filter(|part| part.2 == Bears::Files).collect();
     let layout = if files.is_empty() || is_images(config.format) {
-        let folder = |name: &OsStr, bears: &Bears| match bears {
-            Bears::ImagesBelow => descend(root, Path::new(name), config),
+        let mut folder = |name: &OsStr, bears: &Bears| match bears {
+            Bears::ImagesBelow => descend(root, Path::new(name), config, aside),
             _ => PathBuf::from(name),
         };
         Layout::Images(parts.iter().map(|(split, name, bears)| (*split, folder(name, bears))).collect())
@@ -345,35 +384,60 @@ fn division(
     Ok(Some(layout))
 }
 
-/// The names that differ only in the word of their split: those with the most splits, of equals the plainest.
+/// The names that differ only in the word of their split: those with the most splits, of equals the plainest. Where there are none,
+/// names that differ in a number, too (`train` and `test1`).
 fn split_names(folders: &[OsString]) -> Option<Vec<(Split, &OsString)>> {
-    let mut groups: BTreeMap<String, Vec<(Split, &OsString)>> = BTreeMap::new();
-    for name in folders {
-        if let Some((split, rest)) = name.to_str().and_then(Split::cut) {
-            groups.entry(rest.to_lowercase()).or_default().push((split, name));
-        }
-    }
     let n_splits = |group: &[(Split, &OsString)]| {
         let mut splits: Vec<Split> = group.iter().map(|part| part.0).collect();
         splits.sort();
         splits.dedup();
         splits.len()
     };
-    // One name alone is a split only if it is nothing but the word.
-    groups.retain(|rest, group| rest.is_empty() || n_splits(group) >= 2);
-    let most = groups.values().map(|group| n_splits(group)).max()?;
-    groups.into_values().find(|group| n_splits(group) == most)
+    let groups = |numbered: bool| {
+        let mut groups: BTreeMap<String, Vec<(Split, &OsString)>> = BTreeMap::new();
+        for name in folders {
+            if let Some((split, rest)) = name.to_str().and_then(Split::cut) {
+                let rest =
+                    if numbered { &rest[..] } else { rest.trim_end_matches(|c: char| c.is_ascii_digit()) };
+                groups.entry(rest.to_lowercase()).or_default().push((split, name));
+            }
+        }
+        // One name alone is a split only if it is nothing but the word.
+        groups.retain(|rest, group| rest.is_empty() || n_splits(group) >= 2);
+        groups
+    };
+    let most = |groups: &BTreeMap<_, Vec<_>>| groups.values().map(|group| n_splits(group)).max().unwrap_or(0);
+    let mut found = groups(true);
+    if most(&found) < 2 {
+        let loose = groups(false);
+        if most(&loose) >= 2 {
+            found = loose;
+        }
+    }
+    let most = most(&found);
+    found.into_values().find(|group| n_splits(group) == most)
 }
 
-/// The folder below a split's that its classes lie in, where that is a single one without images of its own.
-fn descend(root: &Path, part: &Path, config: &DataSpec) -> PathBuf {
+/// The folder below a split's that its classes lie in, where that is a single one without images of its own, or that its
+/// images lie in beside folders of masks and the like.
+fn descend(root: &Path, part: &Path, config: &DataSpec, aside: &mut Tally) -> PathBuf {
     let mut part = part.to_owned();
     for _ in 0..MAX_DEPTH {
         let Ok(contents) = Contents::of(&root.join(&part), config) else { break };
+        if contents.n_images > 0 {
+            break;
+        }
+        if let Some(pictures) = pictures_beside_accessories(&contents.folders) {
+            let others = contents.folders.iter().filter(|other| *other != pictures);
+            others.for_each(|other| {
+                aside.add(Reason::BesideData, part.join(other).as_os_str().as_encoded_bytes())
+            });
+            part.push(pictures);
+            continue;
+        }
         let [only] = &contents.folders[..] else { break };
         let inside = part.join(only);
-        let below = look(&root.join(&inside), config, MAX_DEPTH, &mut { MAX_LOOKS });
-        if contents.n_images > 0 || below != Bears::ImagesBelow {
+        if look(&root.join(&inside), config, MAX_DEPTH, &mut { MAX_LOOKS }) != Bears::ImagesBelow {
             break;
         }
         part = inside;
@@ -392,6 +456,7 @@ enum Below {
 /// What the sub-folders of a folder hold that has neither data nor splits of its own.
 fn below(root: &Path, contents: &Contents, config: &DataSpec) -> Result<Below, DataError> {
     let mut looks = MAX_LOOKS;
+    let is_data = |name: &&OsString| !is_accessory(&name.to_string_lossy());
     let (mut images, mut files, mut below): (Vec<&OsString>, Vec<&OsString>, Vec<&OsString>) =
         Default::default();
     for name in &contents.folders {
@@ -402,22 +467,36 @@ fn below(root: &Path, contents: &Contents, config: &DataSpec) -> Result<Below, D
             Bears::Files => files.push(name),
         }
         // Two folders of images: classes.
-        if images.len() + below.len() >= 2 {
+        if [&images, &below].into_iter().flatten().filter(|name| is_data(name)).count() >= 2 {
             return Ok(Below::Classes);
         }
     }
-    if files.len() + images.len() + below.len() > 1 {
-        let is_data = |name: &&OsString| !is_accessory(&name.to_string_lossy());
+    let all_are_accessories = [&images, &below, &files].into_iter().flatten().all(|name| !is_data(name));
+    let n_pictured = images.len() + below.len();
+    if files.len() + n_pictured > 1 && !all_are_accessories {
         [&mut images, &mut below, &mut files].into_iter().for_each(|names| names.retain(is_data));
     }
+    // Accessories that hold pictures are left aside only where it is plain that the data are elsewhere.
+    let beside_pictures = images.len() + below.len() < n_pictured;
+    let is_plain = |name: &OsString| {
+        let splits = || {
+            let below = Contents::of(&root.join(name), config).ok()?;
+            split_names(&below.folders).map(|names| names.len() >= 2)
+        };
+        !beside_pictures || is_pictures(&name.to_string_lossy()) || splits().unwrap_or(false)
+    };
     // Hugging Face's repositories have `data` beside others.
     if let Some(data) = files.iter().find(|name| name.eq_ignore_ascii_case("data")) {
         return Ok(Below::Data((*data).clone()));
     }
     match (&images[..], &below[..], &files[..]) {
         ([], [], []) => Ok(Below::Nothing),
-        ([], [one], []) | ([], [], [one]) => Ok(Below::Data((*one).clone())),
-        ([_], [], []) => Ok(Below::Classes),
+        ([], [], [one]) => Ok(Below::Data((*one).clone())),
+        ([], [one], []) if is_plain(one) => Ok(Below::Data((*one).clone())),
+        ([one], [], []) if pictures_beside_accessories(&contents.folders) == Some(*one) => {
+            Ok(Below::Data((*one).clone()))
+        }
+        (_, _, []) => Ok(Below::Classes),
         _ => {
             let found = [&images[..], &below, &files].concat();
             Err(DataError::Several {

@@ -1,4 +1,4 @@
-//! File lists: a text file with one image path a line, and optionally a label.
+//! File lists: a text file with one image path a line, and optionally a label; or one JSON object a line.
 
 use std::{
     fs,
@@ -26,7 +26,7 @@ pub struct FileList {
     /// The splits that a column divides the list into.
     splits: Vec<Split>,
     divided: bool,
-    remark: Option<String>,
+    remarks: Vec<String>,
     aside: Tally,
     decode: DecodeConfig,
     fingerprint: u64,
@@ -73,7 +73,8 @@ impl FileList {
     ///
     /// A line is a path, and optionally a label after a tab, a semicolon, a comma or a blank. A line of names above
     /// them, quotes, a byte-order mark (UTF-16 too) and columns in another order are understood; a column of `train`, `val` and `test`
-    /// divides the list.
+    /// divides the list. In a list of JSON objects, one a line, keys are the names of the columns. Paths may be `file://` URLs; what lies on
+    /// other machines is left aside.
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`], [`DataError::Empty`], [`DataError::TooMany`]; [`DataError::NoSplit`] if a
@@ -86,6 +87,7 @@ impl FileList {
             _ => DataError::Io { path: list.to_owned(), source },
         })?;
         let text = without_mark(text);
+        let text = json_lines(&text).unwrap_or(text);
         let lines: Vec<&[u8]> = text
             .split(|&byte| byte == b'\n')
             .map(<[u8]>::trim_ascii)
@@ -121,6 +123,8 @@ impl FileList {
             paths = kept;
         }
         paths.shrink();
+        let root = Root::of_file(list, config.allow_outside);
+        let remarks = [dialect.remark(), none_is_there(&paths, &root, folder)];
         let mut hash = StableHash::new(paths.len() as u64);
         paths.iter().for_each(|path| hash.bytes(path));
         if labels.has_classes() {
@@ -128,12 +132,12 @@ impl FileList {
         }
         Ok(Self {
             list: list.to_owned(),
-            root: Root::of_file(list, config.allow_outside),
+            root,
             paths,
             labels,
             splits: there,
             divided,
-            remark: dialect.remark(),
+            remarks: remarks.into_iter().flatten().collect(),
             aside,
             decode: config.decode.clone(),
             fingerprint: hash.finish(),
@@ -149,7 +153,7 @@ impl FileList {
     pub(crate) fn tell(&self, found: &mut Found) {
         found.splits.clone_from(&self.splits);
         found.aside.append(self.aside.clone());
-        found.remarks.extend(self.remark.clone());
+        found.remarks.extend(self.remarks.iter().cloned());
     }
 }
 
@@ -178,6 +182,12 @@ impl Rows {
                 rows.aside.add(Reason::NoPath, line);
                 continue;
             };
+            if let Some(file) = row.path.strip_prefix(b"file://") {
+                row.path = unescaped(file).into();
+            } else if row.path.windows(3).any(|part| part == b"://") {
+                rows.aside.add(Reason::unread(&kinds::REMOTE), &row.path);
+                continue;
+            }
             if row.path.contains(&0) {
                 let source =
                     format!("a path cannot hold a zero byte: {}", String::from_utf8_lossy(line)).into();
@@ -217,6 +227,70 @@ impl Rows {
 fn is_of_windows(folder: &Path, path: &[u8]) -> bool {
     let exchanged: Vec<u8> = path.iter().map(|&byte| if byte == b'\\' { b'/' } else { byte }).collect();
     !folder.join(bytes_path(path)).exists() && folder.join(bytes_path(&exchanged)).exists()
+}
+
+/// How many files of a list are looked for before it is read.
+const N_LOOKED_FOR: usize = 16;
+
+/// Says so if not one file of some is there: the list then means another folder.
+fn none_is_there(paths: &Names, root: &Root, folder: &Path) -> Option<String> {
+    let n = paths.len().min(N_LOOKED_FOR);
+    let is_there = |at: usize| {
+        let path = root.file(&bytes_path(paths.get(at * paths.len() / n)));
+        path.is_ok_and(|path| path.exists())
+    };
+    if (0..n).any(is_there) {
+        return None;
+    }
+    let folder = if folder == Path::new("") { Path::new(".") } else { folder };
+    let first = String::from_utf8_lossy(paths.get(0)).into_owned();
+    Some(format!(
+        "list: none of the {n} files looked for is there, such as {first}; paths start at the list's folder, {}",
+        folder.display()
+    ))
+}
+
+/// The path of a `file://` URL, whose unusual bytes are written as `%20` and the like.
+fn unescaped(path: &[u8]) -> Vec<u8> {
+    let path = path.strip_prefix(b"localhost").unwrap_or(path);
+    let mut plain = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&byte, after)) = rest.split_first() {
+        let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = digits.filter(|_| byte == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        plain.push(escaped.unwrap_or(byte));
+        rest = if escaped.is_some() { &after[2..] } else { after };
+    }
+    plain
+}
+
+/// A list of JSON objects, one a line, as a table of the keys that the first one has; `None` if it is none.
+fn json_lines(text: &[u8]) -> Option<Vec<u8>> {
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        return None;
+    }
+    let lines = text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    let objects = lines.map(|line| serde_json::from_slice::<serde_json::Map<_, _>>(line).ok());
+    let mut objects = objects.peekable();
+    let is_plain = |value: &serde_json::Value| !value.is_object() && !value.is_array();
+    let first = objects.peek()?.as_ref()?.iter();
+    let keys: Vec<String> = first.filter(|(_, value)| is_plain(value)).map(|(key, _)| key.clone()).collect();
+    let is_alone = keys.len() == 1;
+    let quoted = |value: &str| match is_alone {
+        true => value.replace('\n', " "),
+        false => format!("\"{}\"", value.replace('"', "\"\"").replace('\n', " ")),
+    };
+    let mut table = keys.join("\t");
+    for object in objects.filter(|object| object.as_ref().is_some_and(|object| !object.is_empty())) {
+        let field = |key: &String| match object.as_ref().and_then(|object| object.get(key)) {
+            Some(serde_json::Value::String(text)) => quoted(text),
+            Some(value) if is_plain(value) && !value.is_null() => value.to_string(),
+            _ => quoted(""),
+        };
+        table.push('\n');
+        table += &keys.iter().map(field).collect::<Vec<_>>().join("\t");
+    }
+    Some(table.into_bytes())
 }
 
 /// The text without its byte-order mark; UTF-16 becomes UTF-8.

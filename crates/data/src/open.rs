@@ -17,6 +17,7 @@ use crate::{
     folder::{Classes, Parts},
     idx, kinds,
     layout::{Layout, locate},
+    links::refuse_system,
     survey::{Found, Reason, Tally},
 };
 
@@ -97,6 +98,7 @@ impl DataSpec {
             _ => DataError::Io { path: first.to_owned(), source },
         })?;
         if metadata.is_dir() && self.format != Format::List {
+            refuse_system(first)?;
             return self.open_folder(found);
         }
         if !metadata.is_dir() && !metadata.is_file() {
@@ -149,6 +151,10 @@ impl DataSpec {
         others: &[PathBuf],
         found: &mut Found,
     ) -> Result<Arc<dyn Dataset>, DataError> {
+        if let Some(path) = files.iter().find(|file| is_lfs_pointer(file)) {
+            let kind = &kinds::LFS_POINTER;
+            return Err(DataError::Unread { path: path.clone(), kind: kind.name, advice: kind.advice });
+        }
         if found.format == Format::Parquet {
             return open_parquet(files, others, self);
         }
@@ -354,6 +360,15 @@ impl Dataset for Surveyed {
     }
 }
 
+/// Whether Git has left a file out and a note in its place.
+fn is_lfs_pointer(file: &Path) -> bool {
+    let mut start = Vec::new();
+    let is_short = fs::metadata(file).is_ok_and(|metadata| metadata.is_file() && metadata.len() < 1024);
+    is_short
+        && File::open(file).is_ok_and(|file| file.take(64).read_to_end(&mut start).is_ok())
+        && kinds::is_lfs_pointer(&start)
+}
+
 /// The layout of a file, by its first bytes and its name.
 fn detect_file(path: &Path) -> Result<Format, DataError> {
     let io = |source| DataError::Io { path: path.to_owned(), source };
@@ -376,7 +391,7 @@ fn detect_file(path: &Path) -> Result<Format, DataError> {
         Ok(Format::Idx)
     } else if cifar::is_cifar_name(&name) {
         Ok(Format::Cifar)
-    } else if ends(&[".txt", ".lst", ".list", ".csv", ".tsv"]) {
+    } else if ends(&[".txt", ".lst", ".list", ".csv", ".tsv", ".jsonl", ".ndjson"]) {
         Ok(Format::List)
     } else if image::guess_format(&start).is_ok() {
         Err(DataError::OneImage { path: path.to_owned() })

@@ -3,7 +3,8 @@
 //! Members of one sample share the path up to the first dot of the file name; what follows the dot says what a member
 //! is: `n01/0001.jpg` and `n01/0001.cls` are an image and its label. Opening reads headers and labels only. Images are
 //! then read by offset, so that any order, resumption and sharding work as for files, and nothing is unpacked; only
-//! gzipped shards and zip archives are, once, into a temporary file that has no name.
+//! gzipped shards and zip archives are, once, into a temporary file that has no name. Archives within archives are read in
+//! place, too: such as one for each class.
 
 use std::{
     collections::BTreeSet,
@@ -67,7 +68,8 @@ impl Shards {
     /// Indexes the shards, in the given order. Images are the members with one of
     /// [`DataConfig::extensions`](crate::DataConfig::extensions), unless they go with another image of their sample, such as `0001.seg.png`; labels are those with
     /// [`DataConfig::label_extension`](crate::DataConfig::label_extension). Damaged members are left aside and counted. Gzipped shards and
-    /// zip archives are unpacked into temporary files, of [`DataConfig::unpack_mib`](crate::DataConfig::unpack_mib) at most.
+    /// zip archives are unpacked into temporary files, of [`DataConfig::unpack_mib`](crate::DataConfig::unpack_mib) at most. Where these, or shards
+    /// with archives in them, have no labels, the folders (and inner archives) are classes.
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`]; [`DataError::Empty`] if no shard holds an image;
@@ -231,13 +233,13 @@ impl Part {
         let is_label = |name: &[u8]| stem(name).1.eq_ignore_ascii_case(config.label_extension.as_bytes());
         let shard = Shard::open(path, budget, |name| config.is_image_name(name) || is_label(name))?;
         let mut index = Index::new(config);
-        let n_damaged = shard.visit(|member| index.visit(member)).map_err(io)?;
+        let visit = shard.visit(|member| index.visit(member)).map_err(io)?;
         index.finish();
-        if shard.is_zip() {
+        if shard.is_packed() || visit.is_nested {
             index.label_by_folders();
         }
         let Index { found, keys, mut aside, .. } = index;
-        aside.add_count(Reason::Damaged, n_damaged);
+        aside.add_count(Reason::Damaged, visit.n_damaged);
         let mut file = shard.reader().map_err(io)?;
         let mut samples = Vec::with_capacity(found.len());
         let mut labels = LabelBuilder::default();
@@ -313,7 +315,8 @@ impl<'a> Index<'a> {
     fn label_by_folders(&mut self) {
         let folder = |key: &[u8]| {
             let path = &key[..key.iter().rposition(|&byte| byte == b'/')?];
-            path.rsplit(|&byte| byte == b'/').next().map(|name| String::from_utf8_lossy(name).into_owned())
+            let name = path.rsplit(|&byte| byte == b'/').next().filter(|name| *name != b".")?;
+            Some(String::from_utf8_lossy(name).into_owned())
         };
         let folders: Vec<Option<String>> = self.keys.iter().map(folder).collect();
         let known: BTreeSet<&String> = folders.iter().flatten().collect();

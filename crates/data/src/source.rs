@@ -7,7 +7,9 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use crate::{DecodeConfig, SampleError, decode::size_by_header};
+use swav_augment::Image;
+
+use crate::{DecodeConfig, SampleError, decode, decode::size_by_header};
 
 /// Files up to this length are read without a look at their header.
 pub(crate) const SMALL_BYTES: u64 = 32 << 20;
@@ -15,6 +17,14 @@ pub(crate) const SMALL_BYTES: u64 = 32 << 20;
 pub(crate) const HEADER_BYTES: usize = 1 << 16;
 /// Uncompressed images of floats with transparency have this many bytes a pixel; no image has more.
 const BYTES_PER_PIXEL: u64 = 16;
+
+/// Reads and decodes an image file as data sets do: a regular file only, and no more of it than an image of its size can have.
+///
+/// # Errors
+/// Any [`SampleError`] of a file.
+pub fn read_image(path: impl AsRef<Path>, config: &DecodeConfig) -> Result<Image, SampleError> {
+    decode(&read_file(path.as_ref(), config)?, config)
+}
 
 /// The whole file.
 pub(crate) fn read_file(path: &Path, config: &DecodeConfig) -> Result<Vec<u8>, SampleError> {

@@ -34,6 +34,17 @@ impl Budget {
     }
 }
 
+/// Archives within archives are read to this depth.
+const MAX_DEPTH: usize = 3;
+
+/// What a visit to the members of a shard found besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Visit {
+    pub(crate) n_damaged: usize,
+    /// Whether there were archives in the archive.
+    pub(crate) is_nested: bool,
+}
+
 /// A shard that can be read at any place.
 pub(crate) struct Shard {
     path: PathBuf,
@@ -108,26 +119,58 @@ impl Shard {
         Ok(shard)
     }
 
-    /// Visits all members in order, and gives the number of damaged ones.
-    pub(crate) fn visit(&self, mut visit: impl FnMut(TarMember)) -> io::Result<usize> {
-        match &self.zipped {
-            Some(Zipped { members, n_damaged }) => {
-                members.iter().cloned().for_each(visit);
-                Ok(*n_damaged)
-            }
-            None => {
-                let summary = scan_tar(self.reader()?, &mut visit)?;
-                if summary.truncated {
-                    tracing::warn!(shard = %self.path.display(), "the shard ends within a member");
-                }
-                Ok(summary.n_corrupt)
-            }
+    /// Visits all members in order. Tar archives among them are read in place: their members come behind all others, in a folder
+    /// of the inner archive's name.
+    pub(crate) fn visit(&self, mut visit: impl FnMut(TarMember)) -> io::Result<Visit> {
+        if let Some(Zipped { members, n_damaged }) = &self.zipped {
+            members.iter().cloned().for_each(visit);
+            return Ok(Visit { n_damaged: *n_damaged, is_nested: false });
         }
+        let mut reader = self.reader()?;
+        let length = reader.seek(SeekFrom::End(0))?;
+        let mut found = Visit::default();
+        self.visit_part(&mut Section::new(reader, 0, length), &[], MAX_DEPTH, &mut visit, &mut found)?;
+        Ok(found)
     }
 
-    /// Whether the members are those of a zip archive, which nobody makes for labels.
-    pub(crate) fn is_zip(&self) -> bool {
-        self.zipped.is_some()
+    /// Visits an archive at some place of the shard, whose members lie in a folder.
+    fn visit_part(
+        &self,
+        part: &mut Section<File>,
+        folder: &[u8],
+        depth: usize,
+        visit: &mut dyn FnMut(TarMember),
+        found: &mut Visit,
+    ) -> io::Result<()> {
+        let from = part.from;
+        let mut inner = Vec::new();
+        let summary = scan_tar(&mut *part, |mut member| {
+            member.offset += from;
+            if !folder.is_empty() {
+                let name = member.name.strip_prefix(b"./").unwrap_or(&member.name);
+                member.name = [folder, b"/", name].concat();
+            }
+            if depth > 1 && is_inner(&member.name) {
+                inner.push(member);
+            } else {
+                visit(member);
+            }
+        })?;
+        if summary.truncated {
+            tracing::warn!(shard = %self.path.display(), "the shard ends within a member");
+        }
+        found.n_damaged += summary.n_corrupt;
+        found.is_nested |= !inner.is_empty();
+        for TarMember { name, offset, size } in inner {
+            let mut part = Section::new(self.reader()?, offset, size);
+            self.visit_part(&mut part, &name[..name.len() - ".tar".len()], depth - 1, visit, found)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the members are those of a packed archive, which nobody makes for labels.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.unpacked.is_some()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -213,6 +256,50 @@ fn unzip(
     }
     to.flush()?;
     Ok(to)
+}
+
+/// Whether a member is an archive of its own, by its name.
+fn is_inner(name: &[u8]) -> bool {
+    let base = name.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    base.len() > 4 && !base.starts_with(b".") && base[base.len() - 4..].eq_ignore_ascii_case(b".tar")
+}
+
+/// A part of something as something of its own.
+struct Section<R> {
+    whole: R,
+    from: u64,
+    length: u64,
+    at: u64,
+}
+
+impl<R: Seek> Section<R> {
+    /// Of `length` bytes from `from` on; it has to be sought in before it is read.
+    fn new(whole: R, from: u64, length: u64) -> Self {
+        Self { whole, from, length, at: 0 }
+    }
+}
+
+impl<R: Read> Read for Section<R> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let left = self.length.saturating_sub(self.at);
+        let n = usize::try_from(left).unwrap_or(usize::MAX).min(to.len());
+        let read = self.whole.read(&mut to[..n])?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl<R: Seek> Seek for Section<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.length.checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        self.whole.seek(SeekFrom::Start(self.from.saturating_add(self.at)))?;
+        Ok(self.at)
+    }
 }
 
 #[cfg(unix)]

@@ -285,6 +285,19 @@ fn large_images_are_reduced_to_the_longest_side() {
 }
 
 #[test]
+fn files_are_read_as_data_sets_read_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, config) = (folder.path().join("a.png"), DecodeConfig::default());
+    fs::write(&path, png(&picture(4, 3, 0))).unwrap();
+    assert_eq!(swav_data::read_image(&path, &config).unwrap().data(), picture(4, 3, 0).as_raw().as_slice());
+    assert!(matches!(swav_data::read_image(folder.path(), &config), Err(SampleError::NotAFile)));
+    assert!(matches!(swav_data::read_image("nowhere.png", &config), Err(SampleError::Vanished)));
+    if cfg!(target_os = "linux") {
+        assert!(matches!(swav_data::read_image("/dev/zero", &config), Err(SampleError::NotAFile)));
+    }
+}
+
+#[test]
 fn what_is_known_and_not_read_is_named() {
     let heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic";
     for (bytes, name) in [

@@ -122,6 +122,45 @@ fn links_in_circles_and_broken_links_are_passed_over_and_good_ones_followed() {
 
 #[cfg(unix)]
 #[test]
+fn links_that_multiply_end_and_repeated_folders_do_not() {
+    use std::os::unix::fs::symlink;
+    let root = tempdir().unwrap();
+    let pool = root.path().join("pool");
+    put(pool.join("1.png"), png(&picture(4, 4, 0)));
+    put(root.path().join("plain/a/2.png"), png(&picture(4, 4, 0)));
+    symlink(&pool, root.path().join("plain/b")).unwrap();
+    symlink(&pool, root.path().join("plain/c")).unwrap();
+    let data = open(root.path().join("plain"), &DataConfig::default()).unwrap();
+    assert_eq!(names(&*data), ["a/2.png", "b/1.png", "c/1.png"]);
+    // Each level has two links to the next.
+    let level = |n: usize| root.path().join(format!("level{n}"));
+    (0..31).for_each(|n| fs::create_dir(level(n)).unwrap());
+    for n in 0..30 {
+        ["a", "b"].iter().for_each(|link| symlink(level(n + 1), level(n).join(link)).unwrap());
+    }
+    let wide = root.path().join("wide");
+    fs::create_dir(&wide).unwrap();
+    symlink(level(0), wide.join("x")).unwrap();
+    assert!(matches!(open_error(&wide, &DataConfig::default()), DataError::Links { .. }));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_kernels_folders_are_no_data() {
+    use std::os::unix::fs::symlink;
+    let root = tempdir().unwrap();
+    put(root.path().join("a/1.png"), png(&picture(4, 4, 0)));
+    symlink("/proc", root.path().join("a/system")).unwrap();
+    symlink("/proc/self", root.path().join("b")).unwrap();
+    let folder = Folder::classes(root.path(), &DataConfig::default().check().unwrap()).unwrap();
+    assert_eq!((names(&folder), folder.skipped()), (vec!["a/1.png".to_owned()], 2));
+    for path in [Path::new("/proc/self"), &root.path().join("b")] {
+        assert!(matches!(open_error(path, &DataConfig::default()), DataError::System { .. }));
+    }
+}
+
+#[cfg(unix)]
+#[test]
 fn names_need_not_be_unicode() {
     use std::os::unix::ffi::OsStrExt;
     let root = tempdir().unwrap();
@@ -240,6 +279,12 @@ fn lists_are_read_as_people_and_programs_write_them() {
         (b"._a.png,1\na.png,2\n.hidden/b.heic,3\n", "a.png=2"),
         (b"sub\\e.png,1\n", "sub/e.png=1"),
         (&utf16, "a.png=cat"),
+        (
+            b"{\"file_name\": \"a.png\", \"label\": 3, \"box\": [1]}\n{\"label\": 4, \"file_name\": \"c, d.png\"}\n",
+            "a.png=3 c, d.png=4",
+        ),
+        (b"{\"image\": \"a.png\"}\n{}\n{broken\n", "a.png=-"),
+        (b"a.png\nhttps://example.org/b.png\n", "a.png=-"),
     ];
     for (text, expected) in cases {
         put(&list, text);
@@ -248,8 +293,21 @@ fn lists_are_read_as_people_and_programs_write_them() {
             open(&list, &DataConfig::default()).unwrap_or_else(|error| panic!("{:?}: {error}", told()));
         assert_eq!(shown(&*data), expected, "{:?}", told());
     }
-    let survey = open(&list, &DataConfig::default()).unwrap().survey().unwrap().to_string();
+    let told = |text: &str| {
+        put(&list, text);
+        open(&list, &DataConfig::default()).unwrap().survey().unwrap().to_string()
+    };
+    let survey = told("file;label\na.png;cat\n");
     assert!(survey.contains("the first line names the columns"), "{survey}");
+    let survey = told("a.png\nhttps://example.org/b.png\n");
+    assert!(survey.contains("1 remote file (https://example.org/b.png): download them"), "{survey}");
+    let survey = told("x/a.png\nx/b.png\n");
+    assert!(survey.contains("none of the 2 files looked for is there, such as x/a.png"), "{survey}");
+    assert!(!told("x/a.png\na.png\n").contains("looked for"));
+    let whole = fs::canonicalize(root.path()).unwrap();
+    put(&list, format!("file://{0}/a.png\nfile://{0}/c%2C%20d.png\n", whole.display()));
+    let data = open(&list, &DataConfig::default()).unwrap();
+    assert!((0..2).all(|index| data.image(index).is_ok()), "{}", shown(&*data));
     put(&list, "file,label,split\na.png,x,train\nb.png,y,test\n");
     let of = |split| open(&list, &DataConfig { split, ..DataConfig::default() });
     assert_eq!(shown(&*of(Split::Test).unwrap()), "b.png=y");
@@ -391,6 +449,43 @@ fn layouts_are_told_as_people_mean_them() {
         (&["set/a/1.png", "set/b/2.png"], Split::Train, "a/1.png=a b/2.png=b"),
         (&["holiday/1.png"], Split::Train, "holiday/1.png=holiday"),
     ];
+    assert_layouts(cases);
+}
+
+#[test]
+fn pictures_are_told_from_what_belongs_to_them() {
+    let cases: &[(&[&str], Split, &str)] = &[
+        // Splits that differ in a number, and flat ones of one class each.
+        (&["train/cat.0.png", "test1/1.png"], Split::Train, "cat.0.png=-"),
+        (&["train/cat.0.png", "test1/1.png"], Split::Test, "1.png=-"),
+        // Pictures beside what belongs to them are no classes; masks are classes where there is nothing else.
+        (&["images/1.png", "annotations/trimaps/1.png"], Split::Train, "1.png=-"),
+        (
+            &["VOC/JPEGImages/1.png", "VOC/SegmentationClass/1.png", "VOC/Annotations/x.txt"],
+            Split::Train,
+            "1.png=-",
+        ),
+        (&["images/a/1.png", "images/b/2.png", "masks/1.png"], Split::Train, "a/1.png=a b/2.png=b"),
+        (&["train/img/1.png", "train/mask/1.png", "val/img/2.png", "val/mask/2.png"], Split::Val, "2.png=-"),
+        (&["train/images/1.png", "train/labels/1.txt", "val/images/2.png"], Split::Train, "1.png=-"),
+        (
+            &["with_mask/1.png", "without_mask/2.png"],
+            Split::Train,
+            "with_mask/1.png=with_mask without_mask/2.png=without_mask",
+        ),
+        (&["cat/1.png", "masks/2.png"], Split::Train, "cat/1.png=cat masks/2.png=masks"),
+        (&["2019/a/1.png", "extra/2.png"], Split::Train, "2019/a/1.png=2019 extra/2.png=extra"),
+        // Labelled and unlabelled data of one set.
+        (
+            &["labeled/train/a/1.png", "labeled/train/b/2.png", "labeled/test/a/3.png", "unlabeled/4.png"],
+            Split::Train,
+            "a/1.png=a b/2.png=b",
+        ),
+    ];
+    assert_layouts(cases);
+}
+
+fn assert_layouts(cases: &[(&[&str], Split, &str)]) {
     for (files, split, expected) in cases {
         let root = tempdir().unwrap();
         for name in *files {

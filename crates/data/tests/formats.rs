@@ -296,6 +296,57 @@ fn gzipped_shards_are_unpacked_within_a_limit() {
     assert!(data.survey().unwrap().to_string().contains("2 gzipped tar files"));
 }
 
+/// ImageNet's training archive holds an archive for each class.
+#[test]
+fn archives_in_archives_are_read_in_place_with_a_class_each() {
+    let root = tempdir().unwrap();
+    let inner = |ids: &[u32]| {
+        tar_of(&ids.iter().map(|id| (format!("./{id}.png"), png(&picture(6, 5, *id)))).collect::<Vec<_>>())
+    };
+    let deep = tar_of(&[("n3.tar".to_owned(), inner(&[4])), ("readme".to_owned(), vec![0; 3])]);
+    let whole = tar_of(&[
+        ("n2.tar".to_owned(), inner(&[0, 1])),
+        ("n1.tar".to_owned(), inner(&[2, 3])),
+        ("more.TAR".to_owned(), deep),
+    ]);
+    put(root.path().join("train.tar"), &whole);
+    put(root.path().join("train.tgz"), gzip(&whole));
+    for name in ["train.tar", "train.tgz"] {
+        let data = open(root.path().join(name), &DataConfig::default()).unwrap();
+        let found: Vec<String> = (0..data.len()).map(|index| data.name(index)).collect();
+        let expected = ["n2/0", "n2/1", "n1/2", "n1/3", "more/n3/4"].map(|member| format!("{name}/{member}"));
+        assert_eq!(found, expected);
+        assert_eq!(data.class_names(), ["n1", "n2", "n3"]);
+        assert_eq!(labels(&*data), [Some(1), Some(1), Some(0), Some(0), Some(2)]);
+        for id in 0..5 {
+            assert_eq!(data.image(id).unwrap().data(), picture(6, 5, id as u32).as_raw().as_slice());
+        }
+    }
+    // Labels of their own count more than the archives they lie in.
+    let labelled =
+        tar_of(&[("1.png".to_owned(), png(&picture(6, 5, 1))), ("1.cls".to_owned(), b"7".to_vec())]);
+    put(
+        root.path().join("own.tar"),
+        tar_of(&[("a.tar".to_owned(), labelled), ("b.tar".to_owned(), inner(&[2]))]),
+    );
+    let data = open(root.path().join("own.tar"), &DataConfig::default()).unwrap();
+    assert_eq!(labels(&*data), [Some(7), None]);
+}
+
+#[test]
+fn what_git_has_left_out_is_named() {
+    let root = tempdir().unwrap();
+    for name in ["train.parquet", "train.tar", "x.zip"] {
+        put(root.path().join(name), "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n");
+        match open(root.path().join(name), &DataConfig::default()).err() {
+            Some(DataError::Unread { kind, advice, .. }) => {
+                assert!(kind == "Git LFS pointer" && advice.contains("git lfs pull"));
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn data_sets_are_found_below_the_folder_of_their_name() {
     let digits = |n: u8| idx(&[u32::from(n), 2, 2], &vec![n; 4 * usize::from(n)]);

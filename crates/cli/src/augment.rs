@@ -69,8 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = match (&trains, &args.recipe) {
         (Some(trains), _) => trains.augment.clone(),
         (None, Some(path)) => {
-            let text =
-                std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            let text = swav_train::config_text(path)?;
             toml::from_str(&text).with_context(|| format!("parsing {}", path.display()))?
         }
         (None, None) => MultiCropConfig::preset(args.preset),

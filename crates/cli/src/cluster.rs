@@ -13,6 +13,7 @@ use crate::csv::field;
 use crate::judge::{Judge, counter};
 use crate::open::open_shown;
 use crate::output::outlive_the_reader;
+use crate::output_folder::OutputFolder;
 use crate::run_network::{self, Assignment};
 use crate::sheet::{Cell, Layout, draw, thumbnail};
 use crate::{named, usage};
@@ -58,9 +59,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     outlive_the_reader();
     let settings = args.network.settings()?;
+    let out = OutputFolder::create(&args.out)?;
     let data =
         open_shown(&DataConfig { split: args.split, ..settings.config().data.clone() }).context("data")?;
-    refuse_full(&args.out)?;
     let mut network = args.network.network(&settings)?;
     if args.network.reestimate_bn {
         Judge::new(&settings)?.reestimate(network.encoder.as_mut())?;
@@ -77,25 +78,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let sizes = ClusterSizes::new(&assignment.prototypes, n_prototypes)?;
     let clusters = clusters(&assignment, n_prototypes);
 
-    let written = |path: &Path| format!("could not write {}", path.display());
-    fs::create_dir_all(&args.out).with_context(|| written(&args.out))?;
-    let table = args.out.join("clusters.csv");
-    write_table(&table, data.as_ref(), &features.indices, &assignment).with_context(|| written(&table))?;
+    let written = || format!("cannot write {}", args.out.display());
+    let table = "clusters.csv";
+    write_table(&out.file(table), data.as_ref(), &features.indices, &assignment).with_context(written)?;
     for (rank, cluster) in clusters.iter().take(args.sheets).enumerate() {
-        let path = args.out.join(format!("cluster-{:02}-prototype-{:04}.png", rank + 1, cluster.prototype));
+        let path = out.file(&format!("cluster-{:02}-prototype-{:04}.png", rank + 1, cluster.prototype));
         let title =
             format!("prototype {}: {} images, sheet {}", cluster.prototype, cluster.rows.len(), rank + 1);
         let cell = |&row: &usize| cell(data.as_ref(), features.indices[row], assignment.confidence[row]);
         let cells: Vec<Cell> = cluster.rows.iter().take(args.images).map(cell).collect();
-        draw(&title, &cells, &SHEET).save(&path).with_context(|| written(&path))?;
+        draw(&title, &cells, &SHEET).save(&path).with_context(written)?;
     }
     if args.links {
         let files = Files::below(&settings.config().data.path);
-        link(&args.out, |row| files.find(&data.name(features.indices[row])), &clusters)?;
+        link(out.temporary(), |row| files.find(&data.name(features.indices[row])), &clusters)?;
     }
+    out.commit()?;
     say!(
         "{}: {} images in {} clusters of {n_prototypes} prototypes",
-        table.display(),
+        args.out.join(table).display(),
         features.indices.len(),
         sizes.n_used
     )?;
@@ -215,15 +216,4 @@ fn symlink(file: &Path, link: &Path) -> std::io::Result<()> {
 #[cfg(not(unix))]
 fn symlink(file: &Path, link: &Path) -> std::io::Result<()> {
     fs::hard_link(file, link).or_else(|_| fs::copy(file, link).map(drop))
-}
-
-/// Refuses a folder with something in it: results of two runs would mix.
-fn refuse_full(out: &Path) -> anyhow::Result<()> {
-    match fs::read_dir(out).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => anyhow::bail!("{} is not empty; choose another --out, or empty it", out.display()),
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| out.display().to_string())
-        }
-        _ => Ok(()),
-    }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use swav_data::Format;
-use swav_train::{ConfigError, RunFolder, Settings, TrainConfig};
+use swav_train::{CheckpointError, ConfigError, RunFolder, Settings, TrainConfig};
 
 use crate::exit::explain;
 use crate::open::DataOptions;
@@ -71,7 +71,10 @@ impl Source {
         let mut config = parse(&changes.settings).map_err(|error| match error {
             ConfigError::InOverride { given, source } => usage_of(&[given], &*source),
             error if error.from_override() => usage_of(&changes.settings, &error),
-            error => error.into(),
+            error => match self.newer_run() {
+                Some(newer) => anyhow::Error::new(error).context(newer),
+                None => error.into(),
+            },
         })?;
         if let Some(path) = &changes.data {
             config.data.path.clone_from(path);
@@ -85,6 +88,16 @@ impl Source {
             config.training.device.clone_from(device);
         }
         Ok(config)
+    }
+
+    /// What says that this is the configuration of a run of a newer version, whose keys need not be known here.
+    fn newer_run(&self) -> Option<CheckpointError> {
+        let Self::File(path) = self else { return None };
+        let run = RunFolder::at(path.parent()?);
+        match (run.exists() && run.config() == *path).then(|| run.newest())? {
+            Err(error @ CheckpointError::Version { .. }) => Some(error),
+            _ => None,
+        }
     }
 
     /// Reads the configuration, applies changes and checks every value. Where the changes make it wrong, they are to blame.
@@ -180,5 +193,23 @@ mod tests {
         assert!(text.contains("did you mean `training.epochs`") && !text.contains("seed=3"), "{text}");
         let text = blamed(&["epochs=5"]);
         assert!(text.contains("did you mean `training.epochs`"), "{text}");
+    }
+
+    #[test]
+    fn unknown_keys_of_a_newer_run_are_explained_by_its_version() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::at(folder.path());
+        std::fs::create_dir(run.checkpoints()).unwrap();
+        std::fs::write(run.config(), "[training]\nwarp = 3\n").unwrap();
+        let save = |version: u32| {
+            let header = format!("{{\"__metadata__\":{{\"swav\":\"{{\\\"version\\\":{version}}}\"}}}}");
+            let length = (header.len() as u64).to_le_bytes();
+            std::fs::write(run.checkpoint_of(1), [&length[..], header.as_bytes()].concat()).unwrap();
+            format!("{:#}", of_run(&run, &Changes::default()).unwrap_err())
+        };
+        let text = save(99);
+        assert!(text.contains("layout 99") && text.contains("too old"), "{text}");
+        assert!(text.contains("unknown key `training.warp`"), "{text}");
+        assert!(!save(2).contains("too old"));
     }
 }

@@ -104,7 +104,7 @@ struct Columns {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let ending = args.out.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_owned();
+    let ending = args.out.extension().and_then(|ending| ending.to_str()).unwrap_or_default().to_lowercase();
     check(&args, &ending)?;
     let files = Files::create(&args.out, &ending, args.force)?;
     let settings = args.network.settings()?;

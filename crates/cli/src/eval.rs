@@ -39,6 +39,9 @@ enum Method {
     Retrieval(retrieval::Args),
 }
 
+/// More draws of the bootstrap change no digit that is shown.
+const MAX_DRAWS: usize = 1_000_000;
+
 /// What all methods are told.
 #[derive(Debug, clap::Args)]
 struct Common {
@@ -74,8 +77,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 impl Common {
     /// Checks what needs no data.
     fn check(&self) -> anyhow::Result<()> {
-        if self.bootstrap == 0 {
-            return Err(crate::usage("--bootstrap: expected at least 1 draw"));
+        if !(1..=MAX_DRAWS).contains(&self.bootstrap) {
+            return Err(crate::usage(format!("--bootstrap: expected 1 to {MAX_DRAWS} draws")));
         }
         match &self.name {
             Some(name) if name.is_empty() || name.contains(['/', '\\']) => {

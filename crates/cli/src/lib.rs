@@ -23,6 +23,7 @@ mod monitor;
 mod names;
 mod open;
 mod output_file;
+mod output_folder;
 mod pretrain;
 mod recipes;
 mod report;

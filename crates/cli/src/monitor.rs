@@ -10,7 +10,7 @@ use swav_augment::EvalView;
 use swav_data::{Dataset, LabelCensus, read_views, view_batch_size};
 use swav_encoder::{Encoder, Output, image_batch};
 use swav_eval::{Bank, KnnClassifier, KnnConfig, Neighbours, assignment_stability, neighbour_stability};
-use swav_train::{EpochEvent, Settings};
+use swav_train::{EpochEvent, Settings, StopFlag};
 
 use crate::run_network::assign;
 
@@ -33,6 +33,7 @@ pub(crate) struct Monitor {
     labelled: bool,
     every_epochs: u64,
     before: Option<Before>,
+    stop: StopFlag,
 }
 
 /// What the network said the last time.
@@ -43,8 +44,9 @@ struct Before {
 }
 
 impl Monitor {
-    /// What the settings ask for; `None` if that is nothing, or the images are too few for it.
-    pub fn new(settings: &Settings, data: Arc<dyn Dataset>) -> Option<Self> {
+    /// What the settings ask for; `None` if that is nothing, or the images are too few for it. Who raises the flag does not want to
+    /// wait for an evaluation: one that goes on is given up.
+    pub fn new(settings: &Settings, data: Arc<dyn Dataset>, stop: StopFlag) -> Option<Self> {
         let config = &settings.config().monitor;
         let (every, most) = (config.evaluate_every_epochs, config.evaluate_images);
         if every == 0 {
@@ -57,7 +59,7 @@ impl Monitor {
         let spread = |at: usize| all[at * all.len() / n_images];
         let indices = (0..n_images).map(spread).collect();
         let view = *settings.eval_view();
-        Some(Self { data, view, indices, labelled, every_epochs, before: None })
+        Some(Self { data, view, indices, labelled, every_epochs, before: None, stop })
     }
 
     /// Evaluates, if it is time; what it finds goes to the notes. A failure is told and changes nothing.
@@ -75,7 +77,7 @@ impl Monitor {
 
     fn evaluate(&mut self, event: &EpochEvent<'_>) -> anyhow::Result<Vec<(&'static str, f64)>> {
         let output = if self.labelled { Output::Features } else { Output::Embedding };
-        let (indices, rows) = self.embed(event.encoder, output)?;
+        let Some((indices, rows)) = self.embed(event.encoder, output)? else { return Ok(Vec::new()) };
         if self.labelled {
             let labels: Vec<u32> = indices.iter().filter_map(|&index| self.data.label(index)).collect();
             let k = KnnConfig::default().k.min(labels.len().saturating_sub(1));
@@ -97,11 +99,18 @@ impl Monitor {
         Ok(found)
     }
 
-    /// The images that can be read, and their rows.
-    fn embed(&self, encoder: &dyn Encoder, output: Output) -> anyhow::Result<(Vec<usize>, Array2<f32>)> {
+    /// The images that can be read, and their rows; `None` if the training is to stop.
+    fn embed(
+        &self,
+        encoder: &dyn Encoder,
+        output: Output,
+    ) -> anyhow::Result<Option<(Vec<usize>, Array2<f32>)>> {
         let size = self.view.size();
         let (mut indices, mut values) = (Vec::new(), Vec::new());
         for chosen in self.indices.chunks(view_batch_size(&self.view)) {
+            if self.stop.is_raised() {
+                return Ok(None);
+            }
             let batch = read_views(self.data.as_ref(), &self.view, chosen);
             if !batch.indices.is_empty() {
                 let images = image_batch(&batch.pixels, batch.indices.len(), size, size)?;
@@ -112,7 +121,7 @@ impl Monitor {
         anyhow::ensure!(indices.len() >= 2, "fewer than two images can be read");
         let width = values.len() / indices.len();
         let rows = Array2::from_shape_vec((indices.len(), width), values).context("rows of equal length")?;
-        Ok((indices, rows))
+        Ok(Some((indices, rows)))
     }
 }
 
@@ -167,6 +176,19 @@ mod tests {
     fn nothing_is_watched_unless_asked_for() {
         let settings = settings(&["monitor.evaluate_every_epochs=0"]);
         let data = settings.config().data.open().unwrap();
-        assert!(Monitor::new(&settings, data).is_none());
+        assert!(Monitor::new(&settings, data, StopFlag::new()).is_none());
+    }
+
+    #[test]
+    fn an_evaluation_ends_where_the_training_is_to_stop() {
+        let settings = settings(&["data.builtin.n_train=256", "encoder.width=4"]);
+        let data = settings.config().data.open().unwrap();
+        let encoder = swav_encoder::build("cpu", settings.encoder(), 1).unwrap();
+        let stop = StopFlag::new();
+        let monitor = Monitor::new(&settings, data, stop.clone()).unwrap();
+        let n_images = monitor.embed(encoder.as_ref(), Output::Features).unwrap().unwrap().0.len();
+        assert_eq!(n_images, monitor.indices.len());
+        stop.raise();
+        assert!(monitor.embed(encoder.as_ref(), Output::Features).unwrap().is_none());
     }
 }

@@ -45,6 +45,7 @@ impl OutputFile {
                 let to = BufWriter::new(file.with_context(|| unwritable(path))?);
                 return Ok(Self { path: path.to_owned(), temporary: None, to, replaces: true });
             }
+            Err(_) if path.is_symlink() => bail!("{shown}: is a link that leads nowhere"),
             Ok(_) if !force => bail!("{shown} exists already (nothing was changed); --force replaces it"),
             _ => {}
         }
@@ -220,5 +221,7 @@ mod tests {
         output.commit().unwrap();
         assert!(link.is_symlink());
         assert_eq!(fs::read(&file).unwrap(), b"new");
+        fs::remove_file(&file).unwrap();
+        assert!(OutputFile::create(&link, true).err().unwrap().to_string().contains("leads nowhere"));
     }
 }

@@ -166,13 +166,9 @@ impl Parts {
         let signals = Signals::listen()?;
         let trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
         let mut trainer = trainer.show_progress(!is_quiet());
-        if let Some(mut monitor) = Monitor::new(&settings, images.clone()) {
-            let stop = signals.flag.clone();
+        if let Some(mut monitor) = Monitor::new(&settings, images.clone(), signals.flag.clone()) {
             trainer.on_epoch(move |event| {
-                // Who wants to stop does not want to wait for an evaluation.
-                if !stop.is_raised() {
-                    monitor.observe(event);
-                }
+                monitor.observe(event);
                 Ok(())
             });
         }

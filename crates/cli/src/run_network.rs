@@ -8,6 +8,7 @@ use swav_encoder::{Encoder, StateDict};
 use swav_train::{RunFolder, Settings};
 
 use crate::configuration::{self, Changes};
+use crate::exit::explain;
 use crate::program;
 
 /// Which run, and what is different from its training.
@@ -72,12 +73,14 @@ impl Options {
         let step = newest.step.unwrap_or_else(|| last_step(&folder));
         let weights = match folder.trained() {
             Ok(weights) if same_parameters(&weights.encoder, &newest.encoder) => weights,
-            found => {
-                if found.is_ok() {
-                    note!(
-                        "note: {} is of another step; the newest checkpoint is used",
-                        folder.weights().display()
-                    );
+            Ok(_) => {
+                let weights = folder.weights();
+                note!("note: {} is of another step; the newest checkpoint is used", weights.display());
+                newest
+            }
+            Err(error) => {
+                if folder.weights().exists() {
+                    tracing::warn!("{}; the newest checkpoint is used", explain(&error));
                 }
                 newest
             }

@@ -74,7 +74,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         outlive_the_reader();
     }
     let settings = args.network.settings()?;
-    let queries: Vec<Query> = args.query.iter().map(|path| Query::read(path)).collect::<Result<_, _>>()?;
+    let decode = &settings.config().data.decode;
+    let queries = args.query.iter().map(|path| Query::read(path, decode)).collect::<Result<Vec<_>, _>>()?;
     let data =
         open_shown(&DataConfig { split: args.split, ..settings.config().data.clone() }).context("data")?;
     let mut network = args.network.network(&settings)?;
@@ -134,11 +135,9 @@ struct Query {
 }
 
 impl Query {
-    fn read(path: &Path) -> anyhow::Result<Self> {
+    fn read(path: &Path, config: &DecodeConfig) -> anyhow::Result<Self> {
         let name = path.display().to_string();
-        let bytes = std::fs::read(path).with_context(|| format!("query {name}"))?;
-        let image =
-            swav_data::decode(&bytes, &DecodeConfig::default()).with_context(|| format!("query {name}"))?;
+        let image = swav_data::read_image(path, config).with_context(|| format!("query {name}"))?;
         Ok(Self { name, image: Arc::new(image) })
     }
 }

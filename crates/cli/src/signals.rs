@@ -17,7 +17,7 @@ struct Plan {
     watching: bool,
     /// The training that the first signal stops.
     training: Option<StopFlag>,
-    /// Files in the making.
+    /// Files and folders in the making.
     files: Vec<PathBuf>,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn watch() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes this file if a signal ends the program.
+/// Removes this file or folder if a signal ends the program.
 pub(crate) fn remove_at_end(file: &Path) {
     plan().files.push(file.to_owned());
 }
@@ -75,6 +75,17 @@ impl Drop for Signals {
     }
 }
 
+/// Removes what was in the making. Another thread may be about to write into a folder, so that is tried more than once.
+fn remove(path: &Path) {
+    for _ in 0..10 {
+        let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        match removed {
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+            _ => return,
+        }
+    }
+}
+
 /// Takes notice of a signal; whether it is to end the program at once.
 fn arrived(signal: u8) -> bool {
     let plan = plan();
@@ -86,7 +97,7 @@ fn arrived(signal: u8) -> bool {
             false
         }
         None => {
-            plan.files.iter().for_each(|file| drop(std::fs::remove_file(file)));
+            plan.files.iter().for_each(|path| remove(path));
             true
         }
     }

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use super::infer::{FoldedConv, check_ready};
+use super::infer::{FoldedConv, check_input, folded};
 use super::{
-    Backward, Convolution, NormSpec, ParamSpec, Ready, RunningStats, Saved, Unfolded, Unit, check_backward,
+    Backward, Convolution, NormSpec, ParamSpec, Ready, RunningStats, Saved, Unit, check_backward,
     check_batch, check_forward, check_precision, check_running, pair_mut,
 };
 use crate::context::Checkpointing;
 use crate::conv::{self, ConvSpec, Post, Source};
 use crate::norm::{Affine, BatchStats, GradAffine};
 use crate::pointwise::{self, Normed, Shortcut};
-use crate::{Activations, Context, Error, Precision};
+use crate::{Activations, Context, Error};
 
 /// The two residual blocks of He et al., "Deep residual learning for image recognition" (2016), the second
 /// with the stride in its 3×3 convolution (as torchvision has it).
@@ -316,15 +316,14 @@ impl Unit for Block {
         params: &[Arc<Vec<f32>>],
         running: &[RunningStats<'_>],
     ) -> Result<Box<dyn Ready>, Error> {
-        if ctx.precision() != Precision::F32 {
-            return Ok(Box::new(Unfolded::new(self.clone(), params, running)?));
-        }
-        check_ready(self, params, running)?;
-        let convs = self.convs().zip(params.chunks(3)).zip(running);
-        let mut convs: Vec<_> =
-            convs.map(|((&spec, params), running)| FoldedConv::with_norm(spec, params, running)).collect();
-        let downsample = self.downsample.and_then(|_| convs.pop());
-        Ok(Box::new(FoldedBlock { unit: self.clone(), convs, downsample }))
+        folded(ctx, self.clone(), params, running, |unit| {
+            let convs = unit.convs().zip(params.chunks(3)).zip(running);
+            let mut convs: Vec<_> = convs
+                .map(|((&spec, params), running)| FoldedConv::with_norm(spec, params, running))
+                .collect();
+            let downsample = unit.downsample.and_then(|_| convs.pop());
+            FoldedBlock { unit, convs, downsample }
+        })
     }
 }
 
@@ -342,9 +341,7 @@ impl Ready for FoldedBlock {
     }
 
     fn run(&self, ctx: &Context, input: Activations) -> Result<Activations, Error> {
-        input.check("the input")?;
-        check_precision(&input, Precision::F32)?;
-        self.unit.output_shape(input.shape)?;
+        check_input(&self.unit, &input)?;
         let last = self.convs.len() - 1;
         let mut flow = self.convs[0].run(ctx, &input, true);
         for conv in &self.convs[1..last] {

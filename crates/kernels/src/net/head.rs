@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::infer::{FoldedConv, check_ready};
+use super::infer::{FoldedConv, check_input, check_ready};
 use super::{
     Backward, Convolution, NormSpec, ParamKind, ParamSpec, Ready, RunningStats, Saved, Unfolded, Unit,
     check_backward, check_batch, check_forward, check_precision, check_running, pair_mut,
@@ -217,9 +217,7 @@ impl Ready for ReadyLinear {
     }
 
     fn run(&self, ctx: &Context, input: Activations) -> Result<Activations, Error> {
-        input.check("the input")?;
-        check_precision(&input, Precision::F32)?;
-        self.unit.output_shape(input.shape)?;
+        check_input(&self.unit, &input)?;
         let out = self.conv.run(ctx, &input, false);
         ctx.recycle(input);
         Ok(out)

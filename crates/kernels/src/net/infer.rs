@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use super::{RunningStats, Unit, check_running};
+use super::{RunningStats, Unit, check_precision, check_running};
 use crate::conv::{self, ConvSpec, Fused, Kept, Weights};
 use crate::norm::Affine;
 use crate::pool;
@@ -75,6 +75,28 @@ pub(super) fn check_ready(
     let slices: Vec<&[f32]> = params.iter().map(|values| values.as_slice()).collect();
     super::check_params(unit, &slices)?;
     check_running(unit, running)
+}
+
+/// A unit as `fold` makes it; where activations are not f32, as it is: only f32 is folded.
+pub(super) fn folded<U: Unit + 'static, R: Ready + 'static>(
+    ctx: &Context,
+    unit: U,
+    params: &[Arc<Vec<f32>>],
+    running: &[RunningStats<'_>],
+    fold: impl FnOnce(U) -> R,
+) -> Result<Box<dyn Ready>, Error> {
+    if ctx.precision() != Precision::F32 {
+        return Ok(Box::new(Unfolded::new(unit, params, running)?));
+    }
+    check_ready(&unit, params, running)?;
+    Ok(Box::new(fold(unit)))
+}
+
+/// Checks the input of a unit that takes f32 alone.
+pub(super) fn check_input(unit: &dyn Unit, input: &Activations) -> Result<(), Error> {
+    input.check("the input")?;
+    check_precision(input, Precision::F32)?;
+    unit.output_shape(input.shape).map(drop)
 }
 
 /// A convolution whose batch norm is folded into its weights and a bias.

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::infer::{FoldedConv, check_ready};
+use super::infer::{FoldedConv, check_input, folded};
 use super::{
-    Backward, Convolution, NormSpec, ParamSpec, Ready, RunningStats, Saved, Unfolded, Unit, check_backward,
+    Backward, Convolution, NormSpec, ParamSpec, Ready, RunningStats, Saved, Unit, check_backward,
     check_batch, check_forward, check_precision, check_running, pair_mut,
 };
 use crate::conv::{self, ConvSpec, Post, Source};
@@ -165,12 +165,10 @@ impl Unit for Stem {
         params: &[Arc<Vec<f32>>],
         running: &[RunningStats<'_>],
     ) -> Result<Box<dyn Ready>, Error> {
-        if ctx.precision() != Precision::F32 {
-            return Ok(Box::new(Unfolded::new(self.clone(), params, running)?));
-        }
-        check_ready(self, params, running)?;
-        let conv = FoldedConv::with_norm(self.conv, params, &running[0]);
-        Ok(Box::new(FoldedStem { unit: self.clone(), conv }))
+        folded(ctx, self.clone(), params, running, |unit| {
+            let conv = FoldedConv::with_norm(unit.conv, params, &running[0]);
+            FoldedStem { unit, conv }
+        })
     }
 }
 
@@ -187,9 +185,7 @@ impl Ready for FoldedStem {
     }
 
     fn run(&self, ctx: &Context, input: Activations) -> Result<Activations, Error> {
-        input.check("the input")?;
-        check_precision(&input, Precision::F32)?;
-        self.unit.output_shape(input.shape)?;
+        check_input(&self.unit, &input)?;
         let out = match self.unit.max_pool {
             true => self.conv.run_pooled(ctx, &input),
             false => self.conv.run(ctx, &input, true),

@@ -58,13 +58,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let folder = RunFolder::at(&args.run);
     let config = crate::configuration::of_run(&folder, &crate::configuration::Changes::default())?;
     let settings = config.check()?;
-    let weights = folder.trained()?;
     let preprocessing = settings.preprocessing();
     let options = OnnxOptions {
         part: args.part,
         fold_batch_norm: args.fold_batch_norm,
         normalize: args.byte_images.then_some(preprocessing),
     };
+    if target == Target::Onnx {
+        options.check(&settings.config().encoder)?;
+    }
+    let weights = folder.trained()?;
     let card = Card {
         file: file_name(&args.out),
         target,

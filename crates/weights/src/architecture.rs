@@ -1,6 +1,6 @@
 //! Which network a file holds: found by names and shapes alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use swav_encoder::{BlockKind, EncoderConfig, Head, ResNet, Stem, Variant};
 
@@ -59,6 +59,7 @@ pub(crate) fn find(file: &WeightsFile, prefix: Option<&str>) -> Result<Found, We
     let resnet = backbone(&tensor)?;
     let (head, dim) = head(&tensor)?;
     let config = EncoderConfig { arch: resnet.into(), head, dim, ..EncoderConfig::default() };
+    nothing_else(&config, &names)?;
     let n_prototypes = prototypes(&names, &tensor)?;
     Ok(Found { prefix, config, n_prototypes, names })
 }
@@ -84,7 +85,7 @@ fn choose(file: &WeightsFile, wanted: Option<&str>) -> Result<String, WeightsErr
     match candidates.as_slice() {
         [] => Err(WeightsError::NotResNet {
             expected: format!("`{FIRST}` of 3 channels and `{SECOND}`, after any prefix"),
-            got: some_names(file),
+            got: other_stem(file).unwrap_or_else(|| some_names(file)),
         }),
         [one] => Ok((*one).to_owned()),
         several => {
@@ -109,6 +110,17 @@ fn listed(candidates: &[&str]) -> String {
         [] => "no residual network at all".to_owned(),
         some => format!("networks with {}", some.iter().map(|p| shown(p)).collect::<Vec<_>>().join(", ")),
     }
+}
+
+/// The stem of a residual network that has another one.
+fn other_stem(file: &WeightsFile) -> Option<String> {
+    let prefix = file.tensors().find_map(|(name, _)| name.strip_suffix(SECOND))?;
+    if let Some(first) = file.tensor(&format!("{prefix}{FIRST}")) {
+        return Some(format!("`{prefix}{FIRST}` of shape {:?}", first.shape()));
+    }
+    let inner = format!("{prefix}conv1.");
+    let (name, _) = file.tensors().find(|(name, _)| name.starts_with(&inner))?;
+    Some(format!("a stem of several layers, with `{name}`"))
 }
 
 /// A few names of a file, to tell what it is.
@@ -155,7 +167,38 @@ fn backbone<'a>(tensor: &impl Fn(&str) -> Option<&'a Tensor>) -> Result<ResNet, 
     let layers: Vec<usize> = (1..).map(n_blocks).take_while(|&n| n > 0).collect();
     let deep = tensor("layer1.0.conv3.weight").is_some();
     let block = if deep { BlockKind::Bottleneck } else { BlockKind::Basic };
+    let refused =
+        |expected: &str, got: String| Err(WeightsError::NotResNet { expected: expected.to_owned(), got });
+    // Those of timm's and torchvision's relatives whose names are the same.
+    if let (true, Some(&[inner, per_group, ..])) = (deep, extents("layer1.0.conv2.weight")) {
+        if per_group > 0 && per_group < inner {
+            let got = format!("{} groups of {per_group} channels, as a ResNeXt has", inner / per_group);
+            return refused("convolutions without groups", got);
+        }
+        if inner != width {
+            let got = format!("{inner}, as a wide ResNet has");
+            return refused(&format!("bottlenecks of {width} channels inside, as many as the stem has"), got);
+        }
+    }
+    if tensor("bn1.running_mean").is_none() && tensor("layer1.0.bn1.running_mean").is_none() {
+        return refused("batch norms with running statistics", "norms without any".to_owned());
+    }
     Ok(named(block, layers, width).with_stem(stem))
+}
+
+/// Refuses a network with more in it than this one has: it would compute something else.
+fn nothing_else(config: &EncoderConfig, names: &BTreeMap<String, String>) -> Result<(), WeightsError> {
+    let own: BTreeSet<String> = config.check()?.tensors().into_iter().map(|(name, _)| name).collect();
+    let mut others = names.iter().filter(|(name, _)| is_backbone(name) && !own.contains(*name));
+    let Some((_, first)) = others.next() else { return Ok(()) };
+    let more = match others.count() {
+        0 => String::new(),
+        n => format!(" and {n} more like it"),
+    };
+    Err(WeightsError::NotResNet {
+        expected: "nothing but convolutions and batch norms in stem and blocks".to_owned(),
+        got: format!("`{first}`{more}"),
+    })
 }
 
 /// The variant of these blocks, if it has a name.

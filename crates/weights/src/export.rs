@@ -70,7 +70,7 @@ pub fn safetensors(
 /// those of torchvision.
 ///
 /// # Errors
-/// What the writer reports; [`io::ErrorKind::FileTooLarge`] for more than 4 GiB.
+/// What the writer reports.
 pub fn torch(to: &mut dyn Write, tensors: &[(&str, &StateTensor)]) -> io::Result<()> {
     torch::write_zip(to, tensors).map(drop)
 }
@@ -84,7 +84,7 @@ pub fn to_safetensors(state: &StateDict, metadata: &Metadata) -> Vec<u8> {
 /// The bytes of a file of `torch.save` with all tensors of a state.
 ///
 /// # Errors
-/// [`io::ErrorKind::FileTooLarge`] for more than 4 GiB.
+/// [`io::ErrorKind::InvalidInput`] for a name of more than 65535 bytes.
 pub fn to_torch(state: &StateDict) -> io::Result<Vec<u8>> {
     let tensors: Vec<_> = state.iter().collect();
     torch::write_zip(Vec::new(), &tensors)

@@ -47,7 +47,7 @@ pub struct Account {
     pub taken: BTreeMap<Dtype, usize>,
     /// What the network could have and the file has not: parts, or names of tensors that it can do without.
     pub missing: Vec<String>,
-    /// Tensors of the file that were not taken, with their shapes.
+    /// Tensors of the file that were not taken, with their shapes; none of them belongs to the backbone.
     pub left_over: Vec<(String, Vec<usize>)>,
 }
 
@@ -55,7 +55,8 @@ impl Import {
     /// Reads the network of a file; where there are several, that whose names begin with `prefix`.
     ///
     /// The architecture is inferred from names and shapes: blocks, width, stem, head and prototypes. Then every shape is
-    /// checked.
+    /// checked. A backbone with anything else in it (other norms, squeeze and excitation, groups) is refused: it would
+    /// compute something else.
     ///
     /// # Errors
     /// [`WeightsError::NotResNet`], [`WeightsError::Ambiguous`], [`WeightsError::Misfit`] with every tensor that is missing

@@ -8,7 +8,7 @@ use crate::source::Source;
 use crate::{Dtype, WeightsError};
 
 /// Dimensions that a tensor has at most.
-const MAX_RANK: usize = 8;
+pub(crate) const MAX_RANK: usize = 8;
 /// Numbers that are not 32-bit floats are converted so many bytes at a time.
 const CHUNK: usize = 1 << 16;
 

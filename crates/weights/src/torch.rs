@@ -30,13 +30,13 @@ pub(crate) fn is_legacy(head: &[u8]) -> bool {
 /// The tensors of a zip archive.
 pub(crate) fn read_zip(source: &mut Source) -> Result<Tensors, WeightsError> {
     let directory = zip::read(source)?;
-    let found = directory.iter().find_map(|(name, entry)| Some((name.strip_suffix("data.pkl")?, entry)));
     let is_folder = |prefix: &str| prefix.is_empty() || prefix.ends_with('/');
-    let (prefix, entry) =
-        found.filter(|(prefix, _)| is_folder(prefix)).ok_or_else(|| WeightsError::Format {
-            expected: "an archive of torch.save, with an entry data.pkl",
-            got: "another zip archive".to_owned(),
-        })?;
+    let pickles = directory.iter().filter_map(|(name, entry)| Some((name.strip_suffix("data.pkl")?, entry)));
+    let found = pickles.into_iter().find(|(prefix, _)| is_folder(prefix));
+    let (prefix, entry) = found.ok_or_else(|| WeightsError::Format {
+        expected: "an archive of torch.save, with an entry data.pkl",
+        got: "another zip archive".to_owned(),
+    })?;
     if directory.contains_key(&format!("{prefix}constants.pkl")) {
         return Err(WeightsError::Format {
             expected: "weights",

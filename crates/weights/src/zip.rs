@@ -280,12 +280,12 @@ fn check(source: &mut Source, listed: &Listed, central_at: u64) -> Result<Entry,
     Ok(Entry { at, len: listed.len, crc: listed.crc })
 }
 
-/// Writes an archive of stored entries, aligned as PyTorch does it.
+/// Writes an archive of stored entries, aligned as PyTorch does it; of any size, with 64-bit fields where they are needed.
 pub(crate) struct Writer<W> {
     to: W,
     at: u64,
     central: Vec<u8>,
-    n_entries: u16,
+    n_entries: u64,
 }
 
 impl<W: Write> Writer<W> {
@@ -295,65 +295,122 @@ impl<W: Write> Writer<W> {
 
     /// Adds an entry.
     pub(crate) fn entry(&mut self, name: &str, data: &[u8]) -> io::Result<()> {
-        let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, "an archive of more than 4 GiB");
-        let crc = crc32fast::hash(data);
-        let len = u32::try_from(data.len()).map_err(|_| too_large())?;
-        let header_at = u32::try_from(self.at).map_err(|_| too_large())?;
-        let before = self.at + LOCAL_LEN + name.len() as u64;
-        // An extra field has a head of 4 bytes.
-        let padding = (before + 4).next_multiple_of(ALIGNMENT) - before;
-        let name_len = u16::try_from(name.len()).map_err(|_| too_large())?;
+        self.head(name, data.len() as u64, crc32fast::hash(data))?;
+        self.to.write_all(data)?;
+        self.at += data.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the header of an entry of `len` bytes, which have to follow, and enters it into the directory.
+    fn head(&mut self, name: &str, len: u64, crc: u32) -> io::Result<()> {
+        let header_at = self.at;
+        let name_len = u16::try_from(name.len())
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a name of more than 65535 bytes"))?;
+        let mut sizes = Vec::new();
+        let short_len = short(len, &mut sizes);
+        short(len, &mut sizes);
+        // Version 2.0, or 4.5 for 64 bits; names in UTF-8, stored, the first day that there is.
+        let version: u16 = if is_large(len) || is_large(header_at) { 45 } else { 20 };
         let mut shared = Vec::new();
-        // Version 2.0, names in UTF-8, stored, the first day that there is.
-        for field in [20u16, 0x800, 0, 0, 0x21] {
+        for field in [version, 0x800, 0, 0, 0x21] {
             shared.extend(field.to_le_bytes());
         }
-        for field in [crc, len, len] {
+        for field in [crc, short_len, short_len] {
             shared.extend(field.to_le_bytes());
         }
         shared.extend(name_len.to_le_bytes());
+        let mut extra = extra_field(&sizes);
+        // The field that fills up to the alignment has a head of 4 bytes.
+        let before = self.at + LOCAL_LEN + u64::from(name_len) + extra.len() as u64 + 4;
+        let padding = (before.next_multiple_of(ALIGNMENT) - before) as u16;
+        extra.extend(b"FB");
+        extra.extend(padding.to_le_bytes());
+        extra.resize(extra.len() + usize::from(padding), b'Z');
         let mut head = LOCAL.to_le_bytes().to_vec();
         head.extend(&shared);
-        head.extend((padding as u16).to_le_bytes());
+        head.extend((extra.len() as u16).to_le_bytes());
         head.extend(name.as_bytes());
-        head.extend(b"FB");
-        head.extend((padding as u16 - 4).to_le_bytes());
-        head.resize(head.len() + padding as usize - 4, b'Z');
+        head.extend(extra);
         self.to.write_all(&head)?;
-        self.to.write_all(data)?;
-        self.at += (head.len() + data.len()) as u64;
+        self.at += head.len() as u64;
 
+        let short_place = short(header_at, &mut sizes);
+        let extra = extra_field(&sizes);
         self.central.extend(CENTRAL.to_le_bytes());
-        self.central.extend(20u16.to_le_bytes());
+        self.central.extend(version.to_le_bytes());
         self.central.extend(&shared);
-        // No extra field, no comment, one part, no attributes.
-        self.central.extend([0; 12]);
-        self.central.extend(header_at.to_le_bytes());
+        self.central.extend((extra.len() as u16).to_le_bytes());
+        // No comment, one part, no attributes.
+        self.central.extend([0; 10]);
+        self.central.extend(short_place.to_le_bytes());
         self.central.extend(name.as_bytes());
-        self.n_entries = self.n_entries.checked_add(1).ok_or_else(too_large)?;
+        self.central.extend(extra);
+        self.n_entries += 1;
         Ok(())
     }
 
     /// Writes the directory and gives what was written to.
     pub(crate) fn finish(mut self) -> io::Result<W> {
-        let too_large = |_| io::Error::new(io::ErrorKind::FileTooLarge, "an archive of more than 4 GiB");
-        let at = u32::try_from(self.at).map_err(too_large)?;
-        let len = u32::try_from(self.central.len()).map_err(too_large)?;
+        let (at, len) = (self.at, self.central.len() as u64);
         self.to.write_all(&self.central)?;
+        let n_short = u16::try_from(self.n_entries).unwrap_or(u16::MAX);
+        if n_short == u16::MAX || is_large(at) || is_large(len) {
+            let mut record = END_64.to_le_bytes().to_vec();
+            // Bytes that follow; versions 4.5; one part.
+            record.extend(44u64.to_le_bytes());
+            record.extend([45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            for field in [self.n_entries, self.n_entries, len, at] {
+                record.extend(field.to_le_bytes());
+            }
+            record.extend(LOCATOR_64.to_le_bytes());
+            record.extend(0u32.to_le_bytes());
+            record.extend((at + len).to_le_bytes());
+            record.extend(1u32.to_le_bytes());
+            self.to.write_all(&record)?;
+        }
         let mut end = END.to_le_bytes().to_vec();
-        for field in [0, 0, self.n_entries, self.n_entries] {
+        for field in [0, 0, n_short, n_short] {
             end.extend(field.to_le_bytes());
         }
-        end.extend(len.to_le_bytes());
-        end.extend(at.to_le_bytes());
+        let mut unused = Vec::new();
+        for field in [len, at] {
+            end.extend(short(field, &mut unused).to_le_bytes());
+        }
         end.extend(0u16.to_le_bytes());
         self.to.write_all(&end)?;
         Ok(self.to)
     }
 }
 
+/// Whether a number has to be written in 64 bits: the largest of 32 bits says that it is.
+fn is_large(value: u64) -> bool {
+    value >= u64::from(u32::MAX)
+}
+
+/// A number in 32 bits; a large one goes to the 64-bit ones of its entry.
+fn short(value: u64, large: &mut Vec<u64>) -> u32 {
+    if is_large(value) {
+        large.push(value);
+    }
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// The extra field of 64-bit numbers; nothing without any.
+fn extra_field(large: &[u64]) -> Vec<u8> {
+    if large.is_empty() {
+        return Vec::new();
+    }
+    let mut field = vec![1, 0];
+    field.extend((8 * large.len() as u16).to_le_bytes());
+    field.extend(large.iter().flat_map(|value| value.to_le_bytes()));
+    field
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs::File;
+    use std::io::{Seek, SeekFrom};
+
     use super::*;
 
     /// An archive of these entries.
@@ -441,5 +498,41 @@ pub(crate) mod tests {
         for len in 0..good.len() {
             assert!(read_bytes(&good[..len]).is_err(), "{len}");
         }
+    }
+
+    /// An entry of 5 GiB, and one behind it, in a file with a hole: nothing of that size is written or in memory.
+    #[test]
+    fn archives_of_more_than_4_gib_are_written_and_read() {
+        const HOLE: u64 = 5 << 30;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large.zip");
+        let mut writer = Writer::new(File::create(&path).unwrap());
+        writer.entry("a/one", b"first").unwrap();
+        writer.head("a/two", HOLE, 7).unwrap();
+        writer.to.seek(SeekFrom::Current(HOLE as i64)).unwrap();
+        writer.at += HOLE;
+        writer.entry("a/three", b"last").unwrap();
+        writer.finish().unwrap();
+
+        let mut source = Source::open(&path).unwrap();
+        let directory = read(&mut source).unwrap();
+        let two = directory["a/two"];
+        assert_eq!((two.len, two.crc, two.at % ALIGNMENT), (HOLE, 7, 0));
+        let three = directory["a/three"];
+        assert!(three.at > HOLE && three.at % ALIGNMENT == 0);
+        assert_eq!(source.take(three.at, three.len, "three").unwrap(), b"last");
+        assert_eq!(source.take(directory["a/one"].at, 5, "one").unwrap(), b"first");
+    }
+
+    #[test]
+    fn archives_of_more_than_65535_entries_are_written_and_read() {
+        let mut writer = Writer::new(Vec::new());
+        for index in 0..66_000u32 {
+            writer.entry(&index.to_string(), &index.to_le_bytes()).unwrap();
+        }
+        let bytes = writer.finish().unwrap();
+        let directory = read_bytes(&bytes).unwrap();
+        assert_eq!(directory.len(), 66_000);
+        assert_eq!(bytes[directory["65999"].at as usize..][..4], 65_999u32.to_le_bytes());
     }
 }

@@ -157,6 +157,18 @@ fn memory_is_bounded_by_the_size_of_the_file() {
         let (len, peak) = (file.len(), peak(file));
         assert!(peak <= 150 * len, "{operation:?}: {peak} bytes for {len}");
     }
+    // A value of 40,000 others in the memory, asked for again and again: as a shape, and as a dictionary's pairs.
+    let storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x08tQq\x020";
+    let shapes =
+        [&b"0("[..], &b"K\x01".repeat(40_000), b"tq\x010", storage, b"(h\x02K\0h\x01h\x01tq\x030"].concat();
+    let pairs = [&b"0("[..], &b"NN\x86".repeat(40_000), b"l\x85q\x030"].concat();
+    for (head, function) in
+        [(shapes, &b"ctorch._utils\n_rebuild_tensor_v2\n"[..]), (pairs, b"ccollections\nOrderedDict\n")]
+    {
+        let file = pickle(&[&head, function, b"q\x040(", &b"h\x04h\x03R".repeat(30_000)].concat(), 1);
+        let (len, peak) = (file.len(), peak(file));
+        assert!(peak <= 150 * len, "{peak} bytes for {len}");
+    }
     // Headers of many small entries.
     let entry = |index: usize| format!(r#""{index}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
     let header = format!("{{{}}}", (0..3000).map(entry).collect::<Vec<_>>().join(","));

@@ -36,6 +36,26 @@ pub struct OnnxOptions {
     pub normalize: Option<Preprocessing>,
 }
 
+impl OnnxOptions {
+    /// Checks that the file of such a network stays below 2 GiB, from its shapes alone.
+    ///
+    /// # Errors
+    /// [`WeightsError::TooLarge`]; [`WeightsError::Encoder`] for an architecture that is refused.
+    pub fn check(&self, encoder: &EncoderConfig) -> Result<(), WeightsError> {
+        let tensors = encoder.check()?.tensors();
+        let own = tensors.iter().filter(|(name, _)| self.part.has(name));
+        below_limit(4 * own.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum::<u64>())
+    }
+}
+
+fn below_limit(got: u64) -> Result<(), WeightsError> {
+    if got <= MAX_BYTES {
+        return Ok(());
+    }
+    let part = "ONNX file, in bytes (safetensors and .pth have no such limit)".to_owned();
+    Err(WeightsError::TooLarge { part, expected: MAX_BYTES, got })
+}
+
 /// An ONNX file, ready to be written.
 pub struct Onnx<'a> {
     model: Message<'a>,
@@ -56,6 +76,7 @@ impl<'a> Onnx<'a> {
         options: &OnnxOptions,
         metadata: &Metadata,
     ) -> Result<Self, WeightsError> {
+        options.check(config)?;
         let graph = Graph::build(config, state, options)?;
         let mut operators = Message::new();
         operators.text(1, "");
@@ -72,10 +93,7 @@ impl<'a> Onnx<'a> {
             model.message(14, entry);
         }
         model.message(7, graph);
-        if model.len() > MAX_BYTES {
-            let part = "ONNX file, in bytes".to_owned();
-            return Err(WeightsError::TooLarge { part, expected: MAX_BYTES, got: model.len() });
-        }
+        below_limit(model.len())?;
         Ok(Self { model })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Global, MAX_OPERATIONS};
+use crate::tensors::MAX_RANK;
 use crate::{Dtype, WeightsError};
 
 /// A value on the stack. Text and bytes are those of the pickle.
@@ -105,20 +106,27 @@ impl<'a> Machine<'a> {
         self.marks.clear();
         self.memory.clear();
         loop {
-            self.n_operations += 1;
-            if self.n_operations > MAX_OPERATIONS {
-                return Err(Stop::Wrong(WeightsError::TooLarge {
-                    part: "pickle, in operations".to_owned(),
-                    expected: MAX_OPERATIONS as u64,
-                    got: self.n_operations as u64,
-                }));
-            }
+            self.spend(1)?;
             let operation = self.byte()?;
             if operation == b'.' {
                 return self.pop();
             }
             self.step(operation)?;
         }
+    }
+
+    /// Counts operations. Each value counts as one that is copied out of a sequence, of which a few bytes can ask again and
+    /// again.
+    fn spend(&mut self, n_operations: usize) -> Step<()> {
+        self.n_operations = self.n_operations.saturating_add(n_operations);
+        if self.n_operations <= MAX_OPERATIONS {
+            return Ok(());
+        }
+        Err(Stop::Wrong(WeightsError::TooLarge {
+            part: "pickle, in operations".to_owned(),
+            expected: MAX_OPERATIONS as u64,
+            got: self.n_operations as u64,
+        }))
     }
 
     fn step(&mut self, operation: u8) -> Step<()> {
@@ -287,6 +295,7 @@ impl<'a> Machine<'a> {
             return Err(self.wrong("a constructor with its arguments", format_args!("{function:?}")));
         };
         let arguments = arguments.to_vec();
+        self.spend(arguments.len())?;
         let object = match (function, arguments.as_slice()) {
             (Global::OrderedDict, []) => Object::Dict(Vec::new()),
             (Global::OrderedDict, [pairs]) => {
@@ -295,7 +304,9 @@ impl<'a> Machine<'a> {
                     _ => None,
                 };
                 let pairs = self.sequence(*pairs);
+                let n_pairs = pairs.map_or(0, <[_]>::len);
                 let pairs: Option<Vec<_>> = pairs.and_then(|pairs| pairs.iter().map(pair).collect());
+                self.spend(n_pairs)?;
                 Object::Dict(pairs.ok_or_else(|| self.wrong("pairs for a dictionary", "something else"))?)
             }
             (Global::RebuildTensor, [storage, offset, shape, strides, ..]) => {
@@ -323,6 +334,14 @@ impl<'a> Machine<'a> {
             _ => None,
         };
         let numbers = |value| -> Option<Vec<u64>> { self.sequence(value)?.iter().map(number).collect() };
+        for extents in [shape, strides] {
+            let rank = self.sequence(extents).map_or(0, <[_]>::len);
+            if rank > MAX_RANK {
+                let part = "pickle, in dimensions of a tensor".to_owned();
+                let (expected, got) = (MAX_RANK as u64, rank as u64);
+                return Err(WeightsError::TooLarge { part, expected, got }.into());
+            }
+        }
         let offset = number(&offset);
         match (offset, numbers(shape), numbers(strides)) {
             (Some(offset), Some(shape), Some(strides)) => Ok(TensorRef { storage, offset, shape, strides }),

@@ -39,6 +39,7 @@ impl Search<'_, '_> {
                 self.found.insert(name.clone(), TensorRef::clone(tensor));
             }
             Object::Dict(entries) => {
+                self.spend(entries.len())?;
                 for &(key, value) in entries {
                     match key {
                         Value::Text(key) => self.below(name, key, value, depth)?,
@@ -48,6 +49,7 @@ impl Search<'_, '_> {
                 }
             }
             Object::List(values) | Object::Tuple(values) => {
+                self.spend(values.len())?;
                 for (index, &value) in values.iter().enumerate() {
                     self.below(name, &index.to_string(), value, depth)?;
                 }
@@ -64,7 +66,6 @@ impl Search<'_, '_> {
         value: Value<'_>,
         depth: usize,
     ) -> Result<(), WeightsError> {
-        self.spend(1)?;
         if !matches!(value, Value::Object(_)) {
             return Ok(());
         }

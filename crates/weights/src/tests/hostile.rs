@@ -142,6 +142,55 @@ fn absurd_sizes_take_no_memory() {
     assert!(zipped(b"\x80\x02}r\xff\xff\xff\xff.").is_ok());
 }
 
+/// A value in the pickler's memory costs two bytes to ask for: what is made of it each time may not be large.
+fn bombs() -> Vec<(&'static str, Vec<u8>)> {
+    let (n, times) = (40_000, 30_000);
+    let many = |values: &[u8], rest: &[u8]| [b"(".to_vec(), values.repeat(n), rest.to_vec()].concat();
+    let begin = |parts: &[&[u8]]| [b"\x80\x02".to_vec(), parts.concat(), b"(".to_vec()].concat();
+    let rebuild = b"ctorch._utils\n_rebuild_tensor_v2\nq\x040";
+    let floats = [storage("FloatStorage", "0", 8), b"q\x020".to_vec()].concat();
+    let calls = |head: Vec<u8>| [head, b"h\x04h\x03R".repeat(times), b"l.".to_vec()].concat();
+    vec![
+        // A tensor of 40,000 dimensions.
+        (
+            "shapes",
+            calls(begin(&[&many(b"K\x01", b"tq\x010"), &floats, b"(h\x02K\0h\x01h\x01tq\x030", rebuild])),
+        ),
+        // A constructor with 40,000 arguments.
+        (
+            "arguments",
+            calls(begin(&[
+                b"K\x01\x85q\x010",
+                &floats,
+                b"(h\x02K\0h\x01h\x01",
+                &b"N".repeat(n),
+                b"tq\x030",
+                rebuild,
+            ])),
+        ),
+        // A dictionary made of 40,000 pairs.
+        ("pairs", calls(begin(&[&many(b"NN\x86", b"l\x85q\x030"), b"ccollections\nOrderedDict\nq\x040"]))),
+        // A dictionary of entries without names in a list, and the list in a list.
+        (
+            "visits",
+            [
+                begin(&[b"}", &many(b"\x88N", b"uq\x010"), &many(b"h\x01", b"lq\x020")]),
+                b"h\x02".repeat(times),
+                b"l.".to_vec(),
+            ]
+            .concat(),
+        ),
+    ]
+}
+
+#[test]
+fn what_is_remembered_does_not_multiply() {
+    for (name, pickle) in bombs() {
+        let result = zipped(&pickle);
+        assert!(matches!(result, Err(WeightsError::TooLarge { .. })), "{name}: {result:?}");
+    }
+}
+
 #[test]
 fn pickles_without_sense_are_refused() {
     for pickle in [

@@ -98,3 +98,42 @@ fn other_networks_are_refused() {
         other => panic!("{other:?}"),
     }
 }
+
+/// Relatives whose tensors have the same names and often the same shapes, but that compute something else: each is refused
+/// with the reason.
+#[test]
+fn relatives_are_told_apart() {
+    let config = small(BlockKind::Bottleneck, Stem::Imagenet, Head::None);
+    let plain = state_of(&config, &[]);
+    let zeros =
+        |shape: &[usize]| StateTensor::new(shape.to_vec(), vec![0.0; shape.iter().product()]).unwrap();
+    let said = |change: &dyn Fn(&mut StateDict)| {
+        let mut state = renamed(&plain, |name| format!("module.{name}"));
+        change(&mut state);
+        match import(&state, None) {
+            Err(error @ WeightsError::NotResNet { .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    // Squeeze and excitation, a bias of a convolution, three layers at the shortcut, a blur.
+    for name in ["layer1.0.se.fc1.weight", "conv1.bias", "layer2.0.downsample.2.weight", "layer2.0.aa.filt"] {
+        let text = said(&|state| drop(state.insert(format!("module.{name}"), zeros(&[1]))));
+        assert!(text.contains(&format!("`module.{name}`")), "{text}");
+    }
+    let resnext = said(&|state| drop(state.insert("module.layer1.0.conv2.weight", zeros(&[4, 2, 3, 3]))));
+    assert!(resnext.contains("2 groups of 2 channels"), "{resnext}");
+    let wide = said(&|state| drop(state.insert("module.layer1.0.conv2.weight", zeros(&[8, 8, 3, 3]))));
+    assert!(wide.contains("a wide ResNet"), "{wide}");
+    let group_norm = said(&|state| {
+        let names: Vec<String> = state.iter().map(|(name, _)| name.to_owned()).collect();
+        names.iter().filter(|name| name.contains("running_")).for_each(|name| drop(state.remove(name)));
+    });
+    assert!(group_norm.contains("running statistics"), "{group_norm}");
+    let stem = said(&|state| {
+        drop(state.remove("module.conv1.weight"));
+        drop(state.insert("module.conv1.0.weight", zeros(&[4, 3, 3, 3])));
+    });
+    assert!(stem.contains("`module.conv1.0.weight`"), "{stem}");
+    let grey = said(&|state| drop(state.insert("module.conv1.weight", zeros(&[4, 1, 7, 7]))));
+    assert!(grey.contains("[4, 1, 7, 7]"), "{grey}");
+}

@@ -1,6 +1,6 @@
 //! What is written here is read back with the same bits.
 
-use swav_encoder::{BlockKind, EncoderConfig, Head, StateDict, StateTensor, Stem};
+use swav_encoder::{BlockKind, EncoderConfig, Head, ResNet, StateDict, StateTensor, Stem, Variant};
 
 use super::{small, state_of};
 use crate::export::{Onnx, OnnxOptions, Part, to_safetensors, to_torch};
@@ -143,6 +143,21 @@ fn graphs_have_what_is_asked_for() {
                 assert_eq!(has(&bytes, "scores1"), part == Part::Prototypes && n_prototypes.len() == 2);
             }
         }
+    }
+    // ResNet-50 five times as wide has 2.3 GB: known from its shapes alone.
+    for (variant, fits) in [(Variant::Resnet50w4, true), (Variant::Resnet50w5, false)] {
+        let wide = EncoderConfig { arch: ResNet::new(variant).into(), ..EncoderConfig::default() };
+        let checked = OnnxOptions { part: Part::Backbone, ..OnnxOptions::default() }.check(&wide);
+        match checked {
+            Err(WeightsError::TooLarge { expected, got, .. }) => assert!(!fits && got > expected),
+            other => assert!(fits && other.is_ok(), "{wide:?}"),
+        }
+        assert!(
+            fits || matches!(
+                graph(&wide, &StateDict::new(), &OnnxOptions::default()),
+                Err(WeightsError::TooLarge { .. })
+            )
+        );
     }
     let (config, _) = kinds().pop().unwrap();
     let mut state = state_of(&config, &[]);

@@ -55,7 +55,7 @@ pub fn finish(result: anyhow::Result<()>, command: &mut clap::Command) -> ExitCo
             ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2))
         }
         Err(error) => {
-            complain(format_args!("error: {}", explain(error.as_ref())));
+            complain(format_args!("error: {}", output::shown_lines(&explain(error.as_ref()))));
             ExitCode::FAILURE
         }
     }

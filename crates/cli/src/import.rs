@@ -7,6 +7,7 @@ use swav_encoder::{Arch, EncoderConfig, ResNet};
 use swav_train::{RunFolder, TrainConfig};
 use swav_weights::{Account, Import, Preprocessing, WeightsFile};
 
+use crate::output::shown;
 use crate::program;
 
 /// Take weights of a residual network from elsewhere: the result is used like the folder of a run.
@@ -130,7 +131,7 @@ fn tell(account: &Account) -> anyhow::Result<()> {
         account.taken.iter().map(|(dtype, n)| format!("{n} tensors of {}", dtype.name())).collect();
     let prefix = match account.prefix.as_str() {
         "" => String::new(),
-        prefix => format!(", names after `{prefix}`"),
+        prefix => format!(", names after `{}`", shown(prefix)),
     };
     say!("taken    {}{prefix}", taken.join(", ")).context("account")?;
     let (counts, others): (Vec<&String>, Vec<&String>) =
@@ -143,7 +144,7 @@ fn tell(account: &Account) -> anyhow::Result<()> {
         say!("missing  {}", missing.join(", "))?;
     }
     if !account.left_over.is_empty() {
-        let named = |(name, shape): &(String, Vec<usize>)| format!("{name} {shape:?}");
+        let named = |(name, shape): &(String, Vec<usize>)| format!("{} {shape:?}", shown(name));
         let mut names: Vec<String> = account.left_over.iter().take(SHOWN).map(named).collect();
         if account.left_over.len() > SHOWN {
             names.push(format!("and {} more (import.json)", account.left_over.len() - SHOWN));

@@ -82,7 +82,20 @@ pub(crate) fn complain(words: Arguments<'_>) {
 
 /// A name as it is shown in a line or a column: without characters that would break it, or the terminal.
 pub(crate) fn shown(name: &str) -> String {
-    name.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+    without_control(name, &[])
+}
+
+/// As [`shown`], for a text of several lines, which may repeat what a file says of itself.
+pub(crate) fn shown_lines(text: &str) -> String {
+    without_control(text, &['\n', '\t'])
+}
+
+fn without_control(text: &str, kept: &[char]) -> String {
+    let escape = |c: char| match c.is_control() && !kept.contains(&c) {
+        true => c.escape_default().collect(),
+        false => vec![c],
+    };
+    text.chars().flat_map(escape).collect()
 }
 
 /// Whether standard error may have colours: on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
@@ -113,5 +126,6 @@ mod tests {
     #[test]
     fn names_stay_in_their_line() {
         assert_eq!(shown("a\nb\tc\u{1b}[31m é"), "a\\nb\\tc\\u{1b}[31m é");
+        assert_eq!(shown_lines("a\nb\tc\u{1b}[31m é"), "a\nb\tc\\u{1b}[31m é");
     }
 }

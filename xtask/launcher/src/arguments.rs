@@ -16,6 +16,8 @@ pub struct Build {
 pub enum Invocation {
     /// The list of commands.
     Help,
+    /// The crates as they are published.
+    Package(Vec<String>),
     /// `cargo test`.
     Test(Vec<String>),
     /// The program `swav`.
@@ -28,7 +30,7 @@ pub enum Invocation {
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Invocation, String> {
     let mut arguments = arguments.into_iter();
     let mut build = Build::default();
-    let known = || [&PROGRAM[..], &DEVELOPERS[..], &["test"]].concat().join(", ");
+    let known = || [&PROGRAM[..], &DEVELOPERS[..], &["package", "test"]].concat().join(", ");
     loop {
         let word = arguments.next().ok_or_else(|| format!("expected a command: {}", known()))?;
         let (option, value) = match word.split_once('=') {
@@ -46,6 +48,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Invocation, 
                 let features = value()?;
                 build.features.push(features);
             }
+            "package" => return Ok(Invocation::Package(arguments.collect())),
             "test" => return Ok(Invocation::Test(arguments.collect())),
             command if PROGRAM.contains(&command) || DEVELOPERS.contains(&command) => {
                 let developers = DEVELOPERS.contains(&command);
@@ -77,6 +80,7 @@ mod tests {
         let plain = Build::default;
         assert_eq!(parsed("pretrain --run x"), Ok(Invocation::Program(plain(), words("pretrain --run x"))));
         assert_eq!(parsed("bench speed"), Ok(Invocation::Developers(plain(), words("bench speed"))));
+        assert_eq!(parsed("package --list"), Ok(Invocation::Package(words("--list"))));
         assert_eq!(parsed("test --parity"), Ok(Invocation::Test(words("--parity"))));
         for help in ["--help", "-h", "help"] {
             assert_eq!(parsed(help), Ok(Invocation::Help));

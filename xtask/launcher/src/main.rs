@@ -1,9 +1,11 @@
 //! `cargo xtask`: builds what a command needs, and no more, and runs it.
 //!
 //! The program's own commands run in `swav`, built with the profile `quick` and without the data formats that take
-//! long to compile; the developers' commands run in the package `xtask`, built in release; `test` is `cargo test`.
+//! long to compile; the developers' commands run in the package `xtask`, built in release; `test` is `cargo test`, here or, for
+//! `package`, far from the repository.
 
 mod arguments;
+mod package;
 mod test;
 
 use std::process::{Command, ExitCode};
@@ -39,6 +41,7 @@ Commands of the program (`cargo install --path crates/cli` installs it as `swav`
 
 Commands for work on the project:
   test          Run the tests of all crates, or a part of them
+  package       Pack the crates that can be published, and test them far from the repository
   bench         Measure speed
   profile       Show where the time of a training step goes
   cuda-bundle   Pack what a machine with a card needs to check and measure
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
             print_quietly(HELP);
             ExitCode::SUCCESS
         }
+        Ok(Invocation::Package(arguments)) => package::main(&arguments),
         Ok(Invocation::Test(arguments)) => test::main(&arguments),
         Ok(Invocation::Program(build, arguments)) => {
             let mut command = cargo("run");
@@ -142,7 +146,7 @@ mod tests {
         let program = swav_cli::Command::augment_subcommands(clap::Command::new("swav"));
         let names: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
         assert_eq!(names, PROGRAM);
-        for name in names.iter().chain(&DEVELOPERS).chain(&["test"]) {
+        for name in names.iter().chain(&DEVELOPERS).chain(&["package", "test"]) {
             assert!(HELP.lines().any(|line| line.trim_start().starts_with(&format!("{name} "))), "{name}");
         }
     }

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Weights from torchvision and timm into swav and back, and into onnxruntime: same features, same bits.
 
-    python docs/round_trip.py [--swav target/release/swav] [--arch resnet50]
+    python docs/round_trip.py [--swav target/release/swav] [--arch resnet50] [--tract in-tract]
+
+tract is compared where its program is named, which `cargo build --release --manifest-path docs/in_tract/Cargo.toml` makes.
 
 Needs torch, torchvision, timm, safetensors, onnxruntime, numpy and pillow. Weights are random, batch-norm statistics too.
 Prints the largest difference of each way, as a share of the largest feature; fails above 1e-4.
@@ -56,6 +58,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--swav", default="target/release/swav")
     parser.add_argument("--arch", default="resnet50", choices=["resnet18", "resnet34", "resnet50"])
+    parser.add_argument("--tract", help="the program of docs/in_tract")
     options = parser.parse_args()
     torch.manual_seed(31)
     worst = 0.0
@@ -147,6 +150,14 @@ def main():
                 given = images if "--byte-images" in flags else floats.numpy()
                 (features,) = session.run(["features"], {"images": given})
                 compare(f"{name} in onnxruntime ({seconds:.2f} s)", features, expected)
+                for extents in [[], ["free"]] if options.tract else []:
+                    given.tofile(place / "numbers")
+                    shape = "x".join(map(str, given.shape))
+                    program = str(pathlib.Path(options.tract).resolve())
+                    command = [program, str(out), str(place / "numbers"), shape, str(place / "outputs"), *extents]
+                    subprocess.run(command, check=True)
+                    features = numpy.fromfile(place / "outputs", numpy.float32).reshape(expected.shape)
+                    compare(f"{name} in tract, {'free' if extents else 'fixed'} shape", features, expected)
             # Another size and another number of images in the same file.
             larger = torch.nn.functional.interpolate(floats[:2], size=(288, 256))
             (features,) = onnxruntime.InferenceSession(place / f"{origin}-0.onnx").run(None, {"images": larger.numpy()})

@@ -81,10 +81,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         evaluations: evaluations(&folder),
     };
     let unwritten = || format!("cannot write {}", args.out.display());
-    write(&mut file, &card, &weights).with_context(unwritten)?;
+    let from = weights.path.clone();
+    write(&mut file, &card, weights).with_context(unwritten)?;
     card_file.write_all(card.markdown().as_bytes()).with_context(unwritten)?;
     commit_all([file, card_file])?;
-    say!("weights  {} (from {})", args.out.display(), weights.path.display())?;
+    say!("weights  {} (from {})", args.out.display(), from.display())?;
     say!("card     {}", card_path.display())
 }
 
@@ -117,22 +118,20 @@ fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn write(to: &mut dyn Write, card: &Card, weights: &RunWeights) -> anyhow::Result<()> {
-    let all: Vec<_> = weights.encoder.iter().chain(weights.prototypes.iter()).collect();
+/// Takes the weights: with a copy of them the memory would hold them three times while batch norms are folded.
+fn write(to: &mut dyn Write, card: &Card, weights: RunWeights) -> anyhow::Result<()> {
     let part = card.options.part;
-    let chosen: Vec<_> = all.into_iter().filter(|(name, _)| part.has(name)).collect();
+    let mut state = weights.encoder;
+    for (name, tensor) in weights.prototypes {
+        state.insert(name, tensor);
+    }
+    let chosen = part.of(&state);
     let mut metadata = Metadata::new();
     card.preprocessing.enter(&mut metadata);
     match card.target {
         Target::Safetensors => export::safetensors(to, &chosen, &metadata)?,
         Target::Pth => export::torch(to, &chosen)?,
-        Target::Onnx => {
-            let mut state = weights.encoder.clone();
-            if part == Part::Prototypes {
-                weights.prototypes.iter().for_each(|(name, tensor)| drop(state.insert(name, tensor.clone())));
-            }
-            Onnx::new(&card.encoder, &state, &card.options, &metadata)?.write(to)?;
-        }
+        Target::Onnx => Onnx::new(&card.encoder, &state, &card.options, &metadata)?.write(to)?,
     }
     Ok(())
 }

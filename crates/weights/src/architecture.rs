@@ -30,7 +30,7 @@ pub(crate) struct Found {
     pub(crate) names: BTreeMap<String, String>,
 }
 
-/// Finds the one network of a file, or that whose names begin with `prefix`.
+/// Finds the one network of a file, or that whose names begin with `prefix`, or with something that ends in it.
 pub(crate) fn find(file: &WeightsFile, prefix: Option<&str>) -> Result<Found, WeightsError> {
     let prefix = choose(file, prefix)?;
     let mut names = BTreeMap::new();
@@ -76,7 +76,11 @@ fn choose(file: &WeightsFile, wanted: Option<&str>) -> Result<String, WeightsErr
         .collect();
     if let Some(wanted) = wanted {
         let dotted = format!("{}.", wanted.trim_end_matches('.'));
-        let found = candidates.iter().find(|prefix| **prefix == dotted || **prefix == wanted);
+        let whole = candidates.iter().find(|prefix| **prefix == dotted || **prefix == wanted);
+        // Or the end of one alone, without the names of the dictionaries around it.
+        let ending = format!(".{dotted}");
+        let mut endings = candidates.iter().filter(|prefix| prefix.ends_with(&ending));
+        let found = whole.or_else(|| endings.next().filter(|_| endings.next().is_none()));
         return found.map(|prefix| (*prefix).to_owned()).ok_or_else(|| WeightsError::NotResNet {
             expected: format!("`{dotted}{FIRST}` and `{dotted}{SECOND}`"),
             got: listed(&candidates),

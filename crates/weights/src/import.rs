@@ -52,11 +52,13 @@ pub struct Account {
 }
 
 impl Import {
-    /// Reads the network of a file; where there are several, that whose names begin with `prefix`.
+    /// Reads the network of a file; where there are several, that whose names begin with `prefix`, or with dictionaries around
+    /// it: `encoder_q` for `state_dict.module.encoder_q.conv1.weight`.
     ///
     /// The architecture is inferred from names and shapes: blocks, width, stem, head and prototypes. Then every shape is
     /// checked. A backbone with anything else in it (other norms, squeeze and excitation, groups) is refused: it would
-    /// compute something else.
+    /// compute something else. What has no tensors cannot be seen: a ResNet whose strides are blurred by a fixed filter
+    /// (timm's `resnetblur`, `resnetaa`) passes for one without.
     ///
     /// # Errors
     /// [`WeightsError::NotResNet`], [`WeightsError::Ambiguous`], [`WeightsError::Misfit`] with every tensor that is missing

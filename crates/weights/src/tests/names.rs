@@ -50,6 +50,11 @@ fn of_several_networks_one_is_chosen_or_has_to_be() {
     for prefix in ["encoder_q", "encoder_q."] {
         assert_eq!(import(&ambiguous, Some(prefix)).unwrap().account.prefix, "encoder_q.");
     }
+    let nested = twice("state_dict.module.encoder_q.", "state_dict.module.encoder_k.");
+    for prefix in ["encoder_q", "module.encoder_q."] {
+        assert_eq!(import(&nested, Some(prefix)).unwrap().account.prefix, "state_dict.module.encoder_q.");
+    }
+    assert!(matches!(import(&twice("a.net.", "b.net."), Some("net")), Err(WeightsError::NotResNet { .. })));
     assert!(matches!(import(&ambiguous, Some("encoder_z")), Err(WeightsError::NotResNet { .. })));
 }
 

@@ -32,3 +32,8 @@ pub mod shape;
 pub mod tape;
 
 pub use error::{Error, Result};
+
+/// The README's example is tested with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

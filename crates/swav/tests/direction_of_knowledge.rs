@@ -246,3 +246,47 @@ fn the_drawing_is_true() {
         "ARCHITECTURE.md has another drawing than the manifests (SWAV_WRITE=1 draws anew); expected\n{expected}"
     );
 }
+
+/// What crates.io asks for, and what a stranger looks for: words that are short enough, licences, an example that is tested.
+#[test]
+fn every_package_can_be_published() {
+    let shared = manifest(&root())["workspace"]["package"].clone();
+    let folders = std::fs::read_dir(root().join("crates")).expect("crates/ exists");
+    let folders = folders.map(|entry| entry.expect("a folder can be listed").path());
+    for folder in folders.filter(|folder| folder.join("Cargo.toml").exists()) {
+        let package = manifest(&folder)["package"].clone();
+        if package.get("publish").and_then(|publish| publish.as_bool()) == Some(false) {
+            continue;
+        }
+        let name = package["name"].as_str().expect("a package has a name");
+        let words = |key: &str| -> Vec<String> {
+            let own = package.get(key).unwrap_or_else(|| panic!("{name}: {key}"));
+            let list = own.as_array().or(shared[key].as_array()).unwrap_or_else(|| panic!("{name}: {key}"));
+            list.iter().filter_map(|word| word.as_str()).map(str::to_owned).collect()
+        };
+        for key in ["keywords", "categories"] {
+            assert!((1..=5).contains(&words(key).len()), "{name}: {key}");
+        }
+        let is_keyword = |word: &String| {
+            let others = |c: char| c.is_ascii_alphanumeric() || "_-+".contains(c);
+            word.len() <= 20
+                && word.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && word.chars().all(others)
+        };
+        assert_eq!(words("keywords").iter().find(|word| !is_keyword(word)), None, "{name}");
+        assert!(package["description"].as_str().is_some_and(|text| !text.is_empty()), "{name}");
+        assert!(package["metadata"]["docs"]["rs"].is_table(), "{name}");
+        let read = |file: &str| {
+            let path = folder.join(file);
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
+        for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
+            assert!(!read(licence).is_empty(), "{name}");
+        }
+        assert!(read("README.md").contains("```rust"), "{name}: expected an example in its README");
+        assert!(
+            read("src/lib.rs").contains(r#"doc = include_str!("../README.md")"#),
+            "{name}: tests no README"
+        );
+    }
+}

@@ -68,3 +68,8 @@ pub use totals::{Outcome, advice_on_waiting};
 pub use trainer::Trainer;
 pub use trial::{Trial, TrialOutcome};
 pub use weights::RunWeights;
+
+/// The README's example is compiled with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

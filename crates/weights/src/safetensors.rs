@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 
-use serde::de::{Error, MapAccess, Visitor};
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use swav_encoder::StateTensor;
 
 use crate::source::{Source, le_bytes};
-use crate::tensors::{Storage, Tensor, Tensors};
+use crate::tensors::{MAX_RANK, Storage, Tensor, Tensors};
 use crate::torch::{dtype, integers};
 use crate::{Dtype, WeightsError};
 
@@ -27,8 +27,33 @@ pub type Metadata = BTreeMap<String, String>;
 #[derive(Deserialize)]
 struct Listed {
     dtype: String,
+    #[serde(deserialize_with = "extents")]
     shape: Vec<u64>,
     data_offsets: (u64, u64),
+}
+
+/// A shape, which ends where it has more dimensions than any tensor: a header of zeros alone would take eight times its size.
+fn extents<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
+    struct Extents;
+    impl<'de> Visitor<'de> for Extents {
+        type Value = Vec<u64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a shape of at most {MAX_RANK} dimensions")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<u64>, A::Error> {
+            let mut extents = Vec::new();
+            while let Some(extent) = sequence.next_element()? {
+                if extents.len() == MAX_RANK {
+                    return Err(A::Error::invalid_length(MAX_RANK + 1, &self));
+                }
+                extents.push(extent);
+            }
+            Ok(extents)
+        }
+    }
+    deserializer.deserialize_seq(Extents)
 }
 
 #[derive(Default)]

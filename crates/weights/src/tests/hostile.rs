@@ -345,6 +345,7 @@ fn safetensors_that_lie_are_refused() {
         (r#""dtype":"F32","shape":[0,18446744073709551615],"data_offsets":[0,0]"#, 0),
         (r#""dtype":"Q7","shape":[2],"data_offsets":[0,8]"#, 8),
         (r#""dtype":"F32","shape":[-2],"data_offsets":[0,8]"#, 8),
+        (r#""dtype":"F32","shape":[2,1,1,1,1,1,1,1,1],"data_offsets":[0,8]"#, 8),
         (r#""dtype":"F32","shape":[2]"#, 8),
         // More bytes than the tensors have.
         (r#""dtype":"F32","shape":[2],"data_offsets":[0,8]"#, 9),

@@ -72,7 +72,7 @@ pub fn build_backbone(device: &str, spec: &EncoderSpec, seed: u64) -> Result<Box
 }
 
 /// As [`build`], without projection head and scaling: embeddings are features.
-#[cfg(test)]
+#[cfg(all(test, feature = "parity"))]
 pub(crate) fn build_without_head(
     device: &str,
     spec: &EncoderSpec,

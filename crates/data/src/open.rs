@@ -136,9 +136,7 @@ impl DataSpec {
                 let divided = list.is_divided();
                 Ok(Opened::new(list, divided))
             }
-            Format::Tar | Format::Parquet => {
-                Ok(Opened { data: self.open_shards(files, &[], found)?, divided })
-            }
+            Format::Tar | Format::Parquet => self.open_shards(files, &[], divided, found),
             // Says that this is no folder.
             _ => Ok(Opened::new(Folder::flat(path, self)?, divided)),
         }
@@ -149,18 +147,21 @@ impl DataSpec {
         &self,
         files: Vec<PathBuf>,
         others: &[PathBuf],
+        divided: bool,
         found: &mut Found,
-    ) -> Result<Arc<dyn Dataset>, DataError> {
+    ) -> Result<Opened, DataError> {
         if let Some(path) = files.iter().find(|file| is_lfs_pointer(file)) {
             let kind = &kinds::LFS_POINTER;
             return Err(DataError::Unread { path: path.clone(), kind: kind.name, advice: kind.advice });
         }
         if found.format == Format::Parquet {
-            return open_parquet(files, others, self);
+            return Ok(Opened { data: open_parquet(files, others, self)?, divided });
         }
         let shards = Shards::open_part(files, others, self)?;
         found.aside.append(shards.left_aside().clone());
-        Ok(Arc::new(shards))
+        let (splits, by_folders) = shards.division();
+        found.splits.extend(splits);
+        Ok(Opened::new(shards, divided || by_folders))
     }
 
     fn open_folder(&self, found: &mut Found) -> Result<Opened, DataError> {
@@ -220,9 +221,8 @@ impl DataSpec {
                     files.into_iter().partition(|(_, split)| is_chosen(*split));
                 let others: Vec<PathBuf> =
                     others.into_iter().filter(|file| file.1.is_some()).map(|file| file.0).collect();
-                let data =
-                    self.open_shards(chosen.into_iter().map(|file| file.0).collect(), &others, found)?;
-                Ok(Opened { data, divided: present.is_some() })
+                let chosen = chosen.into_iter().map(|file| file.0).collect();
+                self.open_shards(chosen, &others, present.is_some(), found)
             }
         }
     }

@@ -49,6 +49,9 @@ pub struct Shards {
     keys: Names,
     labels: Labels,
     blocks: Vec<Range<usize>>,
+    /// The splits that folders in the archives divide the samples into.
+    splits: Vec<Split>,
+    divided: bool,
     decode: DecodeConfig,
     aside: Tally,
     fingerprint: u64,
@@ -69,7 +72,7 @@ impl Shards {
     /// [`DataConfig::extensions`](crate::DataConfig::extensions), unless they go with another image of their sample, such as `0001.seg.png`; labels are those with
     /// [`DataConfig::label_extension`](crate::DataConfig::label_extension). Damaged members are left aside and counted. Gzipped shards and
     /// zip archives are unpacked into temporary files, of [`DataConfig::unpack_mib`](crate::DataConfig::unpack_mib) at most. Where these, or shards
-    /// with archives in them, have no labels, the folders (and inner archives) are classes.
+    /// with archives in them, have no labels, the folders (and inner archives) are classes; folders `train`, `test` and the like in them are splits.
     ///
     /// # Errors
     /// [`DataError::Missing`], [`DataError::Io`]; [`DataError::Empty`] if no shard holds an image;
@@ -98,12 +101,15 @@ impl Shards {
             keys: Names::default(),
             labels: Labels::default(),
             blocks: Vec::new(),
+            splits: Vec::new(),
+            divided: false,
             decode: config.decode.clone(),
             aside: Tally::default(),
             fingerprint: 0,
             shards: Vec::with_capacity(shards.len()),
         };
         let mut labels = LabelBuilder::default();
+        let mut splits = Vec::new();
         for (shard, part) in parts.into_iter().enumerate() {
             let damaged = part.aside.count(Reason::Damaged);
             if damaged > 0 {
@@ -111,18 +117,14 @@ impl Shards {
                 tracing::warn!(shard = %path, damaged, "passed over damaged members");
             }
             all.aside.append(part.aside);
-            let from = all.samples.len();
             for (mut sample, key) in part.samples.into_iter().zip(part.keys.iter()) {
                 sample.shard = shard as u32;
                 all.samples.push(sample);
                 all.keys.push(key);
             }
             labels.append(part.labels);
+            splits.extend(part.splits);
             all.shards.push(part.shard);
-            let to = all.samples.len();
-            if to > from {
-                all.blocks.push(from..to);
-            }
         }
         if total == 0 {
             let expected = format!(
@@ -138,8 +140,10 @@ impl Shards {
             let others: Vec<LabelBuilder> = others.par_iter().map(index).collect::<Result<_, _>>()?;
             others.into_iter().for_each(|other| labels.know(other));
         }
-        all.keys.shrink();
         all.labels = labels.finish();
+        all.choose(&splits, config, &first)?;
+        all.keys.shrink();
+        all.mark_blocks();
         let mut hash = StableHash::new(total as u64);
         for ((sample, key), &label) in all.samples.iter().zip(all.keys.iter()).zip(all.labels.values()) {
             hash.bytes(key);
@@ -148,6 +152,45 @@ impl Shards {
         }
         all.fingerprint = hash.finish();
         Ok(all)
+    }
+
+    /// Keeps the samples of the split, if there are several.
+    fn choose(&mut self, splits: &[Option<Split>], config: &DataSpec, first: &Path) -> Result<(), DataError> {
+        let mut there: Vec<Split> = splits.iter().flatten().copied().collect();
+        there.sort();
+        there.dedup();
+        if there.len() < 2 {
+            return Ok(());
+        }
+        self.splits.clone_from(&there);
+        if config.split == Split::All {
+            return Ok(());
+        }
+        let Some(present) = config.split.present(&there) else {
+            let reason = Split::found(&there);
+            return Err(DataError::NoSplit { path: first.to_owned(), split: config.split, reason });
+        };
+        let chosen: Vec<usize> = (0..self.len()).filter(|&index| splits[index] == Some(present)).collect();
+        let mut keys = Names::default();
+        chosen.iter().for_each(|&index| keys.push(self.keys.get(index)));
+        self.samples = chosen.iter().map(|&index| self.samples[index]).collect();
+        self.labels = std::mem::take(&mut self.labels).chosen(&chosen);
+        (self.keys, self.divided) = (keys, true);
+        Ok(())
+    }
+
+    /// The samples of each shard are a block.
+    fn mark_blocks(&mut self) {
+        let mut from = 0;
+        for block in self.samples.chunk_by(|a, b| a.shard == b.shard) {
+            self.blocks.push(from..from + block.len());
+            from += block.len();
+        }
+    }
+
+    /// The splits that folders in the archives are, and whether these are the images of one of them.
+    pub(crate) fn division(&self) -> (&[Split], bool) {
+        (&self.splits, self.divided)
     }
 
     /// Members that were damaged and passed over.
@@ -221,6 +264,8 @@ struct Part {
     samples: Vec<Sample>,
     keys: Names,
     labels: LabelBuilder,
+    /// The split of each sample, where folders say it.
+    splits: Vec<Option<Split>>,
     aside: Tally,
 }
 
@@ -235,9 +280,12 @@ impl Part {
         let mut index = Index::new(config);
         let visit = shard.visit(|member| index.visit(member)).map_err(io)?;
         index.finish();
-        if shard.is_packed() || visit.is_nested {
+        let has_folders = shard.is_packed() || visit.is_nested;
+        if has_folders {
             index.label_by_folders();
         }
+        let splits = index.keys.iter().map(|key| if has_folders { split_of_folders(key) } else { None });
+        let splits = splits.collect();
         let Index { found, keys, mut aside, .. } = index;
         aside.add_count(Reason::Damaged, visit.n_damaged);
         let mut file = shard.reader().map_err(io)?;
@@ -258,7 +306,7 @@ impl Part {
                 }
             });
         }
-        Ok(Self { shard, samples, keys, labels, aside })
+        Ok(Self { shard, samples, keys, labels, splits, aside })
     }
 }
 
@@ -292,6 +340,17 @@ struct Group {
     labels: Vec<(Vec<u8>, Label)>,
 }
 
+/// The split that a folder is called by, if its name is nothing but the word.
+fn bare_split(folder: &[u8]) -> Option<Split> {
+    Split::cut(std::str::from_utf8(folder).ok()?).filter(|(_, rest)| rest.is_empty()).map(|(split, _)| split)
+}
+
+/// The split of a sample by the folders that it lies in.
+fn split_of_folders(key: &[u8]) -> Option<Split> {
+    let folders = &key[..key.iter().rposition(|&byte| byte == b'/')?];
+    folders.split(|&byte| byte == b'/').find_map(bare_split)
+}
+
 /// The name without its last ending, and that ending.
 fn stem(name: &[u8]) -> (&[u8], &[u8]) {
     match name.iter().rposition(|&byte| byte == b'.') {
@@ -315,12 +374,13 @@ impl<'a> Index<'a> {
     fn label_by_folders(&mut self) {
         let folder = |key: &[u8]| {
             let path = &key[..key.iter().rposition(|&byte| byte == b'/')?];
-            let name = path.rsplit(|&byte| byte == b'/').next().filter(|name| *name != b".")?;
+            let name = path.rsplit(|&byte| byte == b'/').next();
+            let name = name.filter(|name| *name != b"." && bare_split(name).is_none())?;
             Some(String::from_utf8_lossy(name).into_owned())
         };
         let folders: Vec<Option<String>> = self.keys.iter().map(folder).collect();
         let known: BTreeSet<&String> = folders.iter().flatten().collect();
-        let are_classes = known.len() >= 2 && !known.iter().all(|name| Split::of_name(name).is_some());
+        let are_classes = known.len() >= 2;
         if are_classes && self.found.iter().all(|(_, label)| matches!(label, Label::None)) {
             for ((_, label), folder) in self.found.iter_mut().zip(folders) {
                 *label = folder.map_or(Label::None, Label::Folder);

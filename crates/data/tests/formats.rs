@@ -296,6 +296,29 @@ fn gzipped_shards_are_unpacked_within_a_limit() {
     assert!(data.survey().unwrap().to_string().contains("2 gzipped tar files"));
 }
 
+#[test]
+fn folders_in_archives_are_splits_and_classes() {
+    let root = tempdir().unwrap();
+    let names = ["x/train/cat/1.png", "x/train/dog/2.png", "x/test/dog/3.png", "x/Validation/cat/4.png"];
+    let pictures: Vec<Vec<u8>> = (1..5).map(|id| png(&picture(6, 5, id))).collect();
+    let parts: Vec<(&str, &[u8])> = names.into_iter().zip(pictures.iter().map(Vec::as_slice)).collect();
+    put(root.path().join("x.zip"), zip_of(&parts));
+    let owned: Vec<_> = parts.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+    put(root.path().join("x.tgz"), gzip(&tar_of(&owned)));
+    for name in ["x.zip", "x.tgz"] {
+        let path = root.path().join(name);
+        let label = |split| labels(&*of(&path, split).unwrap());
+        assert_eq!(label(Split::Train), [Some(0), Some(1)], "{name}");
+        assert_eq!((label(Split::Test), label(Split::Val)), (vec![Some(1)], vec![Some(0)]), "{name}");
+        let all = of(&path, Split::All).unwrap();
+        assert_eq!((all.len(), all.class_names()), (4, &["cat".to_owned(), "dog".into()][..]));
+        assert!(all.survey().unwrap().to_string().contains("split all of train, val, test"));
+        let test = of(&path, Split::Test).unwrap();
+        assert_eq!(test.image(0).unwrap().data(), picture(6, 5, 3).as_raw().as_slice());
+        assert_eq!(test.blocks().map(|blocks| blocks.len()), Some(1));
+    }
+}
+
 /// ImageNet's training archive holds an archive for each class.
 #[test]
 fn archives_in_archives_are_read_in_place_with_a_class_each() {

@@ -255,10 +255,13 @@ impl SampleError {
 }
 
 impl SampleError {
-    /// The error and its causes in one line.
+    /// The error and its causes in one line, each said once: some errors hold the words of their cause already.
     pub fn explain(&self) -> String {
         let causes = std::iter::successors(std::error::Error::source(self), |cause| cause.source());
-        causes.fold(self.to_string(), |line, cause| format!("{line}: {cause}"))
+        causes.fold(self.to_string(), |line, cause| {
+            let words = cause.to_string();
+            if line.contains(words.trim()) { line } else { format!("{line}: {words}") }
+        })
     }
 }
 

@@ -79,6 +79,15 @@ pub(crate) const LFS_POINTER: FileKind = FileKind {
 pub(crate) const REMOTE: FileKind =
     FileKind { name: "remote", advice: "download them, and list the files", endings: &[] };
 
+/// Members of archives.
+pub(crate) const ENCRYPTED: FileKind =
+    FileKind { name: "encrypted", advice: "unpack the archive with its password", endings: &[] };
+pub(crate) const PACKED_OTHERWISE: FileKind = FileKind {
+    name: "bzip2, LZMA or zstd",
+    advice: "unpack the archive, or pack it with deflate",
+    endings: &[],
+};
+
 /// Files of data sets within an archive.
 pub(crate) const PACKED: FileKind = FileKind { name: "packed data set", advice: UNPACK, endings: &[] };
 

@@ -245,7 +245,12 @@ impl Dataset for Shards {
             (n, _) => format!("{n} classes"),
         };
         let first = self.shards.first().map(|shard| shard.path().display().to_string()).unwrap_or_default();
-        format!("{} tar shards from {first}: {} images, {classes}", self.shards.len(), self.len())
+        let kind = if self.shards.iter().all(Shard::is_zip) { "zip archive" } else { "tar shard" };
+        let what = match self.shards.len() {
+            1 => format!("{kind} {first}"),
+            n => format!("{n} {kind}s from {first}"),
+        };
+        format!("{what}: {} images, {classes}", self.len())
     }
 
     /// Knows keys, places, sizes and labels, not the pixels.
@@ -288,6 +293,7 @@ impl Part {
         let splits = splits.collect();
         let Index { found, keys, mut aside, .. } = index;
         aside.add_count(Reason::Damaged, visit.n_damaged);
+        aside.append(shard.left_aside());
         let mut file = shard.reader().map_err(io)?;
         let mut samples = Vec::with_capacity(found.len());
         let mut labels = LabelBuilder::default();

@@ -10,8 +10,9 @@ use std::{
 use flate2::read::MultiGzDecoder;
 
 use crate::{
-    DataError, DecodeConfig, SampleError, TarMember, scan_tar,
+    DataError, DecodeConfig, SampleError, TarMember, kinds, scan_tar,
     source::{HEADER_BYTES, SMALL_BYTES, check_length, read_part},
+    survey::{Reason, Tally},
     zip::{ZipMember, zip_members},
 };
 
@@ -58,6 +59,8 @@ pub(crate) struct Shard {
 struct Zipped {
     members: Vec<TarMember>,
     n_damaged: usize,
+    /// Members that cannot be unpacked, and why.
+    aside: Tally,
 }
 
 impl Shard {
@@ -122,7 +125,7 @@ impl Shard {
     /// Visits all members in order. Tar archives among them are read in place: their members come behind all others, in a folder
     /// of the inner archive's name.
     pub(crate) fn visit(&self, mut visit: impl FnMut(TarMember)) -> io::Result<Visit> {
-        if let Some(Zipped { members, n_damaged }) = &self.zipped {
+        if let Some(Zipped { members, n_damaged, .. }) = &self.zipped {
             members.iter().cloned().for_each(visit);
             return Ok(Visit { n_damaged: *n_damaged, is_nested: false });
         }
@@ -166,6 +169,16 @@ impl Shard {
             self.visit_part(&mut part, &name[..name.len() - ".tar".len()], depth - 1, visit, found)?;
         }
         Ok(())
+    }
+
+    /// Members of a zip archive that cannot be unpacked.
+    pub(crate) fn left_aside(&self) -> Tally {
+        self.zipped.as_ref().map(|zipped| zipped.aside.clone()).unwrap_or_default()
+    }
+
+    /// Whether this is a zip archive.
+    pub(crate) fn is_zip(&self) -> bool {
+        self.zipped.is_some()
     }
 
     /// Whether the members are those of a packed archive, which nobody makes for labels.
@@ -251,7 +264,15 @@ fn unzip(
         match member.unpack(&mut from, &mut to, member.size) {
             Ok(()) => found.members.push(TarMember { name: member.name, offset, size: member.size }),
             Err(error) if error.kind() == io::ErrorKind::StorageFull => return Err(error),
-            Err(_) => found.n_damaged += 1,
+            Err(error) => match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    found.aside.add(Reason::unread(&kinds::ENCRYPTED), &member.name)
+                }
+                io::ErrorKind::Unsupported => {
+                    found.aside.add(Reason::unread(&kinds::PACKED_OTHERWISE), &member.name)
+                }
+                _ => found.n_damaged += 1,
+            },
         }
     }
     to.flush()?;

@@ -105,7 +105,8 @@ impl ZipMember {
     /// Writes the content, of at most `limit` bytes.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] for what is encrypted, packed by another method, or damaged;
+    /// [`io::ErrorKind::Unsupported`] for what is packed by another method, [`io::ErrorKind::PermissionDenied`] for what is encrypted,
+    /// [`io::ErrorKind::InvalidData`] for what is damaged;
     /// [`io::ErrorKind::FileTooLarge`]; those of reader and writer.
     pub(crate) fn unpack(
         &self,
@@ -114,7 +115,7 @@ impl ZipMember {
         limit: u64,
     ) -> io::Result<()> {
         if self.is_encrypted {
-            return Err(invalid("encrypted"));
+            return Err(io::ErrorKind::PermissionDenied.into());
         }
         if self.size > limit {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -131,7 +132,7 @@ impl ZipMember {
         let written = match self.method {
             0 => io::copy(&mut packed.take(self.size), to)?,
             8 => io::copy(&mut DeflateDecoder::new(BufReader::new(packed)).take(self.size), to)?,
-            _ => return Err(invalid("packed by another method than deflate")),
+            _ => return Err(io::ErrorKind::Unsupported.into()),
         };
         if written == self.size { Ok(()) } else { Err(invalid("the content ends early")) }
     }

@@ -297,6 +297,28 @@ fn gzipped_shards_are_unpacked_within_a_limit() {
 }
 
 #[test]
+fn members_that_cannot_be_unpacked_are_named() {
+    let root = tempdir().unwrap();
+    let picture = png(&picture(6, 5, 0));
+    let whole = zip_of(&[("a.png", &picture), ("b.png", &picture), ("c.png", &picture)]);
+    let mut bytes = whole.clone();
+    let entry = |name: &str| {
+        let found = |at: &usize| {
+            whole[*at..].starts_with(b"PK\x01\x02") && whole[at + 46..].starts_with(name.as_bytes())
+        };
+        (0..whole.len() - 50).find(found).unwrap()
+    };
+    bytes[entry("a.png") + 8] |= 1;
+    bytes[entry("b.png") + 10] = 12;
+    put(root.path().join("x.zip"), &bytes);
+    let data = open(root.path().join("x.zip"), &DataConfig::default()).unwrap();
+    let told = data.survey().unwrap().to_string();
+    assert!(data.len() == 1 && told.starts_with("zip archive "), "{told}");
+    assert!(told.contains("1 encrypted file (a.png): unpack the archive with its password"), "{told}");
+    assert!(told.contains("1 bzip2, LZMA or zstd file (b.png)"), "{told}");
+}
+
+#[test]
 fn folders_in_archives_are_splits_and_classes() {
     let root = tempdir().unwrap();
     let names = ["x/train/cat/1.png", "x/train/dog/2.png", "x/test/dog/3.png", "x/Validation/cat/4.png"];

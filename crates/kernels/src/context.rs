@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::activations::words_for;
 use crate::simd::Vectors;
-use crate::{Activations, Error, Precision, SumAcross};
+use crate::{Activations, Error, Precision, SumAcross, pages};
 
 /// The instruction sets there are kernels for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -212,7 +212,7 @@ impl BufferPool {
                 buffer.truncate(len);
                 buffer
             }
-            None => vec![0.0; len],
+            None => pages::zeros(len),
         }
     }
 
@@ -220,7 +220,7 @@ impl BufferPool {
     /// begin, it is back before activations are asked for.
     pub(crate) fn scratch(&self, len: usize) -> Scratch<'_> {
         let found = if len > 0 { self.find(len, usize::MAX) } else { None };
-        Scratch { pool: self, buffer: found.unwrap_or_else(|| vec![0.0; len]), len }
+        Scratch { pool: self, buffer: found.unwrap_or_else(|| pages::zeros(len)), len }
     }
 
     /// Hands a buffer to the pool.

@@ -44,6 +44,7 @@ mod mutants;
 pub mod net;
 mod norm;
 pub mod ops;
+mod pages;
 mod pointwise;
 mod pool;
 pub mod profile;

@@ -108,7 +108,7 @@ impl Aligned {
         if self.0.len() < len + LINE {
             // Freed first: growing would copy contents nobody needs.
             self.0 = Vec::new();
-            self.0 = vec![0.0; len + len / 4 + LINE];
+            self.0 = crate::pages::zeros(len + len / 4 + LINE);
         }
         let offset = self.0.as_ptr().align_offset(64);
         self.0[offset..].as_mut_ptr()

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::context::Scratch;
-use crate::{Context, Isa};
+use crate::{Context, Isa, pages};
 
 /// Words that packed weights may have to be kept. Winograd's of the deepest strided layers have more, sixteen times the
 /// weights themselves: a task makes them in cache about as fast as it would read them.
@@ -83,7 +83,7 @@ impl Kept {
             assert_eq!(found.len(), len, "packed weights");
             return found;
         }
-        let mut words: Arc<[f32]> = std::iter::repeat_n(0.0, len).collect();
+        let mut words: Arc<[f32]> = pages::shared_zeros(len);
         pack(Arc::get_mut(&mut words).unwrap_or_else(|| unreachable!("it is new")));
         let of_layout = OfLayout { isa, layout, words: Arc::clone(&words) };
         self.all.write().unwrap_or_else(PoisonError::into_inner).push(of_layout);

@@ -210,8 +210,9 @@ impl Machine {
         // In multiply-adds: the direct path leaves padding out; the other pays for its transforms and for reading
         // transformed weights from memory.
         if spec.stride == 2 {
-            // It does not save enough to beat twice the rate.
-            if self.multiplies_bf16(spec) {
+            // It does not save enough to beat twice the rate, nor to make up for product tiles that single images do not fill.
+            let few = self.kept && tile_count(spec.output_shape(input)) < 4 * self.registers.tile_rows;
+            if self.multiplies_bf16(spec) || few {
                 return false;
             }
             let [_, h, w, _] = spec.output_shape(input);
@@ -440,6 +441,9 @@ mod tests {
         assert_eq!(forward(true, [1, 7, 512, 512, 3, 1]), DIRECT);
         assert_eq!(forward(true, [8, 7, 512, 512, 3, 1]), PANELS);
         assert_eq!(forward(true, [1, 28, 256, 256, 3, 2]), DIRECT);
+        // A single image's tiles are few for strided ones.
+        assert_eq!(forward(true, [1, 56, 128, 128, 3, 2]), DIRECT);
+        assert_eq!(forward(true, [2, 56, 128, 128, 3, 2]), PANELS);
         // Transformed each time, weights cost more than they save.
         assert_eq!(forward(false, [1, 10, 256, 256, 3, 1]), DIRECT);
         assert_eq!(forward(true, [1, 10, 256, 256, 3, 1]), PANELS);

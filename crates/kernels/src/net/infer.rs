@@ -174,8 +174,9 @@ impl FoldedConv {
 /// Words of an image's feature map that are too many to work on all images at once.
 const LARGE: usize = 256 << 10;
 
-/// Words of such maps that are worked on at once, at least an image's: what is in the second-level caches of some cores.
-const LARGE_AT_ONCE: usize = 1 << 20;
+/// Words of such maps that are worked on at once, at least an image's. Some images together fill the tiles of Winograd's
+/// algorithm and share what tasks read; more would leave the last-level cache.
+const LARGE_AT_ONCE: usize = 8 << 20;
 
 /// Words of smaller maps that are worked on at once. Deep layers need some dozens of images to be fast; more would only take
 /// memory.

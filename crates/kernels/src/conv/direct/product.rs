@@ -17,10 +17,13 @@ use crate::conv::kept::Layout;
 use crate::conv::partials::{Partials, PartialsPtr};
 use crate::micro::ProductTile;
 use crate::simd::{BLOCK, Simd};
-use crate::work::{part, parts, sweep, with_scratch};
+use crate::work::{Shared, part, parts, sweep, tasks, with_scratch};
 
 /// Reduction blocks (of 16), of all taps together, that are summed before the next outputs.
 const DEPTH: usize = 30;
+
+/// Tasks to aim for where a part's panels are shared out.
+const TASKS: usize = 16;
 
 struct DirectProduct<'a, S> {
     simd: S,
@@ -65,13 +68,26 @@ pub(in crate::conv) fn run<S: Simd>(
         blocks: filters.blocks(),
         runs: geometry.runs(),
         partition,
-        panel_parts: 16usize.div_ceil(partition.count()).min(panels.count()),
+        panel_parts: TASKS.div_ceil(partition.count()).min(panels.count()),
         output: OutputPtr::new(out),
         finisher,
         partials: partials.share(),
     };
-    // SAFETY: each number is a task's, and comes once.
-    sweep(partition.count() * pass.panel_parts, |task| unsafe { pass.task(task) });
+    if pass.panel_parts > 1 {
+        pass.run_by_panels(ctx);
+    } else {
+        sweep(partition.count(), |part| {
+            let of_task = pass.task_part(part, 0..panels.count());
+            let [temporary, tile] = pass.buffers(&of_task);
+            with_scratch([pass.source_len(&of_task), temporary, tile], |[a, temporary, tile]| {
+                // SAFETY: `a` has room for the part's source, and no other task has the part.
+                unsafe {
+                    pass.fill(&of_task, 0..pass.blocks, a);
+                    pass.task(&of_task, a, [temporary, tile]);
+                }
+            });
+        });
+    }
     let values = |i: usize| {
         let (images, rows) = partition.part(&geometry, i);
         images.len() * rows.len() * geometry.dst[1]
@@ -120,58 +136,103 @@ struct RunLists {
 }
 
 impl<S: Simd> DirectProduct<'_, S> {
-    /// Runs a task.
-    ///
-    /// # Safety
-    /// It must be one of the pass's tasks, and run by one thread only.
-    unsafe fn task(&self, task: usize) {
-        let g = &self.geometry;
-        let (index, panel_part) = (task / self.panel_parts, task % self.panel_parts);
-        let (images, rows) = self.partition.part(g, index);
-        let source_rows = g.source_rows(rows.clone());
-        let panels = part(self.panels.count(), self.panel_parts, panel_part);
-        let [dh, dw, dc] = g.dst;
-        let c0 = panels.start * self.panels.full();
-        let c1 = (panels.end * self.panels.full()).min(dc);
-        let scratch = source_rows.len() * g.columns() * images.len() * self.blocks * BLOCK;
-        // Sums that need several passes wait in the output if it is f32, else in scratch memory.
-        let in_place = matches!(self.output, OutputPtr::F32(_)) && !self.finisher.accumulates();
-        let plain = matches!(self.output, OutputPtr::F32(_)) && !self.finisher.reads_tiles();
-        let waits = !in_place && !plain && self.blocks > self.depth();
-        let temporary = if waits { images.len() * rows.len() * dw * (c1 - c0) } else { 0 };
-        let of_task = TaskPart { index, images, rows, source_rows, panels };
-        with_scratch([scratch, temporary, S::TILE_ROWS * self.panels.full()], |[a, temporary, tile]| {
-            // SAFETY: `a` has room for the source of the part.
-            unsafe { self.fill(&of_task, a) };
-            let target = match self.output {
-                OutputPtr::F32(out) => {
-                    let first = (of_task.images.start * dh + of_task.rows.start) * dw * dc + c0;
-                    // SAFETY: the first pixel of the task's part lies in the output.
-                    let base = unsafe { out.get().add(first) };
-                    Target { base, image: dh * dw * dc, row: dw * dc, pixel: dc, c0 }
-                }
-                OutputPtr::Bf16(_) => {
-                    let pixel = c1 - c0;
-                    let row = dw * pixel;
-                    Target { base: temporary, image: of_task.rows.len() * row, row, pixel, c0 }
-                }
-            };
-            // SAFETY: scratch memory is filled, and the target covers the part's pixels and channels, which no
-            // other task touches.
-            unsafe { self.multiply(&of_task, a, &target, if plain { None } else { Some(tile) }) };
+    /// First the source is copied, and then each task multiplies it with some panels. Where images are few, a task of its own
+    /// for each part would be too few of them.
+    fn run_by_panels(&self, ctx: &Context) {
+        let parts = self.partition.count();
+        let longest = (0..parts).map(|i| self.source_len(&self.task_part(i, 0..0))).max().unwrap_or(0);
+        let mut sources = ctx.pool().scratch(parts * longest);
+        let shared = Shared::new(&mut sources);
+        let of_part = |i: usize| shared.offset(i * longest);
+        let block_parts = TASKS.div_ceil(parts).min(self.blocks);
+        sweep(parts * block_parts, |task| {
+            let of_task = self.task_part(task / block_parts, 0..0);
+            let blocks = part(self.blocks, block_parts, task % block_parts);
+            let first = blocks.start * (self.source_len(&of_task) / self.blocks);
+            // SAFETY: each part has room for its source, and no other task has these blocks of it.
+            unsafe { self.fill(&of_task, blocks, of_part(of_task.index).offset(first).get()) };
+        });
+        tasks(parts * self.panel_parts, |task| {
+            let panels = part(self.panels.count(), self.panel_parts, task % self.panel_parts);
+            let of_task = self.task_part(task / self.panel_parts, panels);
+            let [temporary, tile] = self.buffers(&of_task);
+            with_scratch([0, temporary, tile], |[_, temporary, tile]| {
+                // SAFETY: the part's source is copied, and no other task has these panels of it.
+                unsafe { self.task(&of_task, of_part(of_task.index).get(), [temporary, tile]) };
+            });
         });
     }
 
-    /// Copies what the task reads.
+    fn task_part(&self, index: usize, panels: Range<usize>) -> TaskPart {
+        let (images, rows) = self.partition.part(&self.geometry, index);
+        let source_rows = self.geometry.source_rows(rows.clone());
+        TaskPart { index, images, rows, source_rows, panels }
+    }
+
+    /// The f32 of what a task reads.
+    fn source_len(&self, of_task: &TaskPart) -> usize {
+        let pixels = of_task.source_rows.len() * self.geometry.columns() * of_task.images.len();
+        pixels * self.blocks * BLOCK
+    }
+
+    /// The f32 of scratch memory that a task needs: for sums that wait for others, and for a tile.
+    fn buffers(&self, of_task: &TaskPart) -> [usize; 2] {
+        // Sums that need several passes wait in the output if it is f32.
+        let f32s = matches!(self.output, OutputPtr::F32(_));
+        let (in_place, plain) = (f32s && !self.finisher.accumulates(), self.is_plain());
+        let waits = !in_place && !plain && self.blocks > self.depth();
+        let pixels = of_task.images.len() * of_task.rows.len() * self.geometry.dst[1];
+        let temporary = if waits { pixels * self.channels(of_task).len() } else { 0 };
+        [temporary, S::TILE_ROWS * self.panels.full()]
+    }
+
+    /// Whether sums need nothing but to be stored or added where they belong.
+    fn is_plain(&self) -> bool {
+        matches!(self.output, OutputPtr::F32(_)) && !self.finisher.reads_tiles()
+    }
+
+    /// The output's channels that a task computes.
+    fn channels(&self, of_task: &TaskPart) -> Range<usize> {
+        let Range { start, end } = of_task.panels;
+        start * self.panels.full()..(end * self.panels.full()).min(self.geometry.dst[2])
+    }
+
+    /// Computes a task's outputs from its copy of the source.
     ///
     /// # Safety
-    /// `a` must have room for it.
-    unsafe fn fill(&self, of_task: &TaskPart, a: *mut f32) {
+    /// `a` must be the copy, the others have room for what [`buffers`](Self::buffers) says, and no other task may have these
+    /// panels of the part.
+    unsafe fn task(&self, of_task: &TaskPart, a: *const f32, [temporary, tile]: [*mut f32; 2]) {
+        let TaskPart { images, rows, .. } = of_task;
+        let (channels, [dh, dw, dc]) = (self.channels(of_task), self.geometry.dst);
+        let c0 = channels.start;
+        let target = match self.output {
+            OutputPtr::F32(out) => {
+                let first = (images.start * dh + rows.start) * dw * dc + c0;
+                // SAFETY: the first pixel of the task's part lies in the output.
+                let base = unsafe { out.get().add(first) };
+                Target { base, image: dh * dw * dc, row: dw * dc, pixel: dc, c0 }
+            }
+            OutputPtr::Bf16(_) => {
+                let (pixel, row) = (channels.len(), dw * channels.len());
+                Target { base: temporary, image: rows.len() * row, row, pixel, c0 }
+            }
+        };
+        let tile = if self.is_plain() { None } else { Some(tile) };
+        // SAFETY: the source is copied, and the target covers the part's pixels and channels, which no other task touches.
+        unsafe { self.multiply(of_task, a, &target, tile) };
+    }
+
+    /// Copies some blocks of what a task reads.
+    ///
+    /// # Safety
+    /// `a` must have room for them.
+    unsafe fn fill(&self, of_task: &TaskPart, blocks: Range<usize>, a: *mut f32) {
         let what = Fill {
             geometry: &self.geometry,
             images: (of_task.images.start, of_task.images.end),
             rows: (of_task.source_rows.start, of_task.source_rows.end),
-            blocks: (0, self.blocks),
+            blocks: (blocks.start, blocks.end),
             words: self.words,
             dst: a,
         };

@@ -85,8 +85,13 @@ pub(in crate::conv) fn run<S: Simd>(
     let points: Vec<_> = targets.iter().map(points_of).collect();
     // The first kind of pixels has all points.
     let transformed: usize = points[0].iter().map(|(_, sources)| sources.len()).sum();
-    let most =
-        if by_panels { 8 * rows } else { SCRATCH / (transformed * filters.depth().next_multiple_of(BLOCK)) };
+    let panels = Panels::new::<S>(filters.channels());
+    let most = match (by_panels, product.weights.kept) {
+        (true, None) => 8 * rows,
+        // A part is transformed by one thread, and its panels are multiplied by one each: a single image should have several.
+        (true, Some(_)) => tiling.count.div_ceil(TASKS.div_ceil(panels.count())),
+        (false, _) => SCRATCH / (transformed * filters.depth().next_multiple_of(BLOCK)),
+    };
     let tile_parts = tiling.count.div_ceil(most.clamp(rows, 8 * rows).next_multiple_of(rows));
     let mut partials = Partials::new(tile_parts, filters.channels(), finisher.sums());
     let pass = WinogradProduct {
@@ -98,7 +103,7 @@ pub(in crate::conv) fn run<S: Simd>(
         targets,
         points,
         shape: out.shape,
-        panels: Panels::new::<S>(filters.channels()),
+        panels,
         output: OutputPtr::new(out),
         finisher,
         partials: partials.share(),

@@ -362,15 +362,16 @@ pub(crate) fn sibling(file: &Path, wanted: Split) -> Option<PathBuf> {
     all.into_iter().map(|(_, path)| path).next()
 }
 
+/// The names that the labels of an images file may have.
+pub(crate) fn labels_names(images: &str) -> Option<[String; 2]> {
+    let plain = images.strip_suffix(".gz").unwrap_or(images);
+    let labels = plain.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1");
+    (labels != plain).then(|| [labels.clone(), format!("{labels}.gz")])
+}
+
 /// The labels beside an images file, if they are there.
 fn labels_file(images: &Path) -> Option<PathBuf> {
-    let name = images.file_name()?.to_str()?;
-    let plain = name.strip_suffix(".gz").unwrap_or(name);
-    let labels = plain.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1");
-    if labels == plain {
-        return None;
-    }
-    [labels.clone(), format!("{labels}.gz")]
+    labels_names(images.file_name()?.to_str()?)?
         .into_iter()
         .map(|name| images.with_file_name(name))
         .find(|path| path.is_file())

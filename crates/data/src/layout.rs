@@ -13,7 +13,7 @@ use std::{
 use crate::{
     DataError, DataSpec, Format, Split,
     cifar::is_cifar_name,
-    idx::is_images_name,
+    idx::{is_images_name, labels_names},
     kinds,
     survey::{Reason, Tally},
 };
@@ -128,7 +128,7 @@ struct Contents {
 impl Contents {
     fn of(folder: &Path, config: &DataSpec) -> Result<Self, DataError> {
         let io = |source| DataError::Io { path: folder.to_owned(), source };
-        let mut contents = Self::default();
+        let (mut contents, mut others) = (Self::default(), Vec::new());
         for entry in fs::read_dir(folder).map_err(io)? {
             let entry = entry.map_err(io)?;
             let name = entry.file_name();
@@ -151,10 +151,17 @@ impl Contents {
                     if [&b".tar.gz"[..], b".tgz", b".zip"].iter().any(|ending| lower.ends_with(ending)) {
                         contents.packed.push(name.clone());
                     }
-                    if let Some(reason) = why_no_image(bytes) {
-                        contents.aside.add(reason, bytes);
-                    }
+                    others.push(name);
                 }
+            }
+        }
+        // Files of labels go with their images.
+        let images = contents.idx.iter().filter_map(|name| name.to_str());
+        let labels: Vec<String> = images.filter_map(labels_names).flatten().collect();
+        others.retain(|name| !labels.iter().any(|labels| name == labels.as_str()));
+        for name in &others {
+            if let Some(reason) = why_no_image(name.as_encoded_bytes()) {
+                contents.aside.add(reason, name.as_encoded_bytes());
             }
         }
         let lists = [

@@ -20,6 +20,10 @@ fn idx_reads_plain_and_gzipped_files_by_split() {
     put(root.path().join("t10k-labels-idx1-ubyte.gz"), gzip(&idx(&[1], &[3])));
     let train = of(root.path(), Split::Train).unwrap();
     assert_eq!(labels(&*train), [Some(7), Some(1)]);
+    // Labels are read with their images; those of other images are not.
+    assert_eq!(train.survey().unwrap().n_left_aside(), 0);
+    put(root.path().join("extra-labels-idx1-ubyte"), idx(&[1], &[3]));
+    assert_eq!(of(root.path(), Split::Train).unwrap().survey().unwrap().n_left_aside(), 1);
     let image = train.image(1).unwrap();
     assert_eq!((image.width(), image.height(), image.data()), (4, 3, &pixels[12..]));
     assert_eq!(labels(&*of(root.path(), Split::Test).unwrap()), [Some(3)]);

@@ -16,6 +16,8 @@ pub struct Build {
 pub enum Invocation {
     /// The list of commands.
     Help,
+    /// Names of public items.
+    Api(Vec<String>),
     /// The crates as they are published.
     Package(Vec<String>),
     /// `cargo test`.
@@ -30,7 +32,7 @@ pub enum Invocation {
 pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Invocation, String> {
     let mut arguments = arguments.into_iter();
     let mut build = Build::default();
-    let known = || [&PROGRAM[..], &DEVELOPERS[..], &["package", "test"]].concat().join(", ");
+    let known = || [&PROGRAM[..], &DEVELOPERS[..], &["api", "package", "test"]].concat().join(", ");
     loop {
         let word = arguments.next().ok_or_else(|| format!("expected a command: {}", known()))?;
         let (option, value) = match word.split_once('=') {
@@ -48,6 +50,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Invocation, 
                 let features = value()?;
                 build.features.push(features);
             }
+            "api" => return Ok(Invocation::Api(arguments.collect())),
             "package" => return Ok(Invocation::Package(arguments.collect())),
             "test" => return Ok(Invocation::Test(arguments.collect())),
             command if PROGRAM.contains(&command) || DEVELOPERS.contains(&command) => {

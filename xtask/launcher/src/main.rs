@@ -4,6 +4,7 @@
 //! long to compile; the developers' commands run in the package `xtask`, built in release; `test` is `cargo test`, here or, for
 //! `package`, far from the repository.
 
+mod api;
 mod arguments;
 mod package;
 mod test;
@@ -42,6 +43,7 @@ Commands of the program (`cargo install --path crates/cli` installs it as `swav`
 Commands for work on the project:
   test          Run the tests of all crates, or a part of them
   package       Pack the crates that can be published, and test them far from the repository
+  api           Compare what the crates offer to others with the lists in docs/api
   bench         Measure speed
   profile       Show where the time of a training step goes
   cuda-bundle   Pack what a machine with a card needs to check and measure
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
             print_quietly(HELP);
             ExitCode::SUCCESS
         }
+        Ok(Invocation::Api(arguments)) => api::main(&arguments),
         Ok(Invocation::Package(arguments)) => package::main(&arguments),
         Ok(Invocation::Test(arguments)) => test::main(&arguments),
         Ok(Invocation::Program(build, arguments)) => {
@@ -146,7 +149,7 @@ mod tests {
         let program = swav_cli::Command::augment_subcommands(clap::Command::new("swav"));
         let names: Vec<&str> = program.get_subcommands().map(clap::Command::get_name).collect();
         assert_eq!(names, PROGRAM);
-        for name in names.iter().chain(&DEVELOPERS).chain(&["package", "test"]) {
+        for name in names.iter().chain(&DEVELOPERS).chain(&["api", "package", "test"]) {
             assert!(HELP.lines().any(|line| line.trim_start().starts_with(&format!("{name} "))), "{name}");
         }
     }

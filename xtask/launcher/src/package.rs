@@ -35,8 +35,9 @@ struct Arguments {
 }
 
 /// A crate that can be published.
-struct Package {
-    name: String,
+pub struct Package {
+    /// Its name.
+    pub name: String,
     folder: PathBuf,
 }
 
@@ -123,13 +124,13 @@ fn prepare(arguments: &Arguments) -> Result<Option<Command>, String> {
 }
 
 /// The folder of the repository.
-fn root() -> Result<PathBuf, String> {
+pub fn root() -> Result<PathBuf, String> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.join("../..").canonicalize().map_err(|error| format!("{}: {error}", here.display()))
 }
 
 /// The crates below crates/ that do not say `publish = false`, in the order of their names.
-fn packages(root: &Path) -> Result<Vec<Package>, String> {
+pub fn packages(root: &Path) -> Result<Vec<Package>, String> {
     let folder = root.join("crates");
     let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
     let mut packages = Vec::new();

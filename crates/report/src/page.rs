@@ -288,9 +288,12 @@ mod tests {
         small.push(3, &[0; 5]);
         let pictures = small.finish();
         let rows: Vec<f32> = (0..200 * 8).map(|at| ((at * 37 % 101) as f32).sin()).collect();
-        let tsne = crate::tsne(&rows, 8).expect("200 rows are enough");
         let projections = vec![
-            Projection { name: "t-SNE".to_owned(), plane: tsne },
+            #[cfg(feature = "tsne")]
+            Projection {
+                name: "t-SNE".to_owned(),
+                plane: crate::tsne(&rows, 8).expect("200 rows are enough"),
+            },
             Projection { name: "principal components".to_owned(), plane: principal_components(&rows, 8) },
         ];
         let map = Map {

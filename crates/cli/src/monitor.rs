@@ -1,18 +1,21 @@
 //! Evaluation while training goes on: k-NN where there are labels, else how much of what the network says of the images stays the
 //! same from one evaluation to the next.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use ndarray::Array2;
+use serde::{Deserialize, Serialize};
 use swav_augment::EvalView;
 use swav_data::{Dataset, LabelCensus, read_views, view_batch_size};
 use swav_encoder::{Encoder, Output, image_batch};
 use swav_eval::{Bank, KnnClassifier, KnnConfig, Neighbours, assignment_stability, neighbour_stability};
-use swav_train::{EpochEvent, Settings, StopFlag};
+use swav_train::{EpochEvent, RunFolder, Settings, StopFlag};
 
 use crate::run_network::assign;
+use crate::spread::spread;
 
 /// Share of a training's work that evaluations may take, by the pixels that pass the network.
 const MAX_SHARE: f64 = 0.02;
@@ -32,21 +35,50 @@ pub(crate) struct Monitor {
     /// Whether all of them have labels, of two classes or more.
     labelled: bool,
     every_epochs: u64,
+    /// Where it is kept, and what it was the last time.
+    kept: PathBuf,
     before: Option<Before>,
     stop: StopFlag,
 }
 
-/// What the network said the last time.
+/// What the network said the last time. In the run's folder, too, so that a resumed run has something to compare with.
+#[derive(Serialize, Deserialize)]
 struct Before {
+    epoch: u64,
     indices: Vec<usize>,
     clusters: Vec<u32>,
-    neighbours: Neighbours,
+    /// As many of each image.
+    neighbours: Vec<usize>,
+}
+
+impl Before {
+    /// What was kept; `None` where nothing was, or nothing that can be read.
+    fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+
+    fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let new = path.with_extension("json.new");
+        std::fs::write(&new, serde_json::to_vec(self)?)?;
+        Ok(std::fs::rename(&new, path)?)
+    }
+
+    fn neighbours(&self) -> anyhow::Result<Neighbours> {
+        let shape = (self.indices.len(), self.neighbours.len() / self.indices.len().max(1));
+        let indices = Array2::from_shape_vec(shape, self.neighbours.clone())?;
+        Ok(Neighbours { similarities: Array2::zeros(shape), indices })
+    }
 }
 
 impl Monitor {
     /// What the settings ask for; `None` if that is nothing, or the images are too few for it. Who raises the flag does not want to
     /// wait for an evaluation: one that goes on is given up.
-    pub fn new(settings: &Settings, data: Arc<dyn Dataset>, stop: StopFlag) -> Option<Self> {
+    pub fn new(
+        settings: &Settings,
+        data: Arc<dyn Dataset>,
+        folder: &RunFolder,
+        stop: StopFlag,
+    ) -> Option<Self> {
         let config = &settings.config().monitor;
         let (every, most) = (config.evaluate_every_epochs, config.evaluate_images);
         if every == 0 {
@@ -56,10 +88,11 @@ impl Monitor {
         let all: Vec<usize> =
             (0..data.len()).filter(|&index| !labelled || data.label(index).is_some()).collect();
         let (n_images, every_epochs) = budget(settings, data.len(), (every, most.min(all.len())))?;
-        let spread = |at: usize| all[at * all.len() / n_images];
-        let indices = (0..n_images).map(spread).collect();
+        let indices = spread(all.len(), n_images).into_iter().map(|at| all[at]).collect();
         let view = *settings.eval_view();
-        Some(Self { data, view, indices, labelled, every_epochs, before: None, stop })
+        let kept = folder.root().join("monitor.json");
+        let before = Before::read(&kept);
+        Some(Self { data, view, indices, labelled, every_epochs, kept, before, stop })
     }
 
     /// Evaluates, if it is time; what it finds goes to the notes. A failure is told and changes nothing.
@@ -87,14 +120,19 @@ impl Monitor {
         }
         let clusters = assign(rows.view(), event.swav.prototypes.weights(0)?, 1.0).prototypes;
         let neighbours = Bank::new(rows)?.nearest_others(N_NEIGHBOURS.min(indices.len() - 1))?;
-        let now = Before { indices, clusters, neighbours };
         let found = match &self.before {
-            Some(before) if before.indices == now.indices => vec![
-                ("assignment_stability", assignment_stability(&before.clusters, &now.clusters)?),
-                ("neighbour_stability", neighbour_stability(&before.neighbours, &now.neighbours)?),
+            // A run that went on from an earlier checkpoint has been later already.
+            Some(before) if before.epoch < event.epoch && before.indices == indices => vec![
+                ("assignment_stability", assignment_stability(&before.clusters, &clusters)?),
+                ("neighbour_stability", neighbour_stability(&before.neighbours()?, &neighbours)?),
             ],
             _ => Vec::new(),
         };
+        let neighbours = neighbours.indices.into_iter().collect();
+        let now = Before { epoch: event.epoch, indices, clusters, neighbours };
+        if let Err(error) = now.write(&self.kept) {
+            tracing::debug!("{}: {error:#}", self.kept.display());
+        }
         self.before = Some(now);
         Ok(found)
     }
@@ -176,7 +214,7 @@ mod tests {
     fn nothing_is_watched_unless_asked_for() {
         let settings = settings(&["monitor.evaluate_every_epochs=0"]);
         let data = settings.config().data.open().unwrap();
-        assert!(Monitor::new(&settings, data, StopFlag::new()).is_none());
+        assert!(Monitor::new(&settings, data, &RunFolder::at("unused"), StopFlag::new()).is_none());
     }
 
     #[test]
@@ -185,10 +223,24 @@ mod tests {
         let data = settings.config().data.open().unwrap();
         let encoder = swav_encoder::build("cpu", settings.encoder(), 1).unwrap();
         let stop = StopFlag::new();
-        let monitor = Monitor::new(&settings, data, stop.clone()).unwrap();
+        let monitor = Monitor::new(&settings, data, &RunFolder::at("unused"), stop.clone()).unwrap();
         let n_images = monitor.embed(encoder.as_ref(), Output::Features).unwrap().unwrap().0.len();
         assert_eq!(n_images, monitor.indices.len());
         stop.raise();
         assert!(monitor.embed(encoder.as_ref(), Output::Features).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_the_network_said_outlives_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("monitor.json");
+        assert!(Before::read(&path).is_none());
+        let kept = Before { epoch: 3, indices: vec![0, 5], clusters: vec![1, 1], neighbours: vec![1, 0] };
+        kept.write(&path).unwrap();
+        let found = Before::read(&path).unwrap();
+        assert_eq!((found.epoch, found.neighbours().unwrap().indices.dim()), (3, (2, 1)));
+        assert_eq!((found.indices, found.clusters), (kept.indices, kept.clusters));
+        std::fs::write(&path, "{").unwrap();
+        assert!(Before::read(&path).is_none());
     }
 }

@@ -166,7 +166,7 @@ impl Parts {
         let signals = Signals::listen()?;
         let trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
         let mut trainer = trainer.show_progress(!is_quiet());
-        if let Some(mut monitor) = Monitor::new(&settings, images.clone(), signals.flag.clone()) {
+        if let Some(mut monitor) = Monitor::new(&settings, images.clone(), folder, signals.flag.clone()) {
             trainer.on_epoch(move |event| {
                 monitor.observe(event);
                 Ok(())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use image::{ImageFormat, Rgb, RgbImage};
 use ndarray::{Array2, Axis};
-use swav_augment::{EvalView, Image, Scratch};
+use swav_augment::{Canvas, Image, Region, Resizer};
 use swav_data::{DataConfig, Dataset, DecodeConfig, SampleError, Split};
 use swav_encoder::{Encoder, Output};
 use swav_eval::{Bank, DuplicateGroup, Features};
@@ -31,6 +31,8 @@ const MAX_GROUPS: usize = 40;
 const MAX_MEMBERS: usize = 8;
 /// Side of what near-duplicates are compared as, pixel by pixel.
 const COMPARED: usize = 32;
+/// Logarithm of the ratio of shapes, width to height, up to which images may be the same.
+const MAX_SHAPE: f64 = 0.1;
 
 /// Find the images of a data set that are most similar to given ones, and near-duplicates among them.
 ///
@@ -221,19 +223,25 @@ fn duplicates(data: &dyn Dataset, bank: &Bank, indices: &[usize], threshold: f32
     Ok(Rows { title: "near-duplicates, one group a row".to_owned(), rows })
 }
 
-/// Correlation of the pixels of two images at 32 x 32; 0 if one cannot be read or has one colour only.
+/// Correlation of the pixels of two whole images at 32 x 32; 0 if one cannot be read or has one colour only, or if their shapes
+/// differ.
 fn correlation(data: &dyn Dataset, a: usize, b: usize) -> f32 {
-    let pixels = |index: usize| -> Option<Vec<f32>> {
-        let crop = swav_augment::CenterCrop { resize: COMPARED, size: COMPARED };
-        let view = EvalView::new(crop, swav_augment::Normalize { mean: [0.0; 3], std: [1.0; 3] }).ok()?;
-        let mut pixels = vec![0.0; COMPARED * COMPARED * 3];
-        view.fill(data.image(index).ok()?.view(), &mut pixels, &mut Scratch::default()).ok()?;
-        let mean = pixels.iter().sum::<f32>() / pixels.len() as f32;
+    let pixels = |index: usize| -> Option<(f64, Vec<f64>)> {
+        let image = data.image(index).ok()?;
+        let (width, height) = (image.width() as usize, image.height() as usize);
+        let mut canvas = Canvas::default();
+        let whole = Region { left: 0, top: 0, width, height };
+        Resizer::default().resize(image.view(), whole, COMPARED, COMPARED, &mut canvas);
+        let mut pixels: Vec<f64> = canvas.to_rgb_bytes().into_iter().map(f64::from).collect();
+        let mean = pixels.iter().sum::<f64>() / pixels.len() as f64;
         pixels.iter_mut().for_each(|v| *v -= mean);
-        Some(pixels)
+        Some((width as f64 / height as f64, pixels))
     };
-    let (Some(a), Some(b)) = (pixels(a), pixels(b)) else { return 0.0 };
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    let (Some((shape, a)), Some((other, b))) = (pixels(a), pixels(b)) else { return 0.0 };
+    if (shape / other).ln().abs() > MAX_SHAPE {
+        return 0.0;
+    }
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let norms = (dot(&a, &a) * dot(&b, &b)).sqrt();
     if norms > 1e-9 { (dot(&a, &b) / norms) as f32 } else { 0.0 }
 }

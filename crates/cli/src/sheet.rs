@@ -59,7 +59,7 @@ pub(crate) fn square(image: &Image, tile: u32) -> RgbImage {
     }
 }
 
-/// Draws a title and rows of pictures. Captions are cut to the width of a picture.
+/// Draws a title and rows of pictures. Captions are shortened to the width of a picture.
 pub(crate) fn draw(title: &str, cells: &[Cell], layout: &Layout) -> RgbImage {
     let n_columns = layout.n_columns.clamp(1, cells.len().max(1)) as u32;
     let n_lines = cells.iter().map(|cell| cell.caption.len()).max().unwrap_or(0) as u32;
@@ -108,13 +108,20 @@ fn fill(sheet: &mut RgbImage, (left, top): (u32, u32), (width, height): (u32, u3
     }
 }
 
-/// The end of a text that is too long, which tells files of a folder apart.
+/// A name that is too long without its folders, or with its middle left out: the beginning says what it is, the end tells the files
+/// of a folder apart.
 fn shortened(text: &str, n_letters: usize) -> String {
-    let n = text.chars().count();
-    match n > n_letters {
-        true => text.chars().skip(n - n_letters).collect(),
-        false => text.to_owned(),
+    let fits = |text: &str| text.chars().count() <= n_letters;
+    let file = text.rsplit('/').next().unwrap_or(text);
+    if fits(text) || n_letters < 4 {
+        return text.chars().take(n_letters).collect();
     }
+    if fits(file) {
+        return file.to_owned();
+    }
+    let (n, tail) = (file.chars().count(), n_letters.div_ceil(2));
+    let head = n_letters - 1 - tail;
+    file.chars().take(head).chain(['…']).chain(file.chars().skip(n - tail)).collect()
 }
 
 #[cfg(test)]
@@ -142,8 +149,10 @@ mod tests {
     }
 
     #[test]
-    fn long_names_keep_their_end() {
-        assert_eq!(shortened("holiday/0123.jpg", 8), "0123.jpg");
-        assert_eq!(shortened("a.jpg", 8), "a.jpg");
+    fn long_names_keep_their_beginning_and_their_end() {
+        let short = |text| shortened(text, 8);
+        assert_eq!(["a.jpg", "holiday/0123.jpg"].map(short), ["a.jpg", "0123.jpg"]);
+        assert_eq!(["holiday/beach01.jpg", "äöüäöüäöü"].map(short), ["bea….jpg", "äöü…üäöü"]);
+        assert_eq!(shortened("abcdef", 2), "ab");
     }
 }

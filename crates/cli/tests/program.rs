@@ -1,6 +1,6 @@
 //! The program itself: where it works, what it calls itself, and how it ends.
 
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
@@ -196,4 +196,77 @@ fn signals_stop_a_training_in_good_order() {
         // Another length is another run: that it is refused by name shows that the state is there.
         assert!(text(&resumed.stderr).contains("training.epochs"), "{}", text(&resumed.stderr));
     }
+}
+
+/// Trains a network of one block on built-in images of 16 pixels; 40 steps take a second.
+fn train_a_little(folder: &TempDir, run: &str, changes: &[&str]) -> Output {
+    let small = [
+        "training.epochs=4",
+        "training.batch_size=32",
+        "data.builtin={ n_train = 320, size = 16 }",
+        "encoder.arch={ custom = { block = 'basic', layers = [1] } }",
+        "encoder.width=8",
+        "augment.crops=[{ size = 12, n_crops = 2, min_scale = 0.5, max_scale = 1.0 }]",
+        "monitor={ patience_iters = 20, evaluate_every_epochs = 0 }",
+        "prototypes={ n_prototypes = [20], freeze_iters = 0 }",
+        "optimizer.warmup_epochs=0",
+        "reestimation.batch_norm=false",
+    ];
+    let mut command = swav(folder);
+    command.args(["pretrain", "--config", "quickstart", "--no-evaluation", "--run", run]);
+    small.iter().chain(changes).for_each(|change| {
+        command.args(["--set", change]);
+    });
+    command.output().unwrap()
+}
+
+/// Each is told while it trains, after as many steps as patience says, and explained afterwards, with what was spoilt as the first
+/// thing to mend; a healthy run is met with silence.
+#[test]
+fn runs_that_collapse_are_diagnosed_in_time() {
+    let folder = TempDir::new().unwrap();
+    type Case = (&'static str, &'static [&'static str], &'static str, &'static str);
+    let cases: [Case; 4] = [
+        ("epsilon", &["sinkhorn.epsilon=5"], "codes nearly uniform", "sinkhorn.epsilon = 0.03"),
+        ("rate", &["optimizer.base_lr=30"], "nothing learnt", "a lower optimizer.base_lr (now 30)"),
+        ("temperature", &["loss.temperature=20"], "nothing learnt", "lower loss.temperature"),
+        (
+            "decay",
+            &["optimizer.weight_decay=50", "optimizer.base_lr=0.03"],
+            "embeddings nearly equal",
+            "lower optimizer.weight_decay",
+        ),
+    ];
+    for (run, changes, symptom, remedy) in cases {
+        let trained = train_a_little(&folder, run, changes);
+        let said = text(&trained.stderr);
+        assert!(trained.status.success(), "{run}: {said}");
+        let told =
+            said.lines().find(|line| line.contains(symptom)).unwrap_or_else(|| panic!("{run}: {said}"));
+        let step = told.split("step ").nth(1).and_then(|rest| rest.split(':').next()).unwrap();
+        assert!((19..30).contains(&step.parse::<u64>().unwrap()), "{told}");
+        let (_, advice) = told.split_once("Try, one at a time: ").unwrap();
+        assert!(advice.split(';').next().unwrap().contains(remedy), "{run}: {advice}");
+        let doctor = swav(&folder).args(["doctor", "--run", run]).output().unwrap();
+        let explained = text(&doctor.stdout);
+        assert!(explained.contains(symptom) && explained.contains(remedy), "{run}: {explained}");
+    }
+    let healthy = train_a_little(&folder, "healthy", &[]);
+    let said = text(&healthy.stderr);
+    assert!(healthy.status.success() && !said.contains("WARN"), "{said}");
+}
+
+/// `stop` ends a run that collapses, and `remedy` changes it from the next epoch on.
+#[test]
+fn what_is_done_about_a_collapse_is_what_was_asked_for() {
+    let folder = TempDir::new().unwrap();
+    let collapse = "sinkhorn.epsilon=5";
+    let stopped = train_a_little(&folder, "stop", &[collapse, "monitor.on_collapse=stop"]);
+    let said = text(&stopped.stderr);
+    assert_eq!(stopped.status.code(), Some(1), "{said}");
+    assert!(said.contains("collapsed") && said.contains("sinkhorn.epsilon = 0.03"), "{said}");
+    let helped = train_a_little(&folder, "remedy", &[collapse, "monitor.on_collapse=remedy"]);
+    let said = text(&helped.stderr);
+    assert!(helped.status.success(), "{said}");
+    assert!(said.contains("remedy 1 of 3") && said.contains("sinkhorn.epsilon 5 becomes 3"), "{said}");
 }

@@ -60,6 +60,7 @@ impl LabelCensus {
                     format!("the images have no labels that are classes ({})", why.join(", "))
                 })
             }
+            (1, _) if self.n_labelled() == 1 => Some("only one image has a label".to_owned()),
             (1, _) => Some(format!(
                 "all {} labelled images are of one class, so any classifier would have 100 %",
                 self.n_labelled()

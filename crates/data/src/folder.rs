@@ -183,6 +183,7 @@ impl Dataset for Folder {
     fn describe(&self) -> String {
         let classes = match self.class_names.len() {
             0 => "without labels".to_owned(),
+            1 => "1 class".to_owned(),
             n => format!("{n} classes"),
         };
         format!("folder {}: {} images, {classes}", self.root.display(), self.len())

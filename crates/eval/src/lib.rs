@@ -15,6 +15,7 @@ mod probe;
 mod record;
 mod retrieval;
 mod sgd;
+mod similarity;
 mod stability;
 mod subset;
 mod supervised;

@@ -1,16 +1,19 @@
 //! Exact nearest neighbours by cosine similarity: blocked matrix products, each followed by a partial top-k, so
 //! that neither the whole similarity matrix nor a full sort is ever made.
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use crate::EvalError;
+use crate::similarity::Similarities;
 
-/// Rows of one query block, a task of the thread pool; with [`BANK_BLOCK`] it makes a 1 MiB tile of similarities.
-const QUERY_BLOCK: usize = 128;
+/// Queries that the bank is read for once. Products want the bank's rows in another order, which takes as long as a few dozen queries;
+/// with [`BANK_BLOCK`] it makes a tile of 8 MiB of similarities.
+const QUERY_BLOCK: usize = 1024;
 /// Rows of the bank that a query block is compared with at a time.
 const BANK_BLOCK: usize = 2048;
+/// Similarities that are compared with the worst of the best at a time.
+const LANES: usize = 16;
 
 /// The k nearest rows of a bank for every query, best first.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +51,11 @@ impl Bank {
         self.unit.view()
     }
 
+    /// The rows one after the other.
+    pub(crate) fn rows(&self) -> &[f32] {
+        self.unit.as_slice().expect("a bank is contiguous")
+    }
+
     /// How many rows the bank has.
     pub fn len(&self) -> usize {
         self.unit.nrows()
@@ -61,8 +69,8 @@ impl Bank {
     /// The `k` rows that are most similar to each row of `queries` (m, d), by the cosine of their angle.
     ///
     /// Of equally similar rows the one that comes first in the bank ranks first. Each similarity is computed
-    /// in one fixed order, whatever the number of threads. Memory beyond the result is about 1 MiB per thread,
-    /// and a copy of the queries that each thread is at.
+    /// in one fixed order, whatever the number of threads. Memory beyond the result: a tile of 8 MiB, and copies of
+    /// 1024 queries and 2048 rows of the bank.
     ///
     /// # Errors
     /// [`EvalError::Config`] unless 1 <= `k` <= the bank's length, [`EvalError::Length`] if the dimensions
@@ -107,22 +115,42 @@ impl Bank {
     }
 
     fn blocks(&self, queries: ArrayView2<'_, f32>, k: usize, kind: Queries) -> Neighbours {
-        let n_blocks = queries.nrows().div_ceil(QUERY_BLOCK);
-        let ranked: Vec<Vec<(f32, usize)>> = (0..n_blocks)
-            .into_par_iter()
-            .flat_map_iter(|block| {
-                let first = block * QUERY_BLOCK;
-                let queries = queries.slice(s![first..queries.nrows().min(first + QUERY_BLOCK), ..]);
-                match kind {
-                    Queries::Others => search(self.unit.view(), unit_rows(queries).view(), k, None),
-                    Queries::TheBankItself => search(self.unit.view(), queries, k, Some(first)),
-                }
-            })
-            .collect();
+        let similarities = Similarities::new();
+        let mut ranked = Vec::with_capacity(queries.nrows());
+        for (block, rows) in queries.axis_chunks_iter(Axis(0), QUERY_BLOCK).enumerate() {
+            let (rows, own) = match kind {
+                Queries::Others => (unit_rows(rows), None),
+                Queries::TheBankItself => (rows.to_owned(), Some(block * QUERY_BLOCK)),
+            };
+            ranked.extend(self.search(&similarities, rows, k, own));
+        }
         Neighbours {
             indices: Array2::from_shape_fn((queries.nrows(), k), |(row, rank)| ranked[row][rank].1),
             similarities: Array2::from_shape_fn((queries.nrows(), k), |(row, rank)| ranked[row][rank].0),
         }
+    }
+
+    /// The best neighbours of one block of queries, of unit length. `own` is the bank's row that belongs to the first query, if
+    /// queries must not find themselves.
+    fn search(
+        &self,
+        similarities: &Similarities,
+        queries: Array2<f32>,
+        k: usize,
+        own: Option<usize>,
+    ) -> Vec<Vec<(f32, usize)>> {
+        let mut best: Vec<Best> = (0..queries.nrows()).map(|_| Best::new(k)).collect();
+        let queries = Similarities::queries(queries);
+        for (block, rows) in self.rows().chunks(BANK_BLOCK * self.unit.ncols()).enumerate() {
+            let (first, n_rows) = (block * BANK_BLOCK, rows.len() / self.unit.ncols());
+            similarities.each(&queries, rows, |tile| {
+                let lines = best.par_iter_mut().zip(tile.par_chunks_exact(n_rows)).enumerate();
+                lines.with_min_len(LANES).for_each(|(query, (best, line))| {
+                    best.look_through(line, first, own.map(|own| own + query));
+                });
+            });
+        }
+        best.into_iter().map(|best| best.ranked).collect()
     }
 }
 
@@ -164,32 +192,6 @@ fn scale_to_unit_length(row: &mut [f32]) {
     }
 }
 
-/// The best neighbours of one block of queries. `own` is the bank's row that belongs to the first query, if
-/// queries must not find themselves.
-fn search(
-    bank: ArrayView2<f32>,
-    queries: ArrayView2<f32>,
-    k: usize,
-    own: Option<usize>,
-) -> Vec<Vec<(f32, usize)>> {
-    let mut best: Vec<Best> = (0..queries.nrows()).map(|_| Best::new(k)).collect();
-    let mut tile = Array2::zeros((queries.nrows(), BANK_BLOCK.min(bank.nrows())));
-    for (block, rows) in bank.axis_chunks_iter(Axis(0), BANK_BLOCK).enumerate() {
-        let first = block * BANK_BLOCK;
-        let mut tile = tile.slice_mut(s![.., ..rows.nrows()]);
-        general_mat_mul(1.0, &queries, &rows.t(), 0.0, &mut tile);
-        for (query, (best, similarities)) in best.iter_mut().zip(tile.rows()).enumerate() {
-            let own = own.map(|own| own + query);
-            for (offset, &similarity) in similarities.iter().enumerate() {
-                if similarity > best.worst && own != Some(first + offset) {
-                    best.insert(similarity, first + offset);
-                }
-            }
-        }
-    }
-    best.into_iter().map(|best| best.ranked).collect()
-}
-
 /// The k best of a stream of candidates that comes in rising order of index.
 struct Best {
     /// Best first; of equals the earlier.
@@ -202,6 +204,22 @@ struct Best {
 impl Best {
     fn new(k: usize) -> Self {
         Self { ranked: Vec::with_capacity(k + 1), k, worst: f32::NEG_INFINITY }
+    }
+
+    /// Takes in similarities with the rows from `first` on, without row `own`.
+    fn look_through(&mut self, similarities: &[f32], first: usize, own: Option<usize>) {
+        for (part, some) in similarities.chunks(LANES).enumerate() {
+            // All are compared at once: few parts have one that counts.
+            if !some.iter().fold(false, |any, &similarity| any | (similarity > self.worst)) {
+                continue;
+            }
+            for (offset, &similarity) in some.iter().enumerate() {
+                let index = first + part * LANES + offset;
+                if similarity > self.worst && own != Some(index) {
+                    self.insert(similarity, index);
+                }
+            }
+        }
     }
 
     fn insert(&mut self, similarity: f32, index: usize) {

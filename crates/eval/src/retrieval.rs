@@ -1,14 +1,16 @@
 //! Retrieval: whether the most similar images are of the same class.
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use crate::neighbours::unit_rows;
+use crate::similarity::Similarities;
 use crate::{Bank, EvalError};
 
 /// Queries that are compared with the whole bank at a time.
-const QUERY_BLOCK: usize = 16;
+const QUERY_BLOCK: usize = 256;
+/// Rows of the bank that they are compared with at a time.
+const BANK_BLOCK: usize = 2048;
 
 /// What each query has found. Queries whose class no image of the bank has are left out of all numbers.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +31,7 @@ impl Bank {
     /// Looks for `queries` (m, d) with their labels among the bank's images, whose labels are `labels`.
     ///
     /// Of equally similar images the one that comes first in the bank ranks first. Takes one product of both sets and a
-    /// partial sort per query. Memory beyond the result: 16 rows of similarities per thread.
+    /// partial sort per query. Memory beyond the result: the similarities of 256 queries with the whole bank.
     ///
     /// # Errors
     /// What [`Bank::nearest`] says; [`EvalError::Length`] for labels that are too many or too few.
@@ -71,27 +73,27 @@ impl Bank {
             let expected = "at least 1".to_owned();
             return Err(EvalError::Config { key: "k", expected, got: got.to_string() });
         }
-        let n_queries = queries.nrows();
-        let found: Vec<Option<Found>> = (0..n_queries.div_ceil(QUERY_BLOCK))
-            .into_par_iter()
-            .flat_map_iter(|block| {
-                let first = block * QUERY_BLOCK;
-                let queries = queries.slice(s![first..n_queries.min(first + QUERY_BLOCK), ..]);
-                let mut similarities = Array2::zeros((queries.nrows(), self.len()));
-                general_mat_mul(1.0, &queries, &self.unit().t(), 0.0, &mut similarities);
-                let rows: Vec<Option<Found>> = similarities
-                    .rows()
-                    .into_iter()
-                    .enumerate()
-                    .map(|(row, similarities)| {
-                        let query = first + row;
-                        let itself = others.then_some(query);
-                        Found::new(&similarities.to_vec(), labels, query_labels[query], itself, k)
-                    })
-                    .collect();
-                rows
-            })
-            .collect();
+        let products = Similarities::new();
+        let mut found: Vec<Option<Found>> = Vec::with_capacity(queries.nrows());
+        let mut similarities = vec![0.0; QUERY_BLOCK.min(queries.nrows()) * self.len()];
+        for some in queries.axis_chunks_iter(Axis(0), QUERY_BLOCK) {
+            let first = found.len();
+            let lines = &mut similarities[..some.nrows() * self.len()];
+            let of_block = Similarities::queries(some.to_owned());
+            for (block, rows) in self.rows().chunks(BANK_BLOCK * queries.ncols()).enumerate() {
+                let (from, n_rows) = (block * BANK_BLOCK, rows.len() / queries.ncols());
+                products.each(&of_block, rows, |tile| {
+                    for (line, part) in lines.chunks_exact_mut(self.len()).zip(tile.chunks_exact(n_rows)) {
+                        line[from..from + n_rows].copy_from_slice(part);
+                    }
+                });
+            }
+            let each = lines.par_chunks_exact(self.len()).enumerate().map(|(row, line)| {
+                let query = first + row;
+                Found::new(line, labels, query_labels[query], others.then_some(query), k)
+            });
+            found.par_extend(each);
+        }
         let left_out = (0..found.len()).filter(|&query| found[query].is_none()).collect();
         let found: Vec<Found> = found.into_iter().flatten().collect();
         Ok(Retrieval {

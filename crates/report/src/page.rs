@@ -14,11 +14,11 @@ pub(crate) fn page(report: &Report) -> String {
     let sections = [
         ("overview", "Overview", overview(report)),
         ("findings", "What went wrong", findings(report)),
+        ("map", "Map", report.map.as_ref().map(map).unwrap_or_default()),
         ("curves", "Curves", report.charts.iter().map(crate::Chart::to_html).collect()),
+        ("prototypes", "Prototypes", report.prototypes.as_ref().map(prototypes).unwrap_or_default()),
         ("evaluations", "Evaluations", report.tables.iter().map(table).collect()),
         ("confusion", "Confusion", report.confusion.as_ref().map(confusion).unwrap_or_default()),
-        ("map", "Map", report.map.as_ref().map(map).unwrap_or_default()),
-        ("prototypes", "Prototypes", report.prototypes.as_ref().map(prototypes).unwrap_or_default()),
         ("crops", "Crops", report.crops.as_ref().map(crops).unwrap_or_default()),
         ("details", "Details", details(report)),
     ];
@@ -236,10 +236,12 @@ fn map(map: &Map) -> String {
         html += "<option value=\"label\">class</option>";
     }
     html += "<option value=\"cluster\">prototype</option></select></label>\
+             <label><input id=\"pictures\" type=\"checkbox\" checked> pictures</label>\
              <button id=\"whole\" type=\"button\">whole map</button></div>\
-             <canvas id=\"map-canvas\" aria-label=\"map of the embeddings\"></canvas>\
-             <p class=\"quiet\" id=\"map-hint\">Point at a dot to see its image; scroll or pinch to zoom, drag to move.</p>\
-             <div class=\"legend\" id=\"map-legend\"></div><div hidden>";
+             <div class=\"stage\"><canvas id=\"map-canvas\" aria-label=\"map of the embeddings\"></canvas>\
+             <div class=\"legend\" id=\"map-legend\"></div></div>\
+             <p class=\"quiet\" id=\"map-hint\">Point at a dot to see its image; scroll or pinch to zoom, drag to move; click a name to \
+             see it alone.</p><div hidden>";
     for uri in map.pictures.uris() {
         let _ = write!(html, "<img class=\"map-sheet\" alt=\"\" src=\"{uri}\">");
     }

@@ -100,6 +100,30 @@
     context.arc(x, y, radius, 0, 7);
     context.fill();
   };
+  const thumbnail = (target, point, x, y, width) => {
+    const side = data.side, row = Math.floor(point / data.columns), sheet = sheets[Math.floor(row / data.rows)];
+    if (!sheet || !sheet.complete || !sheet.naturalWidth) return false;
+    target.drawImage(sheet, point % data.columns * side, row % data.rows * side, side, side, x, y, width, width);
+    return true;
+  };
+  // Pictures of some points, at most one in each field of a grid that moves with the map, so that none covers another.
+  const pictures = (of, total) => {
+    const field = 56, side = 30, seen = new Set(), size = scale();
+    const origin = [canvas.clientWidth / 2 - state.x * size, canvas.clientHeight / 2 + state.y * size];
+    context.lineWidth = 2;
+    for (let at = 0; at < n; at += 1) {
+      if (state.chosen !== null && of[at] !== state.chosen) continue;
+      const [x, y] = where(at);
+      if (x < -side || y < -side || x > canvas.clientWidth + side || y > canvas.clientHeight + side) continue;
+      const [u, v] = [(x - origin[0]) / field, (y - origin[1]) / field];
+      const key = Math.floor(u) + ":" + Math.floor(v);
+      const off = Math.max(Math.abs(u - Math.floor(u) - .5), Math.abs(v - Math.floor(v) - .5));
+      if (off > .22 || seen.has(key) || !thumbnail(context, at, x - side / 2, y - side / 2, side)) continue;
+      seen.add(key);
+      context.strokeStyle = paint(of[at], total);
+      context.strokeRect(x - side / 2, y - side / 2, side, side);
+    }
+  };
   let waiting = false;
   const draw = () => {
     waiting = false;
@@ -125,6 +149,7 @@
       for (let point = 0; point < n; point += 1) if (of[point] !== state.chosen) dot(point, radius * .8);
     }
     context.globalAlpha = 1;
+    if (choose("pictures").checked) pictures(of, total);
     if (state.near >= 0) {
       const [x, y] = where(state.near);
       context.strokeStyle = getComputedStyle(canvas).color;
@@ -150,13 +175,9 @@
   };
   const picture = point => {
     const side = data.side, shown = document.createElement("canvas");
-    const row = Math.floor(point / data.columns), file = Math.floor(row / data.rows);
     shown.width = shown.height = side;
     shown.style.width = shown.style.height = Math.max(96, side) + "px";
-    const sheet = sheets[file];
-    if (sheet && sheet.complete && sheet.naturalWidth) {
-      shown.getContext("2d").drawImage(sheet, point % data.columns * side, row % data.rows * side, side, side, 0, 0, side, side);
-    }
+    thumbnail(shown.getContext("2d"), point, 0, 0, side);
     return shown;
   };
   const point = event => {
@@ -223,6 +244,8 @@
   choose("whole").addEventListener("click", () => { Object.assign(state, { zoom: 1, x: .5, y: .5, chosen: null }); legend(); redraw(); });
   choose("colour").addEventListener("change", event => { state.colour = event.target.value; state.chosen = null; legend(); redraw(); });
   if (choose("projection")) choose("projection").addEventListener("change", event => { state.projection = Number(event.target.value); redraw(); });
+  choose("pictures").addEventListener("change", redraw);
+  for (const sheet of sheets) sheet.addEventListener("load", redraw);
   document.addEventListener("themed", redraw);
   new ResizeObserver(redraw).observe(canvas);
   legend();

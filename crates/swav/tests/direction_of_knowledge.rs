@@ -39,7 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "swav-weights",
         ],
     ),
-    ("swav-eval", &["swav-augment", "swav-data", "swav-encoder"]),
+    ("swav-eval", &["swav-augment", "swav-data", "swav-encoder", "swav-kernels"]),
     ("swav", LIBRARIES),
     ("swav-cli", &PROGRAM),
 ];

@@ -22,6 +22,9 @@ const MAX_JUMP: f64 = 0.1;
 const MAX_RISE: f64 = 0.15;
 /// Squared distance between the means of queue and batch, in units of what chance gives, that counts as stale.
 const MAX_QUEUE_DRIFT: f64 = 30.0;
+/// Above these, predictions can hardly tell prototypes apart, and weights shrink faster than they learn.
+const MAX_TEMPERATURE: f32 = 0.3;
+const MAX_DECAY: f32 = 0.1;
 
 /// What can go wrong while training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -229,7 +232,7 @@ impl Watch {
         match symptom {
             Symptom::EqualEmbeddings => format!(
                 "for {n} iterations all embeddings have been nearly equal (spread {:.4}, below monitor.min_spread)",
-                metrics.spread
+                metrics.spread.max(0.0)
             ),
             Symptom::FewPrototypes => format!(
                 "for {n} iterations predictions have used {:.1} of {k} prototypes (below monitor.min_usage)",
@@ -297,17 +300,21 @@ struct Remedy {
     what: String,
 }
 
-/// Puts remedies into words, most likely first: those that a resume takes, and those that need a new run.
+/// Puts remedies into words: those that a resume takes, and those that need a new run. The group of the likeliest comes first.
 fn prescription(remedies: Vec<Remedy>) -> String {
-    let (resume, new): (Vec<_>, Vec<_>) =
-        remedies.into_iter().partition(|remedy| remedy.keys.iter().all(|key| may_change(key)));
+    let resumable = |remedy: &Remedy| remedy.keys.iter().all(|key| may_change(key));
+    let resume_first = remedies.first().is_some_and(resumable);
+    let (resume, new): (Vec<_>, Vec<_>) = remedies.into_iter().partition(resumable);
     let list =
         |remedies: Vec<Remedy>| remedies.into_iter().map(|remedy| remedy.what).collect::<Vec<_>>().join("; ");
     match (resume.is_empty(), new.is_empty()) {
         (true, _) => format!("in a new run, {}", list(new)),
         (false, true) => format!("at a resume or in a new run, {}", list(resume)),
-        (false, false) => {
+        (false, false) if resume_first => {
             format!("at a resume or in a new run, {}. In a new run only, {}", list(resume), list(new))
+        }
+        (false, false) => {
+            format!("in a new run, {}. At a resume, too, {}", list(new), list(resume))
         }
     }
 }
@@ -315,11 +322,11 @@ fn prescription(remedies: Vec<Remedy>) -> String {
 /// The likely cause of a symptom and what helps, most likely first, with the current values (partly from the reference's
 /// "common issues").
 fn advice(symptom: Symptom, config: &TrainConfig) -> String {
-    use Help::{Easier, Frozen, Gentler, Iterate, Later, More, Sharper, Shorter, Softer};
+    use Help::{Cooler, Easier, Frozen, Gentler, Iterate, Later, Lighter, More, Sharper, Shorter, Softer};
     let (cause, help): (_, &[Help]) = match symptom {
         Symptom::EqualEmbeddings => (
             "The network maps all images to one point, which agrees with itself at no effort",
-            &[Gentler, Sharper, More, Frozen, Easier],
+            &[Lighter, Gentler, Sharper, More, Frozen, Easier],
         ),
         Symptom::FewPrototypes => (
             "The network always predicts the same few prototypes, whatever it is shown",
@@ -328,11 +335,11 @@ fn advice(symptom: Symptom, config: &TrainConfig) -> String {
         Symptom::UniformCodes => (
             "Epsilon is large against the differences between scores, or the embeddings are nearly equal; such codes \
              teach nothing",
-            &[Sharper, More, Gentler, Frozen],
+            &[Lighter, Sharper, More, Gentler, Frozen],
         ),
         Symptom::NothingLearnt => (
             "Codes cannot be predicted from other crops better than by chance",
-            &[Sharper, More, Gentler, Frozen, Easier],
+            &[Cooler, Lighter, Sharper, More, Gentler, Frozen, Easier],
         ),
         Symptom::UnbalancedCodes => (
             "Scores are too far apart for so few Sinkhorn iterations at this epsilon",
@@ -351,6 +358,8 @@ fn advice(symptom: Symptom, config: &TrainConfig) -> String {
 /// Changes that help against one symptom or another.
 #[derive(Debug, Clone, Copy)]
 enum Help {
+    Cooler,
+    Lighter,
     Sharper,
     Softer,
     Iterate,
@@ -370,6 +379,14 @@ impl Help {
         let seen = config.training.batch_size + config.queue.length;
         let lr = config.optimizer.base_lr;
         let (keys, what): (&'static [&'static str], String) = match self {
+            Self::Cooler if config.loss.temperature > MAX_TEMPERATURE => (
+                &["loss.temperature"],
+                format!("lower loss.temperature: 0.1 is usual (now {})", config.loss.temperature),
+            ),
+            Self::Lighter if config.optimizer.weight_decay > MAX_DECAY => (
+                &["optimizer.weight_decay"],
+                format!("lower optimizer.weight_decay (now {})", config.optimizer.weight_decay),
+            ),
             Self::Sharper if epsilon > 0.03 => (
                 &["sinkhorn.epsilon"],
                 format!("sharpen the codes: sinkhorn.epsilon = 0.03 or less (now {epsilon})"),
@@ -389,7 +406,9 @@ impl Help {
                      larger training.batch_size or queue.length"
                 ),
             ),
-            Self::Sharper | Self::Softer | Self::Iterate | Self::More => return None,
+            Self::Cooler | Self::Lighter | Self::Sharper | Self::Softer | Self::Iterate | Self::More => {
+                return None;
+            }
             Self::Gentler if config.optimizer.warmup_epochs == 0 => (
                 &["optimizer.warmup_epochs", "optimizer.base_lr"],
                 format!(

@@ -30,6 +30,8 @@ pub struct Outcome {
 
 /// The share of the time from which on waiting for images is worth a word.
 const MUCH_WAITING: f64 = 0.3;
+/// Seconds that are looked at together: one step may wait for many a reason.
+const WATCHED_SECONDS: f64 = 10.0;
 
 /// What to do about a training that spends this share of its time, 0 to 1, waiting for images; `None` where that is little.
 ///
@@ -79,6 +81,8 @@ pub(crate) struct Totals {
     since_line: Speed,
     epoch: (u64, f64),
     last_epoch_loss: f64,
+    /// What is looked at for waiting.
+    watched: Speed,
     waiting_told: bool,
     /// When the last checkpoint was saved.
     pub(crate) saved: Instant,
@@ -91,6 +95,7 @@ impl Totals {
             since_line: Speed::default(),
             epoch: (0, 0.0),
             last_epoch_loss: f64::NAN,
+            watched: Speed::default(),
             waiting_told: false,
             saved: Instant::now(),
         }
@@ -105,13 +110,21 @@ impl Totals {
         self.since_line
     }
 
-    /// A line of metrics has been written. Gives advice, once, if much of the time since the last one went on waiting for images.
+    /// A line of metrics has been written. Gives advice, once, if much of the last seconds went on waiting for images.
     pub(crate) fn end_line(&mut self) -> Option<String> {
         let line = std::mem::take(&mut self.since_line);
         // The first steps wait for the first images, whatever comes after.
-        let tells = !self.waiting_told && self.all.n_steps > line.n_steps;
-        let advice = advice_on_waiting(line.data_wait()).filter(|_| tells);
-        self.waiting_told |= advice.is_some();
+        if self.waiting_told || self.all.n_steps == line.n_steps {
+            return None;
+        }
+        self.watched.n_steps += line.n_steps;
+        self.watched.seconds += line.seconds;
+        self.watched.waited += line.waited;
+        if self.watched.seconds < WATCHED_SECONDS {
+            return None;
+        }
+        let advice = advice_on_waiting(std::mem::take(&mut self.watched).data_wait());
+        self.waiting_told = advice.is_some();
         advice
     }
 

@@ -1,11 +1,10 @@
 //! `swav eval finetune`
 
 use swav_encoder::{Encoder, StateDict, build_backbone};
-use swav_eval::{Lesson, SupervisedConfig};
+use swav_eval::SupervisedConfig;
 
-use super::linear::{Lessons, accuracies, check_share, crops, log_epoch};
+use super::linear::{Lessons, check_share};
 use super::{Common, Plan, measure};
-use crate::counter::count;
 use crate::eval::verdict::Measured;
 use crate::judge::{Judge, Subject};
 
@@ -92,27 +91,16 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 /// The accuracy with one share of the labels, from a network's state or from its initial weights.
 fn finetune(
     judge: &Judge<'_>,
-    lessons: &Lessons,
+    lessons: &Lessons<'_>,
     start: Option<&StateDict>,
     (share, config): (f64, &SupervisedConfig),
     plan: &Plan,
 ) -> anyhow::Result<Measured> {
     let mut backbone = backbone(judge, start)?;
-    let (indices, labels) = lessons.share(share, config.seed)?;
-    let crops = crops(judge.settings)?;
-    let training = config.check()?;
-    let what = format!("{} labels", indices.len());
-    let progress = count(&what, "steps", training.n_iters(indices.len()));
-    let lesson = Lesson { data: judge.train.as_ref(), indices: &indices, labels: &labels, crops: &crops };
+    let chosen = lessons.share(share, config.seed)?;
+    let what = format!("{} labels", chosen.0.len());
     note!("finetune {what}, learning rates {} and {}", config.backbone_lr, config.lr);
-    let learnt = training.train(
-        backbone.as_mut(),
-        lesson,
-        |done| progress(done as usize),
-        |report| log_epoch(&report, config.epochs),
-    )?;
-    let (features, truth) = lessons.test_features(judge, backbone.as_ref())?;
-    let (_, estimate, n) = accuracies(&learnt.predict(features.view())?, &truth, plan)?.swap_remove(0);
+    let (_, estimate, n) = lessons.teach(backbone.as_mut(), &chosen, config, &what, plan)?.swap_remove(0);
     Ok((format!("accuracy, {}", percent(share)), estimate, n))
 }
 

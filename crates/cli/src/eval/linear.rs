@@ -129,14 +129,12 @@ fn reference(
     config: &SupervisedConfig,
     plan: &mut Plan,
 ) -> anyhow::Result<()> {
-    let training = config.check()?;
-    let crops = crops(judge.settings)?;
     let lessons = Lessons::new(judge, args.common.seed)?;
-    let (indices, labels) = lessons.share(args.labels, args.common.seed)?;
+    let share = lessons.share(args.labels, args.common.seed)?;
     say!(
         "accuracy of a linear classifier ({} test images, {} training images; SGD on crops, {} epochs)",
         lessons.test.len(),
-        indices.len(),
+        share.0.len(),
         config.epochs
     )?;
     let chosen: &[Subject] =
@@ -147,30 +145,22 @@ fn reference(
             (Subject::Trained, Some(trained)) => trained,
             _ => judge.untrained()?,
         };
-        let lesson = Lesson { data: judge.train.as_ref(), indices: &indices, labels: &labels, crops: &crops };
-        let progress = count(subject.name(), "steps", training.n_iters(indices.len()));
-        let learnt = training.train(
-            backbone.as_mut(),
-            lesson,
-            |done| progress(done as usize),
-            |report| log_epoch(&report, config.epochs),
-        )?;
-        let (features, truth) = lessons.test_features(judge, backbone.as_ref())?;
-        accuracies(&learnt.predict(features.view())?, &truth, plan)
+        lessons.teach(backbone.as_mut(), &share, config, subject.name(), plan)
     })
 }
 
 /// Which images are learnt from and which are judged on: the splits of the data, or a fifth of each class held out.
-pub(super) struct Lessons {
+pub(super) struct Lessons<'a> {
+    judge: &'a Judge<'a>,
     /// Positions among the training images.
-    pub train: Vec<usize>,
+    train: Vec<usize>,
     train_labels: Vec<u32>,
     /// Positions among the test images, or among the training images where there are no others.
     pub test: Vec<usize>,
 }
 
-impl Lessons {
-    pub fn new(judge: &Judge<'_>, seed: u64) -> anyhow::Result<Self> {
+impl<'a> Lessons<'a> {
+    pub fn new(judge: &'a Judge<'a>, seed: u64) -> anyhow::Result<Self> {
         let labels = |index: usize| judge.train.label(index).unwrap_or_default();
         let all: Vec<u32> = (0..judge.train.len()).map(labels).collect();
         let (train, test) = match &judge.test {
@@ -178,7 +168,7 @@ impl Lessons {
             None => held_out(&all, seed)?,
         };
         let train_labels = train.iter().map(|&index: &usize| all[index]).collect();
-        Ok(Self { train, train_labels, test })
+        Ok(Self { judge, train, train_labels, test })
     }
 
     /// A share of the images that are learnt from, with their labels.
@@ -187,17 +177,29 @@ impl Lessons {
         Ok(chosen.into_iter().map(|at| (self.train[at], self.train_labels[at])).unzip())
     }
 
-    /// Features and labels of the images that are judged on.
-    pub fn test_features(
+    /// Trains a classifier on a share of the images, with the backbone where `config` says so, and judges it on the others.
+    pub fn teach(
         &self,
-        judge: &Judge<'_>,
-        encoder: &dyn Encoder,
-    ) -> anyhow::Result<(ndarray::Array2<f32>, Vec<u32>)> {
-        let data = judge.test.as_ref().unwrap_or(&judge.train);
-        let part = swav_data::Subset::new(data.clone(), self.test.iter().copied())?;
-        let features = judge.features(&part, encoder, Output::Features)?;
-        let labels = features.labels(&part)?;
-        Ok((features.rows, labels))
+        backbone: &mut dyn Encoder,
+        (indices, labels): &(Vec<usize>, Vec<u32>),
+        config: &SupervisedConfig,
+        what: &str,
+        plan: &Plan,
+    ) -> anyhow::Result<Vec<Measured>> {
+        let crops = crops(self.judge.settings)?;
+        let training = config.check()?;
+        let progress = count(what, "steps", training.n_iters(indices.len()));
+        let learnt = training.train(
+            backbone,
+            Lesson { data: self.judge.train.as_ref(), indices, labels, crops: &crops },
+            |done| progress(done as usize),
+            |report| log_epoch(&report, config.epochs),
+        )?;
+        let data = self.judge.test.as_ref().unwrap_or(&self.judge.train);
+        let others = swav_data::Subset::new(data.clone(), self.test.iter().copied())?;
+        let features = self.judge.features(&others, backbone, Output::Features)?;
+        let truth = features.labels(&others)?;
+        accuracies(&learnt.predict(features.rows.view())?, &truth, plan)
     }
 }
 
@@ -240,7 +242,7 @@ fn sets(judge: &Judge<'_>) -> String {
 }
 
 /// The reference's crops for training with labels: 8% of the area or more, flipped as in the run's recipe, nothing else.
-pub(super) fn crops(settings: &Settings) -> anyhow::Result<MultiCrop> {
+fn crops(settings: &Settings) -> anyhow::Result<MultiCrop> {
     let recipe = &settings.config().augment;
     let mut plain = MultiCropConfig { normalize: recipe.normalize.clone(), ..MultiCropConfig::default() };
     let size = settings.eval_view().size();
@@ -252,7 +254,7 @@ pub(super) fn crops(settings: &Settings) -> anyhow::Result<MultiCrop> {
     Ok(plain.check()?)
 }
 
-pub(super) fn accuracies(
+fn accuracies(
     predictions: &swav_eval::Predictions,
     truth: &[u32],
     plan: &Plan,
@@ -262,7 +264,7 @@ pub(super) fn accuracies(
 }
 
 /// An epoch in the log, now and then.
-pub(super) fn log_epoch(report: &swav_eval::LessonReport, epochs: u64) {
+fn log_epoch(report: &swav_eval::LessonReport, epochs: u64) {
     let done = report.epoch + 1;
     if done == epochs || done.is_multiple_of(epochs.div_ceil(10)) {
         let accuracy = 100.0 * report.accuracy;

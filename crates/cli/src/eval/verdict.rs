@@ -12,7 +12,7 @@ use crate::judge::{Judge, Subject};
 use crate::output_file::OutputFile;
 
 /// Width of a column of the table.
-const COLUMN: usize = 26;
+const COLUMN: usize = 28;
 
 /// A record in the making.
 pub(crate) struct Plan {

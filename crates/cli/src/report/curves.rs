@@ -167,7 +167,8 @@ fn accuracies(record: &RunRecord) -> Vec<Chart> {
         }
     }
     let (mut shares, mut others) = (Vec::new(), Vec::new());
-    for (name, points) in series {
+    // A single point is no curve.
+    for (name, points) in series.into_iter().filter(|(_, points)| points.len() > 1) {
         let is_share = points.iter().all(|point| (0.0..=1.0).contains(&point.1));
         let one = Series { name: name.replace('_', " "), points, dots: true };
         if is_share { shares.push(one) } else { others.push(one) }

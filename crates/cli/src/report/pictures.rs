@@ -16,6 +16,7 @@ use swav_report::{
 
 use super::Trained;
 use crate::judge::counter;
+use crate::spread::spread;
 
 /// Sides of the pictures of map, prototypes and crops.
 const POINT: usize = 48;
@@ -68,12 +69,6 @@ struct Embedded {
     images: Vec<usize>,
     rows: Array2<f32>,
     clusters: Vec<u32>,
-}
-
-/// At most `wanted` numbers below `n`, evenly spread.
-fn spread(n: usize, wanted: usize) -> Vec<usize> {
-    let wanted = wanted.min(n);
-    (0..wanted).map(|at| (at as u128 * n as u128 / wanted as u128) as usize).collect()
 }
 
 /// A data set that makes pictures of some images while they pass, so that each is read once.
@@ -142,8 +137,13 @@ fn nearest_prototypes(rows: &Array2<f32>, prototypes: &Array2<f32>) -> Vec<u32> 
     nearest
 }
 
+/// A number alone would be taken for a share.
 fn class_name(data: &dyn Dataset, label: u32) -> String {
-    data.class_names().get(label as usize).cloned().unwrap_or_else(|| format!("class {label}"))
+    match data.class_names().get(label as usize) {
+        Some(name) if name.parse::<u64>().is_err() => name.clone(),
+        Some(number) => format!("class {number}"),
+        None => format!("class {label}"),
+    }
 }
 
 fn prototypes(trained: &Trained, embedded: &Embedded) -> Prototypes {
@@ -215,7 +215,7 @@ fn classes_of(data: &dyn Dataset, embedded: &Embedded, prototype: usize) -> Stri
     let total: usize = classes.values().sum();
     let mut classes: Vec<(u32, usize)> = classes.into_iter().collect();
     classes.sort_by_key(|&(label, count)| (Reverse(count), label));
-    let shown = classes.iter().take(2).map(|&(label, count)| {
+    let shown = classes.iter().take(2).filter(|(_, count)| 100 * count >= total).map(|&(label, count)| {
         format!("{} {:.0}%", class_name(data, label), 100.0 * count as f64 / total as f64)
     });
     shown.collect::<Vec<_>>().join(", ")

@@ -358,7 +358,7 @@ mod tests {
     }
 
     /// Elements that have no end.
-    const VOID: [&str; 5] = ["meta", "link", "img", "line", "circle"];
+    const VOID: [&str; 6] = ["meta", "link", "img", "input", "line", "circle"];
 
     /// Fails unless every element that is opened is closed in its turn. What is in scripts and styles is no markup.
     fn assert_well_formed(html: &str) {

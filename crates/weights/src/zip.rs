@@ -519,7 +519,7 @@ pub(crate) mod tests {
         let two = directory["a/two"];
         assert_eq!((two.len, two.crc, two.at % ALIGNMENT), (HOLE, 7, 0));
         let three = directory["a/three"];
-        assert!(three.at > HOLE && three.at % ALIGNMENT == 0);
+        assert!(three.at > HOLE && three.at.is_multiple_of(ALIGNMENT));
         assert_eq!(source.take(three.at, three.len, "three").unwrap(), b"last");
         assert_eq!(source.take(directory["a/one"].at, 5, "one").unwrap(), b"first");
     }

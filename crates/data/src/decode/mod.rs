@@ -151,10 +151,8 @@ fn memory_limits((width, height): (u32, u32), bytes_per_pixel: u64, file_bytes: 
 }
 
 /// Pixels as the image library's type, without a copy.
-#[cfg(any(feature = "jpeg", feature = "png", feature = "tiff"))]
 fn dynamic(image: Image) -> DynamicImage {
     use image::GrayImage;
-    use swav_augment::Channels;
 
     let (width, height, channels) = (image.width(), image.height(), image.channels());
     let data = image.into_data();

@@ -155,42 +155,20 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 #[cfg(test)]
+#[path = "../tests/common/zip.rs"]
+mod archive;
+
+#[cfg(test)]
 mod tests {
+    use super::archive::zip_of;
     use super::*;
     use proptest::prelude::*;
-    use std::io::{Cursor, Write};
-
-    /// An archive as `zip` writes it; every other member is deflated.
-    pub(crate) fn archive(members: &[(&str, &[u8])]) -> Vec<u8> {
-        let (mut bytes, mut directory) = (Vec::new(), Vec::new());
-        for (number, (name, content)) in members.iter().enumerate() {
-            let deflated = number % 2 == 1;
-            let mut packed = content.to_vec();
-            if deflated {
-                let mut deflate = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
-                deflate.write_all(content).unwrap();
-                packed = deflate.finish().unwrap();
-            }
-            let header = bytes.len() as u32;
-            // Version, flags, method, time and date, checksum, sizes, lengths of name and extra field.
-            let mut common = [20_u16, 0, u16::from(deflated) * 8, 0, 0, 0, 0].map(u16::to_le_bytes).concat();
-            common.extend([packed.len() as u32, content.len() as u32].map(u32::to_le_bytes).concat());
-            common.extend([name.len() as u16, 0].map(u16::to_le_bytes).concat());
-            bytes.extend([b"PK\x03\x04", &common[..], name.as_bytes(), &packed].concat());
-            directory.extend([b"PK\x01\x02\x14\0", &common[..], &[0; 10]].concat());
-            directory.extend([&header.to_le_bytes()[..], name.as_bytes()].concat());
-        }
-        let (n, size, offset) = (members.len() as u16, directory.len() as u32, bytes.len() as u32);
-        bytes.extend(directory);
-        bytes.extend([b"PK\x05\x06\0\0\0\0", &n.to_le_bytes()[..], &n.to_le_bytes()].concat());
-        bytes.extend([&size.to_le_bytes()[..], &offset.to_le_bytes(), &[4, 0], b"note"].concat());
-        bytes
-    }
+    use std::io::Cursor;
 
     #[test]
     fn members_come_whole_and_within_their_limit() {
         let long = vec![7; 100_000];
-        let bytes = archive(&[("a/1.png", b"one"), ("a/", b""), ("b.cls", b"3"), ("long", &long)]);
+        let bytes = zip_of(&[("a/1.png", b"one"), ("a/", b""), ("b.cls", b"3"), ("long", &long)]);
         let mut reader = Cursor::new(&bytes);
         let members = zip_members(&mut reader).unwrap();
         let names: Vec<_> = members.iter().map(|member| member.name.clone()).collect();
@@ -207,7 +185,7 @@ mod tests {
 
     #[test]
     fn numbers_above_32_bits_are_in_the_extra_field() {
-        let bytes = archive(&[("x", b"y")]);
+        let bytes = zip_of(&[("x", b"y")]);
         let mut member = zip_members(&mut Cursor::new(&bytes)).unwrap().remove(0);
         (member.size, member.header) = (MAX_U32, MAX_U32);
         let mut extra = vec![9, 0, 1, 0, 0, 1, 0, 16, 0];
@@ -224,7 +202,7 @@ mod tests {
             damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20),
             cut in any::<prop::sample::Index>(),
         ) {
-            let mut bytes = archive(&[("a.png", &[1; 900]), ("b.cls", b"3"), ("c.jpg", &[9; 1500]), ("d.jpg", &[8; 700])]);
+            let mut bytes = zip_of(&[("a.png", &[1; 900]), ("b.cls", b"3"), ("c.jpg", &[9; 1500]), ("d.jpg", &[8; 700])]);
             for (at, value) in damage {
                 let at = at.index(bytes.len());
                 bytes[at] = value;

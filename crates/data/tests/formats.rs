@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 
+use common::zip::zip_of;
 use common::{gzip, idx, jpeg, labels, malformed, of, picture, png, put, tar_of};
 use swav_data::{
     DataConfig, DataError, Dataset, Format, LabelCensus, LabelKind, SampleError, Shards, Split, open,
@@ -460,33 +461,6 @@ fn emnist_is_known_by_its_names() {
     assert_eq!(of(&file("letters", "train"), Split::Train).unwrap().len(), 3);
     assert_eq!(labels(&*of(&file("letters", "train"), Split::Test).unwrap()), [Some(5), Some(6)]);
     assert!(matches!(of(&file("digits", "train"), Split::Test), Err(DataError::NoSplit { .. })));
-}
-
-/// A zip archive of stored members.
-fn zip_of(members: &[(&str, &[u8])]) -> Vec<u8> {
-    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
-    for (name, content) in members {
-        let (at, size) = ((bytes.len() as u32).to_le_bytes(), (content.len() as u32).to_le_bytes());
-        let length = (name.len() as u16).to_le_bytes();
-        let common =
-            [&[20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &size, &size, &length, &[0, 0]].concat();
-        bytes.extend([b"PK\x03\x04", &common[..], name.as_bytes(), content].concat());
-        directory.extend([b"PK\x01\x02\x14\0", &common[..], &[0; 10], &at, name.as_bytes()].concat());
-    }
-    let (n, size, at) = (members.len() as u16, directory.len() as u32, bytes.len() as u32);
-    bytes.extend(directory);
-    bytes.extend(
-        [
-            b"PK\x05\x06\0\0\0\0",
-            &n.to_le_bytes()[..],
-            &n.to_le_bytes(),
-            &size.to_le_bytes(),
-            &at.to_le_bytes(),
-            &[0, 0],
-        ]
-        .concat(),
-    );
-    bytes
 }
 
 #[test]

@@ -16,6 +16,8 @@
 mod mutate;
 mod parsers;
 mod seeds;
+#[path = "../../data/tests/common/zip.rs"]
+mod zip;
 
 pub use mutate::case;
 pub use parsers::{Answer, Parser, feed};

@@ -11,6 +11,7 @@ use swav_weights::Metadata;
 use swav_weights::export::{to_safetensors, to_torch};
 
 use crate::parsers::Parser;
+use crate::zip::zip_of;
 
 macro_rules! files {
     ($folder:literal: $($name:literal),* $(,)?) => {
@@ -31,13 +32,13 @@ pub fn of(parser: Parser, scratch: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
         Parser::Zip => {
             let images = images()?;
             vec![
-                zip(&[
+                zip_of(&[
                     ("a/1.png", &images[0]),
                     ("a/1.cls", b"3"),
                     ("b/2.jpg", &images[5]),
                     ("notes.txt", b"x"),
                 ]),
-                zip(&[("x/train/1.png", &images[1]), ("x/test/2.png", &images[2]), ("._1.png", b"y")]),
+                zip_of(&[("x/train/1.png", &images[1]), ("x/test/2.png", &images[2]), ("._1.png", b"y")]),
             ]
         }
         Parser::Idx => {
@@ -157,37 +158,6 @@ fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
     }
     archive.extend([0; 1024]);
     archive
-}
-
-/// An archive of stored and deflated members by turns.
-fn zip(members: &[(&str, &[u8])]) -> Vec<u8> {
-    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
-    for (number, (name, content)) in members.iter().enumerate() {
-        let deflated = number % 2 == 1;
-        let packed = if deflated { deflate(content) } else { content.to_vec() };
-        let header = bytes.len() as u32;
-        // Version, flags, method, time and date, checksum, sizes, lengths of name and extra field.
-        let mut common = [20_u16, 0, u16::from(deflated) * 8, 0, 0, 0, 0].map(u16::to_le_bytes).concat();
-        common.extend([packed.len() as u32, content.len() as u32].map(u32::to_le_bytes).concat());
-        common.extend([name.len() as u16, 0].map(u16::to_le_bytes).concat());
-        bytes.extend([b"PK\x03\x04", &common[..], name.as_bytes(), &packed].concat());
-        directory.extend([b"PK\x01\x02\x14\0", &common[..], &[0; 10]].concat());
-        directory.extend([&header.to_le_bytes()[..], name.as_bytes()].concat());
-    }
-    let (n, size, offset) = (members.len() as u16, directory.len() as u32, bytes.len() as u32);
-    bytes.extend(directory);
-    bytes.extend([b"PK\x05\x06\0\0\0\0", &n.to_le_bytes()[..], &n.to_le_bytes()].concat());
-    bytes.extend([&size.to_le_bytes()[..], &offset.to_le_bytes(), &[0, 0]].concat());
-    bytes
-}
-
-fn deflate(bytes: &[u8]) -> Vec<u8> {
-    let mut packed = vec![0; bytes.len() + 64];
-    let mut deflate = flate2::Compress::new(flate2::Compression::fast(), false);
-    // There is room for what does not get smaller.
-    let _ = deflate.compress(bytes, &mut packed, flate2::FlushCompress::Finish);
-    packed.truncate(deflate.total_out() as usize);
-    packed
 }
 
 fn idx(shape: &[u32]) -> Vec<u8> {

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Every test binary uses another part.
 
 pub mod parquet;
+pub mod zip;
 
 use std::{fs, io::Write, path::Path, sync::Arc};
 

@@ -178,9 +178,7 @@ impl<S: Simd> DirectProduct<'_, S> {
     /// The f32 of scratch memory that a task needs: for sums that wait for others, and for a tile.
     fn buffers(&self, of_task: &TaskPart) -> [usize; 2] {
         // Sums that need several passes wait in the output if it is f32.
-        let f32s = matches!(self.output, OutputPtr::F32(_));
-        let (in_place, plain) = (f32s && !self.finisher.accumulates(), self.is_plain());
-        let waits = !in_place && !plain && self.blocks > self.depth();
+        let waits = matches!(self.output, OutputPtr::Bf16(_)) && self.blocks > self.depth();
         let pixels = of_task.images.len() * of_task.rows.len() * self.geometry.dst[1];
         let temporary = if waits { pixels * self.channels(of_task).len() } else { 0 };
         [temporary, S::TILE_ROWS * self.panels.full()]

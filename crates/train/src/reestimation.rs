@@ -35,6 +35,11 @@ impl Reestimation {
     }
 }
 
+/// `wanted` of `n` indices, at equal distances; at most `n`.
+pub(crate) fn evenly_spread(n: usize, wanted: usize) -> Vec<usize> {
+    (0..wanted).map(|at| (at as u128 * n as u128 / wanted as u128) as usize).collect()
+}
+
 /// Averages running batch-norm statistics over images of `data`, evenly spread over it, in batches.
 ///
 /// In training, statistics of low-resolution crops enter the running averages that inference uses, which costs
@@ -64,8 +69,7 @@ pub(crate) fn reestimate_until(
     let (n_images, view_len) = (how.n_images(data.len()), view_values(view));
     let Some(statistics) = encoder.statistics() else { return Ok(true) };
     statistics.reset()?;
-    let spread = |at: usize| (at as u128 * data.len() as u128 / n_images as u128) as usize;
-    let chosen: Vec<usize> = (0..n_images).map(spread).collect();
+    let chosen = evenly_spread(data.len(), n_images);
     let (mut pixels, mut n_batches) = (Vec::new(), 0u64);
     for chosen in chosen.chunks(batch_size) {
         if stop.is_raised() {

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use swav_data::{Dataset, Subset, check};
 
+use crate::reestimation::evenly_spread;
+
 /// Everything that advice rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Facts {
@@ -69,10 +71,10 @@ impl DataFacts {
     pub fn of(data: std::sync::Arc<dyn Dataset>, max_images: usize) -> Self {
         let n_images = data.len();
         let n_read = n_images.min(max_images.max(1));
-        let spread = |at: usize| (at as u128 * n_images as u128 / n_read.max(1) as u128) as usize;
         let labels: BTreeSet<u32> = (0..n_images).filter_map(|index| data.label(index)).collect();
-        let indices: Vec<usize> = (0..n_read).map(spread).collect();
-        let Ok(sample) = Subset::new(data, indices) else { return Self { n_images, ..Self::default() } };
+        let Ok(sample) = Subset::new(data, evenly_spread(n_images, n_read)) else {
+            return Self { n_images, ..Self::default() };
+        };
         let report = check(&sample, |_| ());
         let n_good = report.n_good().max(1);
         Self {

@@ -1,6 +1,7 @@
 //! Evaluation while training goes on: k-NN where there are labels, else how much of what the network says of the images stays the
 //! same from one evaluation to the next.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +15,7 @@ use swav_encoder::{Encoder, Output, image_batch};
 use swav_eval::{Bank, KnnClassifier, KnnConfig, Neighbours, assignment_stability, neighbour_stability};
 use swav_train::{EpochEvent, RunFolder, Settings, StopFlag};
 
+use crate::output_file::OutputFile;
 use crate::run_network::assign;
 use crate::spread::spread;
 
@@ -58,9 +60,9 @@ impl Before {
     }
 
     fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let new = path.with_extension("json.new");
-        std::fs::write(&new, serde_json::to_vec(self)?)?;
-        Ok(std::fs::rename(&new, path)?)
+        let mut file = OutputFile::create(path, true)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.commit()
     }
 
     fn neighbours(&self) -> anyhow::Result<Neighbours> {

@@ -104,10 +104,10 @@ pub(crate) fn of_name(name: &[u8]) -> Option<&'static FileKind> {
     if is_cifar_pickle(name) {
         return Some(&CIFAR_PICKLE);
     }
-    let lower = name.to_ascii_lowercase();
-    if lower.ends_with(b"-ubyte") || lower.ends_with(b"-ubyte.gz") {
+    if is_idx(name) {
         return Some(&IDX_FILE);
     }
+    let lower = name.to_ascii_lowercase();
     // TFRecord shards are called `x.tfrecord-00000-of-00010`.
     if lower.windows(10).any(|window| window == b".tfrecord-") {
         return Some(&TFRECORD);
@@ -118,6 +118,12 @@ pub(crate) fn of_name(name: &[u8]) -> Option<&'static FileKind> {
             .is_some_and(|before| before.last() == Some(&b'.') && before.len() > 1)
     };
     KINDS.iter().copied().find(|kind| kind.endings.iter().any(ends))
+}
+
+/// Whether a name is that of a file of the MNIST family, be it of images or of labels.
+pub(crate) fn is_idx(name: &[u8]) -> bool {
+    let lower = name.to_ascii_lowercase();
+    lower.ends_with(b"-ubyte") || lower.ends_with(b"-ubyte.gz")
 }
 
 /// The files of CIFAR's version for Python have no ending. `train` and `test` of CIFAR-100 say too little.

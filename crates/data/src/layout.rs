@@ -128,7 +128,7 @@ struct Contents {
 impl Contents {
     fn of(folder: &Path, config: &DataSpec) -> Result<Self, DataError> {
         let io = |source| DataError::Io { path: folder.to_owned(), source };
-        let (mut contents, mut others) = (Self::default(), Vec::new());
+        let (mut contents, mut idx_others) = (Self::default(), Vec::new());
         for entry in fs::read_dir(folder).map_err(io)? {
             let entry = entry.map_err(io)?;
             let name = entry.file_name();
@@ -146,20 +146,22 @@ impl Contents {
                 Entry::Files(Format::Tar) => contents.tar.push(name),
                 Entry::Files(_) => contents.parquet.push(name),
                 Entry::Broken => contents.aside.add(Reason::Unreachable, bytes),
+                Entry::Other if kinds::is_idx(bytes) => idx_others.push(name),
                 Entry::Other => {
                     let lower = bytes.to_ascii_lowercase();
                     if [&b".tar.gz"[..], b".tgz", b".zip"].iter().any(|ending| lower.ends_with(ending)) {
                         contents.packed.push(name.clone());
                     }
-                    others.push(name);
+                    if let Some(reason) = why_no_image(bytes) {
+                        contents.aside.add(reason, bytes);
+                    }
                 }
             }
         }
         // Files of labels go with their images.
         let images = contents.idx.iter().filter_map(|name| name.to_str());
         let labels: Vec<String> = images.filter_map(labels_names).flatten().collect();
-        others.retain(|name| !labels.iter().any(|labels| name == labels.as_str()));
-        for name in &others {
+        for name in idx_others.iter().filter(|name| !labels.iter().any(|labels| *name == labels.as_str())) {
             if let Some(reason) = why_no_image(name.as_encoded_bytes()) {
                 contents.aside.add(reason, name.as_encoded_bytes());
             }

@@ -198,13 +198,9 @@ fn resized(image: &DynamicImage, width: u32, height: u32) -> Option<DynamicImage
     let whole = Region { left: 0, top: 0, width: image.width() as usize, height: image.height() as usize };
     let mut canvas = Canvas::default();
     Resizer::default().resize(view, whole, width as usize, height as usize, &mut canvas);
-    let planes = canvas.planes();
     let data = match channels {
-        Channels::Grey => planes.to_vec(),
-        Channels::Rgb => {
-            let n = planes.len() / 3;
-            (0..n).flat_map(|at| [planes[at], planes[n + at], planes[2 * n + at]]).collect()
-        }
+        Channels::Grey => canvas.planes().to_vec(),
+        Channels::Rgb => canvas.to_rgb_bytes(),
     };
     Some(dynamic(Image::new(width, height, channels, data).ok()?))
 }

@@ -57,7 +57,8 @@ impl OutputFile {
             bail!("{shown}: no such folder: {}", folder.display());
         }
         signals::watch()?;
-        let (temporary, file) = temporary_in(folder).with_context(|| unwritable(&path))?;
+        let open = |path: &Path| OpenOptions::new().write(true).create_new(true).open(path);
+        let (temporary, file) = temporary_in(folder, open).with_context(|| unwritable(&path))?;
         signals::remove_at_end(&temporary);
         Ok(Self { path, temporary: Some(temporary), to: BufWriter::new(file), replaces: found.is_ok() })
     }
@@ -144,17 +145,20 @@ fn unwritable(path: &Path) -> String {
     format!("cannot write {}", path.display())
 }
 
-/// A new file in the folder, of a name that nobody else has.
-fn temporary_in(folder: &Path) -> io::Result<(PathBuf, File)> {
+/// What `make` makes in the folder, under a name that nobody else has.
+pub(crate) fn temporary_in<T>(
+    folder: &Path,
+    make: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<(PathBuf, T)> {
     let id = std::process::id();
     for number in 0..1000 {
         let path = folder.join(format!(".swav-{id}-{number}.tmp"));
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
+        match make(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             other => return Ok((path, other?)),
         }
     }
-    Err(io::Error::other("no name for a temporary file is free"))
+    Err(io::Error::other("no temporary name is free"))
 }
 
 #[cfg(test)]

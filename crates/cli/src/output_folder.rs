@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
+use crate::output_file::temporary_in;
 use crate::signals;
 
 /// A folder in the making.
@@ -35,7 +36,8 @@ impl OutputFolder {
         let beside = whole.ancestors().skip(usize::from(!was_there)).find(|folder| folder.is_dir());
         let beside = beside.with_context(|| unwritable(path))?;
         signals::watch()?;
-        let temporary = temporary_in(beside).with_context(|| unwritable(path))?;
+        let (temporary, ()) =
+            temporary_in(beside, |path| fs::create_dir(path)).with_context(|| unwritable(path))?;
         signals::remove_at_end(&temporary);
         Ok(Self { path: path.to_owned(), temporary, was_there })
     }
@@ -83,19 +85,6 @@ impl Drop for OutputFolder {
 
 fn unwritable(path: &Path) -> String {
     format!("cannot write the folder {}", path.display())
-}
-
-/// A new folder in another, of a name that nobody else has.
-fn temporary_in(folder: &Path) -> io::Result<PathBuf> {
-    let id = std::process::id();
-    for number in 0..1000 {
-        let path = folder.join(format!(".swav-{id}-{number}.tmp"));
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            other => return other.map(|()| path),
-        }
-    }
-    Err(io::Error::other("no name for a temporary folder is free"))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use swav_augment::{
     Canvas, CenterCrop, ColorJitter, CropKey, Equalize, GaussianBlur, Grayscale, HorizontalFlip, Image,
     MultiCropConfig, Pipeline, Preset, Resizer, Scratch, Solarize, Transform, VerticalFlip,
 };
-use swav_data::{DataConfig, Dataset, Split};
+use swav_data::{DataConfig, Dataset, Split, spread};
 
 use crate::configuration::{self, Changes};
 use crate::glyphs::{LINE_HEIGHT, write};
@@ -92,7 +92,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let data = open_shown(&DataConfig { cache_mib: 0, ..config })?;
     let n_columns = usize::from(args.images).min(data.len());
     // Spread over the data set, which is often sorted by class.
-    let indices: Vec<usize> = (0..n_columns).map(|i| i * data.len() / n_columns).collect();
+    let indices = spread(data.len(), n_columns);
 
     let steps = steps();
     let n_rows = steps.len() + recipe.n_crops();

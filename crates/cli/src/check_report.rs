@@ -1,6 +1,6 @@
 //! What `swav data check` prints.
 
-use swav_data::{CheckReport, Dataset, LabelCensus, LabelKind};
+use swav_data::{CheckReport, Dataset, LabelCensus, LabelKind, counted};
 
 use crate::output::shown;
 
@@ -109,11 +109,6 @@ fn print_bad(report: &CheckReport, list: usize) -> anyhow::Result<()> {
         say!("  --max-pixels sets the limit for large images")?;
     }
     Ok(())
-}
-
-/// A number of things, with an s unless it is one.
-fn counted(count: usize, thing: &str) -> String {
-    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 fn bar(count: usize, most: usize) -> String {

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use swav_data::{DataConfig, Dataset, Split};
+use swav_data::{DataConfig, Dataset, Split, counted};
 use swav_encoder::Output;
 use swav_eval::ClusterSizes;
 
@@ -83,8 +83,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     write_table(&out.file(table), data.as_ref(), &features.indices, &assignment).with_context(written)?;
     for (rank, cluster) in clusters.iter().take(args.sheets).enumerate() {
         let path = out.file(&format!("cluster-{:02}-prototype-{:04}.png", rank + 1, cluster.prototype));
-        let title =
-            format!("prototype {}: {} images, sheet {}", cluster.prototype, cluster.rows.len(), rank + 1);
+        let title = format!(
+            "prototype {}: {}, sheet {}",
+            cluster.prototype,
+            counted(cluster.rows.len(), "image"),
+            rank + 1
+        );
         let cell = |&row: &usize| cell(data.as_ref(), features.indices[row], assignment.confidence[row]);
         let cells: Vec<Cell> = cluster.rows.iter().take(args.images).map(cell).collect();
         draw(&title, &cells, &SHEET).save(&path).with_context(written)?;
@@ -95,10 +99,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     out.commit()?;
     say!(
-        "{}: {} images in {} clusters of {n_prototypes} prototypes",
+        "{}: {} in {} of {n_prototypes} prototypes",
         args.out.join(table).display(),
-        features.indices.len(),
-        sizes.n_used
+        counted(features.indices.len(), "image"),
+        counted(sizes.n_used, "cluster")
     )?;
     say!(
         "  as even as {:.1} clusters of equal size; median {} images, largest {}",
@@ -108,7 +112,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     )?;
     say!("  sheets of the {} largest in {}", clusters.len().min(args.sheets), args.out.display())?;
     if !features.skipped.is_empty() {
-        say!("  {} images could not be read and are left out", features.skipped.len())?;
+        say!("  left out: {} that could not be read", counted(features.skipped.len(), "image"))?;
     }
     Ok(())
 }

@@ -3,10 +3,10 @@
 use std::{path::PathBuf, time::Instant};
 
 use clap::Subcommand;
-use swav_data::{DataConfig, Dataset, Split, check};
+use swav_data::{DataConfig, Dataset, Split, check, counted};
 
 use crate::judge::counter;
-use crate::open::{DataSettings, open, understood};
+use crate::open::{DataSettings, OpenError, open, understood};
 use crate::{check_report, named};
 
 /// Looks at data sets.
@@ -46,7 +46,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn run_check(args: &Check) -> anyhow::Result<()> {
     let config = DataConfig { split: args.split, ..args.data.config(&args.path)? };
     let start = Instant::now();
-    let data = open(&config)?;
+    let data = open(&config).map_err(OpenError::of_an_argument)?;
     for line in understood(data.as_ref()) {
         say!("{line}")?;
     }
@@ -57,6 +57,6 @@ fn run_check(args: &Check) -> anyhow::Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     say!("read in {seconds:.1} s: {:.1} images/s\n", n_images as f64 / seconds.max(1e-9))?;
     check_report::print(&*data, &report, args.list)?;
-    anyhow::ensure!(report.n_good() > 0, "none of the {} images can be used", report.n_images);
+    anyhow::ensure!(report.n_good() > 0, "nothing can be used of {}", counted(report.n_images, "image"));
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use swav_data::DataConfig;
+use swav_data::{DataConfig, counted};
 use swav_train::advice::{
     DataFacts, Facts, Finding, Level, MachineFacts, StepFacts, examine, propose, repair,
 };
@@ -190,10 +190,10 @@ fn print_estimate(config: &TrainConfig, facts: &Facts, outcome: &TrialOutcome) -
     let per_epoch = (facts.data.n_images / config.training.batch_size) as u64;
     let total = per_epoch * config.training.epochs;
     say!(
-        "\nA step takes {seconds:.3} s: {:.0} images/s, {:.0}% of it waiting for images ({} steps measured)",
+        "\nA step takes {seconds:.3} s: {:.0} images/s, {:.0}% of it waiting for images ({} measured)",
         config.training.batch_size as f64 / seconds,
         100.0 * data_wait,
-        outcome.n_steps
+        counted(outcome.n_steps, "step")
     )?;
     say!(
         "The run takes about {} ({} epochs of {per_epoch} steps), evaluation not counted",

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use ndarray::{Array2, ArrayView2};
-use swav_data::{DataConfig, Dataset, Split, read_views, view_batch_size};
+use swav_data::{DataConfig, Dataset, Split, counted, read_views, view_batch_size};
 use swav_encoder::{Output, image_batch};
 use swav_train::Settings;
 
@@ -137,7 +137,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         _ => say!("{}: {n_rows} x {width} float32, with the names of the images", args.out.display())?,
     }
     if n_skipped > 0 {
-        say!("{n_skipped} images could not be read and are left out")?;
+        say!("left out: {} that could not be read", counted(n_skipped, "image"))?;
     }
     Ok(())
 }

@@ -56,7 +56,8 @@ struct Common {
     #[arg(long, default_value_t = 1000)]
     bootstrap: usize,
 
-    /// Name of the record in RUN/evaluations [default: that of the method].
+    /// Name of the record in RUN/evaluations [default: that of the method; with the name of the data behind it where
+    /// that is the record of other images].
     #[arg(long)]
     name: Option<String>,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use swav_augment::CenterCrop;
-use swav_data::{DataConfig, DataError, Dataset, LabelCensus, Split, Subset};
+use swav_data::{DataConfig, DataError, Dataset, LabelCensus, Split, Subset, counted};
 use swav_encoder::{Encoder, Output};
 use swav_eval::Features;
 use swav_train::Settings;
@@ -123,7 +123,8 @@ impl<'a> Judge<'a> {
         match wanted {
             Some(k) if k > choices => {
                 anyhow::bail!(
-                    "{k} neighbours cannot be chosen from {choices} images ({})",
+                    "{k} neighbours cannot be chosen from {} ({})",
+                    counted(choices, "image"),
                     self.train.describe()
                 )
             }
@@ -132,7 +133,10 @@ impl<'a> Judge<'a> {
                 anyhow::bail!("a single image has no neighbours ({})", self.train.describe())
             }
             None if choices < usual => {
-                note!("note: {choices} neighbours are asked instead of {usual}: there are no more images");
+                note!(
+                    "note: {} asked instead of {usual}: there are no more images",
+                    counted(choices, "neighbour")
+                );
                 Ok(choices)
             }
             None => Ok(usual),
@@ -219,6 +223,6 @@ fn labelled(part: &str, data: Arc<dyn Dataset>) -> anyhow::Result<Arc<dyn Datase
     if n_without == 0 {
         return Ok(data);
     }
-    note!("note: {n_without} of {} {part} images have no label and are left out", data.len());
+    note!("note: left out: {n_without} of {} without a label", counted(data.len(), &format!("{part} image")));
     Ok(Arc::new(Subset::new(data, labelled)?))
 }

@@ -32,7 +32,6 @@ mod run_record;
 mod search;
 mod sheet;
 mod signals;
-mod spread;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -10,14 +10,13 @@ use anyhow::Context;
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use swav_augment::EvalView;
-use swav_data::{Dataset, LabelCensus, read_views, view_batch_size};
+use swav_data::{Dataset, LabelCensus, read_views, spread, view_batch_size};
 use swav_encoder::{Encoder, Output, image_batch};
 use swav_eval::{Bank, KnnClassifier, KnnConfig, Neighbours, assignment_stability, neighbour_stability};
 use swav_train::{EpochEvent, RunFolder, Settings, StopFlag};
 
 use crate::output_file::OutputFile;
 use crate::run_network::assign;
-use crate::spread::spread;
 
 /// Share of a training's work that evaluations may take, by the pixels that pass the network.
 const MAX_SHARE: f64 = 0.02;
@@ -95,6 +94,18 @@ impl Monitor {
         let kept = folder.root().join("monitor.json");
         let before = Before::read(&kept);
         Some(Self { data, view, indices, labelled, every_epochs, kept, before, stop })
+    }
+
+    /// What is to be known of its numbers, as a line; `None` if there is nothing.
+    pub fn hint(&self, settings: &Settings) -> Option<String> {
+        let meanwhile = self.labelled && settings.config().reestimation.batch_norm;
+        meanwhile.then(|| {
+            format!(
+                "the k-NN accuracy while training is that of {} images with batch-norm statistics of crops; after it, statistics are \
+                 estimated on whole images, which gives more",
+                self.indices.len()
+            )
+        })
     }
 
     /// Evaluates, if it is time; what it finds goes to the notes. A failure is told and changes nothing.
@@ -199,9 +210,9 @@ mod tests {
     #[test]
     fn evaluations_take_their_share_at_most() {
         let settings = settings(&[]);
-        // 2 crops of 32 and 2 of 24, views of 48.
+        // 2 crops of 56, views of 64.
         let share = |(n, every): (usize, u64), n_images: f64| {
-            n as f64 * 48.0 * 48.0 / (every as f64 * n_images * 3.0 * (2.0 * 32.0 * 32.0 + 2.0 * 24.0 * 24.0))
+            n as f64 * 64.0 * 64.0 / (every as f64 * n_images * 3.0 * 2.0 * 56.0 * 56.0)
         };
         for n_images in [200, 6000, 1_000_000] {
             let found = budget(&settings, n_images, (1, 2048.min(n_images))).unwrap();

@@ -112,14 +112,28 @@ pub(crate) enum OpenError {
     /// The format is not in this program.
     #[error("{0}. To have it: {1}")]
     NotBuilt(DataError, String),
+    /// A configuration says where images are, or were.
+    #[error("{0}; --data PATH says where the images are")]
+    Moved(DataError),
     #[error(transparent)]
     Other(DataError),
+}
+
+impl OpenError {
+    /// The same for a path that was typed as an argument of its own: no option says it.
+    pub(crate) fn of_an_argument(self) -> Self {
+        match self {
+            Self::Moved(error) => Self::Other(error),
+            other => other,
+        }
+    }
 }
 
 impl From<DataError> for OpenError {
     fn from(error: DataError) -> Self {
         match error {
             DataError::NotBuilt { feature, .. } => Self::NotBuilt(error, how_to_have(&program(), feature)),
+            DataError::Missing { .. } => Self::Moved(error),
             other => Self::Other(other),
         }
     }

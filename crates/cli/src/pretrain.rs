@@ -167,6 +167,9 @@ impl Parts {
         let trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
         let mut trainer = trainer.show_progress(!is_quiet());
         if let Some(mut monitor) = Monitor::new(&settings, images.clone(), folder, signals.flag.clone()) {
+            if let Some(hint) = monitor.hint(&settings) {
+                note!("note: {hint}");
+            }
             trainer.on_epoch(move |event| {
                 monitor.observe(event);
                 Ok(())

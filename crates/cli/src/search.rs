@@ -7,7 +7,7 @@ use anyhow::Context;
 use image::{ImageFormat, Rgb, RgbImage};
 use ndarray::{Array2, Axis};
 use swav_augment::{Canvas, Image, Region, Resizer};
-use swav_data::{DataConfig, Dataset, DecodeConfig, SampleError, Split};
+use swav_data::{DataConfig, Dataset, DecodeConfig, SampleError, Split, counted};
 use swav_encoder::{Encoder, Output};
 use swav_eval::{Bank, DuplicateGroup, Features};
 use swav_train::Settings;
@@ -199,9 +199,9 @@ fn duplicates(data: &dyn Dataset, bank: &Bank, indices: &[usize], threshold: f32
     let groups = bank.near_duplicates_by(|a, b| correlation(data, indices[a], indices[b]) >= threshold)?;
     let n_images: usize = groups.iter().map(|group| group.members.len()).sum();
     say!(
-        "{} groups of near-duplicates: {n_images} of {} images, {} of them superfluous",
-        groups.len(),
-        bank.len(),
+        "{} of near-duplicates: {n_images} of {}, {} of them superfluous",
+        counted(groups.len(), "group"),
+        counted(bank.len(), "image"),
         n_images - groups.len()
     )?;
     let mut largest: Vec<&DuplicateGroup> = groups.iter().collect();

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use crate::counted::counted;
 use crate::{Dataset, LabelKind};
 
 /// The labels of a data set, counted. Of a data set with splits, one for each that is opened.
@@ -55,7 +56,7 @@ impl LabelCensus {
                 let why: Vec<String> = self.without.iter().map(|(kind, count)| told(*count, *kind)).collect();
                 let plain = self.without.keys().all(|&kind| kind == LabelKind::Missing);
                 Some(if plain {
-                    format!("the images have no labels ({n} images)")
+                    format!("the images have no labels ({})", counted(n, "image"))
                 } else {
                     format!("the images have no labels that are classes ({})", why.join(", "))
                 })
@@ -73,10 +74,10 @@ impl LabelCensus {
 impl fmt::Display for LabelCensus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (n, classes) = (self.n_images, self.n_classes());
-        write!(f, "{n} image{}", if n == 1 { "" } else { "s" })?;
+        f.write_str(&counted(n, "image"))?;
         if let (Some(least), Some(most)) = (self.classes.values().min(), self.classes.values().max()) {
             let sizes = if least == most { least.to_string() } else { format!("{least} to {most}") };
-            write!(f, " in {classes} class{} of {sizes}", if classes == 1 { "" } else { "es" })?;
+            write!(f, " in {} of {sizes}", counted(classes, "class"))?;
         }
         if self.n_labelled() == 0 && self.without.keys().all(|&kind| kind == LabelKind::Missing) {
             return f.write_str(" without labels");

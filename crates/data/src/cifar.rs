@@ -8,6 +8,7 @@ use std::{
 
 use swav_augment::{Channels, Image};
 
+use crate::counted::counted;
 use crate::{DataError, DataSpec, Dataset, SampleError, Split, StableHash};
 
 const SIDE: usize = 32;
@@ -181,7 +182,8 @@ impl Dataset for Cifar {
     }
 
     fn describe(&self) -> String {
-        format!("{:?} {}: {} images of 32x32 ({})", self.kind, self.path.display(), self.len(), self.split)
+        let images = counted(self.len(), "image");
+        format!("{:?} {}: {images} of 32x32 ({})", self.kind, self.path.display(), self.split)
     }
 
     fn fingerprint(&self) -> u64 {

@@ -4,6 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use swav_augment::Image;
 
+use crate::counted::counted;
 use crate::{LabelKind, SampleError, StableHash, Survey, hash::hash_bytes};
 
 /// Images by index, with labels where they are known.
@@ -72,7 +73,7 @@ pub trait Dataset: Send + Sync {
 
     /// One line for people: the format, where it lies, how many images and classes.
     fn describe(&self) -> String {
-        format!("{} images", self.len())
+        counted(self.len(), "image")
     }
 
     /// Identifies the content, so that a checkpoint can tell whether it resumes on the data it was made with.

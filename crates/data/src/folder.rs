@@ -12,6 +12,7 @@ use rayon::slice::ParallelSliceMut;
 use swav_augment::Image;
 use walkdir::WalkDir;
 
+use crate::counted::counted;
 use crate::{
     DataError, DataSpec, Dataset, DecodeConfig, SampleError, StableHash, decode, kinds,
     layout::{class_folders, is_worth_telling, why_no_image},
@@ -183,10 +184,9 @@ impl Dataset for Folder {
     fn describe(&self) -> String {
         let classes = match self.class_names.len() {
             0 => "without labels".to_owned(),
-            1 => "1 class".to_owned(),
-            n => format!("{n} classes"),
+            n => counted(n, "class"),
         };
-        format!("folder {}: {} images, {classes}", self.root.display(), self.len())
+        format!("folder {}: {}, {classes}", self.root.display(), counted(self.len(), "image"))
     }
 
     /// Knows the paths of all images, not the pixels: those would take an epoch to read.

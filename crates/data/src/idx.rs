@@ -11,6 +11,7 @@ use std::{
 use flate2::read::MultiGzDecoder;
 use swav_augment::{Channels, Image};
 
+use crate::counted::counted;
 use crate::{
     DataError, DataSpec, Dataset, Format, SampleError, Split, StableHash,
     layout::{self, Layout},
@@ -251,13 +252,13 @@ impl Dataset for Idx {
 
     fn describe(&self) -> String {
         format!(
-            "IDX {}: {} images of {}x{} ({}), {} classes",
+            "IDX {}: {} of {}x{} ({}), {}",
             self.path.display(),
-            self.n_images,
+            counted(self.n_images, "image"),
             self.width,
             self.height,
             self.split,
-            self.class_names.len()
+            counted(self.class_names.len(), "class")
         )
     }
 

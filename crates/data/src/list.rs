@@ -8,6 +8,7 @@ use std::{
 
 use swav_augment::Image;
 
+use crate::counted::counted;
 use crate::{
     DataError, DataSpec, Dataset, DecodeConfig, LabelKind, SampleError, Split, StableHash, decode, kinds,
     labels::{LabelBuilder, Labels, RawLabel},
@@ -347,7 +348,7 @@ impl Dataset for FileList {
 
     fn describe(&self) -> String {
         let labels = if self.labels.has_classes() { "with labels" } else { "without labels" };
-        format!("file list {}: {} images {labels}", self.list.display(), self.len())
+        format!("file list {}: {} {labels}", self.list.display(), counted(self.len(), "image"))
     }
 
     /// Knows the paths and labels, not the pixels.

@@ -16,6 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use swav_augment::Image;
 
+use crate::counted::counted;
 use crate::{DataError, Dataset, SampleError, Split, StableHash};
 
 /// The size of the built-in data set.
@@ -143,8 +144,8 @@ impl Dataset for Shapes {
     fn describe(&self) -> String {
         let size = self.config.size;
         format!(
-            "built-in shapes: {} images of {size}x{size} ({}), {} classes",
-            self.len(),
+            "built-in shapes: {} of {size}x{size} ({}), {} classes",
+            counted(self.len(), "image"),
             self.split,
             CLASSES.len()
         )

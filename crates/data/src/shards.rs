@@ -17,6 +17,7 @@ use std::{
 use rayon::prelude::*;
 use swav_augment::Image;
 
+use crate::counted::counted;
 use crate::{
     DataError, DataSpec, Dataset, DecodeConfig, LabelKind, SampleError, Split, StableHash, TarMember, decode,
     kinds,
@@ -242,15 +243,15 @@ impl Dataset for Shards {
         let classes = match (self.labels.n_classes(), self.labels.names().len()) {
             (0, _) => "without labels".to_owned(),
             (n, 0) => format!("labels below {n}"),
-            (n, _) => format!("{n} classes"),
+            (n, _) => counted(n, "class"),
         };
         let first = self.shards.first().map(|shard| shard.path().display().to_string()).unwrap_or_default();
         let kind = if self.shards.iter().all(Shard::is_zip) { "zip archive" } else { "tar shard" };
         let what = match self.shards.len() {
             1 => format!("{kind} {first}"),
-            n => format!("{n} {kind}s from {first}"),
+            n => format!("{} from {first}", counted(n, kind)),
         };
-        format!("{what}: {} images, {classes}", self.len())
+        format!("{what}: {}, {classes}", counted(self.len(), "image"))
     }
 
     /// Knows keys, places, sizes and labels, not the pixels.

@@ -1,7 +1,7 @@
 //! Batch-norm statistics anew, on images as they are evaluated.
 
 use swav_augment::EvalView;
-use swav_data::{Dataset, read_views, view_values};
+use swav_data::{Dataset, read_views, spread, view_values};
 use swav_encoder::{Encoder, image_batch};
 
 use crate::error::TrainError;
@@ -35,11 +35,6 @@ impl Reestimation {
     }
 }
 
-/// `wanted` of `n` indices, at equal distances; at most `n`.
-pub(crate) fn evenly_spread(n: usize, wanted: usize) -> Vec<usize> {
-    (0..wanted).map(|at| (at as u128 * n as u128 / wanted as u128) as usize).collect()
-}
-
 /// Averages running batch-norm statistics over images of `data`, evenly spread over it, in batches.
 ///
 /// In training, statistics of low-resolution crops enter the running averages that inference uses, which costs
@@ -69,7 +64,7 @@ pub(crate) fn reestimate_until(
     let (n_images, view_len) = (how.n_images(data.len()), view_values(view));
     let Some(statistics) = encoder.statistics() else { return Ok(true) };
     statistics.reset()?;
-    let chosen = evenly_spread(data.len(), n_images);
+    let chosen = spread(data.len(), n_images);
     let (mut pixels, mut n_batches) = (Vec::new(), 0u64);
     for chosen in chosen.chunks(batch_size) {
         if stop.is_raised() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use swav_data::{Dataset, Subset};
+use swav_data::{Dataset, Subset, spread};
 use swav_encoder::Encoder;
 
 use crate::advice::StepFacts;
@@ -72,9 +72,8 @@ impl Trial {
         config.queue.length = config.queue.length.min(BATCHES * batch_size);
         let settings = config.check()?;
         let n_images = data.len().min(BATCHES * batch_size);
-        let spread = (0..n_images).map(|at| (at as u128 * data.len() as u128 / n_images as u128) as usize);
-        let spread: Vec<usize> = spread.collect();
-        let data: Arc<dyn Dataset> = Arc::new(Subset::new(data, spread).map_err(TrainError::own)?);
+        let sample = spread(data.len(), n_images);
+        let data: Arc<dyn Dataset> = Arc::new(Subset::new(data, sample).map_err(TrainError::own)?);
         let trainer = Setup::new(settings.clone(), encoder, data, RunFolder::at("")).build()?;
         in_pool(settings.config().training.threads, move || self.run(trainer))
     }

@@ -1,6 +1,6 @@
 //! `swav eval cluster`
 
-use swav_data::{DataConfig, Dataset, Split};
+use swav_data::{DataConfig, Dataset, Split, counted};
 use swav_encoder::Output;
 use swav_eval::{Agreement, ClusterSizes, Contingency, Estimate};
 
@@ -43,7 +43,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let embeddings = judge.features(data.as_ref(), network.encoder.as_ref(), Output::Embedding)?;
     let assignment = network.assign(embeddings.rows.view())?;
     let sizes = ClusterSizes::new(&assignment.prototypes, k)?;
-    say!("clusters of {} images by {k} prototypes", assignment.prototypes.len())?;
+    say!("clusters of {} by {k} prototypes", counted(assignment.prototypes.len(), "image"))?;
     say!("  prototypes with images  {} of {k}", sizes.n_used)?;
     say!("  as even as              {:.1} clusters of equal size", sizes.perplexity)?;
     say!("  images of a cluster     median {}, largest {}", sizes.median, sizes.largest)?;

@@ -8,6 +8,9 @@ use super::{Common, Plan, measure};
 use crate::eval::verdict::Measured;
 use crate::judge::{Judge, Subject};
 
+/// Steps below which the usual learning rates are hardly right: the reference's 1% of ImageNet in batches of 256 make 1000.
+const FEW_STEPS: usize = 500;
+
 /// Accuracy after fine-tuning the whole network with few labels.
 ///
 /// The reference's protocol (eval_semisup.py): a linear classifier on the backbone, both trained with SGD for 20 epochs on
@@ -100,6 +103,13 @@ fn finetune(
     let chosen = lessons.share(share, config.seed)?;
     let what = format!("{} labels", chosen.0.len());
     note!("finetune {what}, learning rates {} and {}", config.backbone_lr, config.lr);
+    let n_steps = config.epochs as usize * chosen.0.len().div_ceil(config.batch_size);
+    if n_steps < FEW_STEPS {
+        note!(
+            "note: {n_steps} steps are few for these rates, which are meant for a thousand: smaller --batch-size, --lr and \
+             --classifier-lr may give more, or a linear probe (swav eval linear --labels {share})"
+        );
+    }
     let (_, estimate, n) = lessons.teach(backbone.as_mut(), &chosen, config, &what, plan)?.swap_remove(0);
     Ok((format!("accuracy, {}", percent(share)), estimate, n))
 }

@@ -1,6 +1,7 @@
 //! `swav eval retrieval`
 
 use ndarray::Axis;
+use swav_data::counted;
 use swav_eval::{Bank, Retrieval};
 
 use super::{Common, measure, subjects};
@@ -51,7 +52,7 @@ fn look_up(pair: Pair, k: &[usize], plan: &Plan) -> anyhow::Result<Vec<Measured>
         None => bank.retrieve_others(&pair.train.labels, k)?,
     };
     if !found.left_out.is_empty() {
-        note!("note: {} images have no other of their class and are left out", found.left_out.len());
+        note!("note: left out: {} without another of the class", counted(found.left_out.len(), "image"));
     }
     let n = found.average_precision.len();
     anyhow::ensure!(n > 0, "no image has another one of its class, so there is nothing to retrieve");

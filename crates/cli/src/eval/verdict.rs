@@ -1,7 +1,7 @@
 //! The course that every evaluation takes: subjects one by one, a table on the way, a record at the end.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::Value;
@@ -13,6 +13,8 @@ use crate::output_file::OutputFile;
 
 /// Width of a column of the table.
 const COLUMN: usize = 28;
+/// The setting of a record that tells its images from others.
+const FINGERPRINT: &str = "data_fingerprint";
 
 /// A record in the making.
 pub(crate) struct Plan {
@@ -34,15 +36,17 @@ impl Plan {
     /// A record of a run's evaluation of now, with what all of them say of the data.
     pub fn new(judge: &Judge<'_>, kind: &'static str, step: u64, run: PathBuf) -> Self {
         let config = judge.settings.config();
+        let fingerprint = format!("{:016x}", judge.train.fingerprint());
+        let name = free_name(&run, kind, &config.data.path, &fingerprint);
         let mut record = Record::new(kind, step, 0)
             .with("data", judge.train.describe())
-            .with("data_fingerprint", format!("{:016x}", judge.train.fingerprint()))
+            .with(FINGERPRINT, fingerprint)
             .with("resize", config.reestimation.resize)
             .with("size", config.reestimation.size);
         if let Some(test) = &judge.test {
             record = record.with("test_data", test.describe());
         }
-        Self { record, name: kind.to_owned(), bootstrap: Bootstrap::default(), run, columns: Vec::new() }
+        Self { record, name, bootstrap: Bootstrap::default(), run, columns: Vec::new() }
     }
 
     /// Adds a setting.
@@ -117,6 +121,22 @@ pub(crate) fn measure(
     Ok(())
 }
 
+/// The name of a record on these images: that of its kind, unless this holds the numbers of other images, which are not
+/// replaced; then with the name of the data behind it, and a number if need be.
+fn free_name(run: &Path, kind: &str, data: &Path, fingerprint: &str) -> String {
+    let data = data.file_stem().map_or("other".into(), |stem| stem.to_string_lossy());
+    let with_data = std::iter::once(format!("{kind}-{data}"));
+    let numbered = (2..).map(|n| format!("{kind}-{data}-{n}"));
+    let of_other_images = |name: &String| {
+        let record = earlier(&path_of(run, name));
+        record
+            .and_then(|record| record.settings.get(FINGERPRINT).cloned())
+            .is_some_and(|of| of != fingerprint)
+    };
+    let mut names = std::iter::once(kind.to_owned()).chain(with_data).chain(numbered);
+    names.find(|name| !of_other_images(name)).expect("numbers do not end")
+}
+
 /// Shares as percentages, indices as they are.
 fn cell(name: &str, estimate: &Estimate) -> String {
     let Estimate { value, low, high } = *estimate;
@@ -124,5 +144,27 @@ fn cell(name: &str, estimate: &Estimate) -> String {
     match index {
         true => format!("{value:.4} ({low:.4} - {high:.4})"),
         false => format!("{:.2} % ({:.2} - {:.2})", 100.0 * value, 100.0 * low, 100.0 * high),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_other_images_is_not_replaced() {
+        let run = tempfile::tempdir().unwrap();
+        let name = |fingerprint| free_name(run.path(), "knn", Path::new("/data/photos"), fingerprint);
+        let write = |name: &str, fingerprint: &str| {
+            let record = Record::new("knn", 0, 0).with(FINGERPRINT, fingerprint);
+            let path = path_of(run.path(), name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, serde_json::to_string(&record).unwrap()).unwrap();
+        };
+        assert_eq!(name("a"), "knn");
+        write("knn", "a");
+        assert_eq!([name("a"), name("b")], ["knn", "knn-photos"]);
+        write("knn-photos", "b");
+        assert_eq!([name("a"), name("b"), name("c")], ["knn", "knn-photos", "knn-photos-2"]);
     }
 }

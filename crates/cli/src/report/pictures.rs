@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context;
 use ndarray::{Array2, s};
 use swav_augment::{Canvas, CenterCrop, CropKey, Image, Resizer, Scratch};
-use swav_data::{Dataset, SampleError, Subset};
+use swav_data::{Dataset, SampleError, Subset, spread};
 use swav_encoder::Output;
 use swav_eval::{KnnClassifier, KnnConfig};
 use swav_report::{
@@ -16,7 +16,6 @@ use swav_report::{
 
 use super::Trained;
 use crate::judge::counter;
-use crate::spread::spread;
 
 /// Sides of the pictures of map, prototypes and crops.
 const POINT: usize = 48;

@@ -30,6 +30,7 @@ use self::{
     footer::{Chunk, Column, Footer, Physical},
     pages::{Strings, read_numbers, read_strings},
 };
+use crate::counted::counted;
 use crate::{
     Cause, DataError, DataSpec, Dataset, DecodeConfig, LabelKind, SampleError, StableHash, decode,
     labels::{LabelBuilder, Labels, RawLabel},
@@ -269,7 +270,8 @@ impl Dataset for ParquetImages {
     fn describe(&self) -> String {
         let first = self.files.first().map(|path| path.display().to_string()).unwrap_or_default();
         let labels = if self.labels.is_some() { "with labels" } else { "without labels" };
-        format!("{} Parquet files from {first}: {} images {labels}", self.files.len(), self.len())
+        let (files, images) = (counted(self.files.len(), "Parquet file"), counted(self.len(), "image"));
+        format!("{files} from {first}: {images} {labels}")
     }
 
     /// Knows the sizes of all row groups and the labels, not the pixels.

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use swav_data::{Dataset, Subset, check};
-
-use crate::reestimation::evenly_spread;
+use swav_data::{Dataset, Subset, check, spread};
 
 /// Everything that advice rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -72,7 +70,7 @@ impl DataFacts {
         let n_images = data.len();
         let n_read = n_images.min(max_images.max(1));
         let labels: BTreeSet<u32> = (0..n_images).filter_map(|index| data.label(index)).collect();
-        let Ok(sample) = Subset::new(data, evenly_spread(n_images, n_read)) else {
+        let Ok(sample) = Subset::new(data, spread(n_images, n_read)) else {
             return Self { n_images, ..Self::default() };
         };
         let report = check(&sample, |_| ());

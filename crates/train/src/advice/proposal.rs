@@ -12,6 +12,8 @@ use crate::config::{ConfigError, OptimizerKind, TrainConfig};
 
 /// Updates that a first run on a CPU, or on a card, is worth.
 const STEPS: [u64; 2] = [6000, 30_000];
+/// Images whose shorter side has at most so many pixels are small.
+const SMALL: u32 = 128;
 
 /// A configuration, and why it is as it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,8 +66,9 @@ pub fn propose(path: &Path, facts: &Facts) -> Proposal {
 /// Crops that suit images of this size.
 ///
 /// Photographs on a card get the reference's recipe, on a CPU crops of 96 and 48 pixels. Small images get crops of about
-/// their own size with larger scales, as a twentieth of a small image shows nothing.
-pub(super) fn crops(data: &DataFacts, machine: &MachineFacts) -> Vec<CropConfig> {
+/// their own size with larger scales, as a twentieth of a small image shows nothing; enlarged for the stem of ImageNet, of
+/// whose work a quarter of a side is left.
+pub(super) fn crops(data: &DataFacts, machine: &MachineFacts, stem: Stem) -> Vec<CropConfig> {
     let crop = |size, n_crops, min_scale, max_scale| CropConfig {
         min_scale,
         max_scale,
@@ -76,12 +79,22 @@ pub(super) fn crops(data: &DataFacts, machine: &MachineFacts) -> Vec<CropConfig>
     // Sides that divide well by the strides of a network.
     let part = |share: f64| ((side as f64 * share / 4.0).round() as usize * 4).max(8);
     match side {
+        0..=36 if stem == Stem::Imagenet => vec![crop(part(12.0 / 7.0), 2, 0.5, 1.0)],
+        37..=64 if stem == Stem::Imagenet => vec![crop(part(7.0 / 6.0), 2, 0.5, 1.0)],
         0..=36 => vec![crop(part(1.0).min(side.max(8)), 2, 0.5, 1.0)],
         37..=128 => vec![crop(part(2.0 / 3.0), 2, 0.4, 1.0), crop(part(0.45), 2, 0.25, 0.6)],
         129..=223 => vec![crop(96, 2, 0.25, 1.0), crop(48, 4, 0.08, 0.25)],
         _ if machine.has_card => vec![crop(224, 2, 0.14, 1.0), crop(96, 6, 0.05, 0.2)],
         _ => vec![crop(96, 2, 0.25, 1.0), crop(48, 4, 0.08, 0.25)],
     }
+}
+
+/// The stem that suits images of this size.
+///
+/// On a CPU the stem of ImageNet serves small images, too: of enlarged crops it leaves maps of the images' own size, and
+/// the time that it saves is worth more as width (docs/recipes.md).
+fn stem(data: &DataFacts, machine: &MachineFacts) -> Stem {
+    if data.short_side <= SMALL && machine.has_card { Stem::Cifar } else { Stem::Imagenet }
 }
 
 struct Draft<'a> {
@@ -105,11 +118,11 @@ impl Draft<'_> {
 
     fn crops(&mut self) {
         let data = self.facts.data;
-        let preset = match (data.is_grey, data.short_side) {
-            (true, 0..=128) => Preset::Greyscale,
-            (true, _) => Preset::Medical,
-            (false, 0..=128) => Preset::SimclrCifar,
-            (false, _) => Preset::Swav,
+        let preset = match (data.is_grey, data.short_side <= SMALL) {
+            (true, true) => Preset::Greyscale,
+            (true, false) => Preset::Medical,
+            (false, true) => Preset::SimclrCifar,
+            (false, false) => Preset::Swav,
         };
         let (colour, name) = match preset {
             Preset::Greyscale => ("grey, so no step changes colours", "greyscale"),
@@ -121,7 +134,14 @@ impl Draft<'_> {
         // Not every build can rotate.
         self.config.augment.rotation.probability = (preset == Preset::Medical).then_some(0.0);
         self.say("augment.preset", name, format!("the images are {colour}"));
-        let crops = crops(&data, &self.facts.machine);
+        if preset == Preset::Greyscale {
+            self.config.augment.solarize.probability = Some(0.2);
+            self.config.augment.equalize.probability = Some(0.2);
+            let why = "without colours to change, features are kept from resting on brightness";
+            self.say("augment.solarize, equalize", 0.2, why);
+        }
+        let stem = stem(&data, &self.facts.machine);
+        let crops = crops(&data, &self.facts.machine, stem);
         let value = crops.iter().map(|crop| format!("{} x {} px", crop.n_crops, crop.size));
         let value = value.collect::<Vec<_>>().join(" + ");
         let why = match data.short_side {
@@ -137,7 +157,8 @@ impl Draft<'_> {
         let shown = &mut self.config.reestimation;
         shown.batch_norm = true;
         (shown.resize, shown.size) = match side as usize {
-            0..=128 => (side.max(8) as usize, side.max(8) as usize),
+            0..=128 if stem == Stem::Cifar => (side.max(8) as usize, side.max(8) as usize),
+            0..=128 => (largest * 7 / 24 * 4, largest * 7 / 24 * 4),
             _ => (largest * 4 / 3, largest * 7 / 6),
         };
         let value = format!("{} of {}", shown.size, shown.resize);
@@ -149,15 +170,16 @@ impl Draft<'_> {
     fn network(&mut self) {
         let (data, machine) = (self.facts.data, self.facts.machine);
         let custom = Variant::Custom { block: BlockKind::Basic, layers: vec![1, 1, 1] };
-        let (arch, hidden, name, why) = if data.short_side <= 128 && !machine.has_card {
+        let stem = stem(&data, &machine);
+        let (arch, hidden, name, why) = if data.short_side <= SMALL && !machine.has_card {
             (
-                ResNet { variant: custom, width: 32, stem: Stem::Cifar },
+                ResNet { variant: custom, width: 64, stem },
                 512,
-                "3 blocks of width 32",
-                "small images on a CPU",
+                "3 blocks of width 64, stem imagenet",
+                "small images on a CPU: enlarged, they lose nothing to the stem, which saves the time for the width",
             )
-        } else if data.short_side <= 128 {
-            let arch = ResNet::new(Variant::Resnet18).with_stem(Stem::Cifar);
+        } else if data.short_side <= SMALL {
+            let arch = ResNet::new(Variant::Resnet18).with_stem(stem);
             (arch, 512, "resnet18, stem cifar", "small images")
         } else if machine.has_card && data.n_images >= 100_000 {
             (ResNet::new(Variant::Resnet50), 2048, "resnet50", "many photographs, and a card")
@@ -197,6 +219,9 @@ impl Draft<'_> {
         self.config.training.epochs = epochs;
         let total = epochs * self.steps_per_epoch();
         self.say("training.epochs", epochs, format!("{total} updates; more improve features slowly"));
+        let patience = (total / 10).clamp(20, self.config.monitor.patience_iters);
+        self.config.monitor.patience_iters = patience;
+        self.say("monitor.patience_iters", patience, "early enough to start anew where something goes wrong");
         let freeze = suitable_freeze(total);
         self.config.prototypes.freeze_iters = freeze;
         let why = "the first features are random, and prototypes that follow them collapse";

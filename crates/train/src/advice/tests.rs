@@ -100,7 +100,7 @@ const BROKEN: &[(&[&str], &str, &str)] = &[
     (
         &["augment.crops=[{size=384,n_crops=2,min_scale=0.3,max_scale=1.0}]"],
         "crops-above-images",
-        "256 pixels",
+        "smaller augment.crops: 2 of 96 pixels",
     ),
     (
         &["augment.crops=[{size=96,n_crops=2,min_scale=0.0005,max_scale=1.0}]"],
@@ -139,6 +139,22 @@ fn what_photographs_need_is_wrong_for_small_grey_images() {
     let crops = "augment.crops=[{size=14,n_crops=2,min_scale=0.3,max_scale=1.0}]";
     let found = examine(&config(&[crops]), &facts(small()));
     assert!(found.iter().any(|finding| finding.rule == "crops-below-stride"), "{found:#?}");
+}
+
+#[test]
+fn enlarging_small_images_serves_a_network_of_large_strides_only() {
+    let of_size = |size: usize, stem: &str| {
+        let crops = format!("augment.crops=[{{size={size},n_crops=2,min_scale=0.5,max_scale=1.0}}]");
+        let stem = format!("encoder.stem={stem}");
+        let net = "encoder.arch={custom={block=\"basic\",layers=[1,1,1]}}";
+        let config = config(&["augment.preset=greyscale", "reestimation.size=56", net, &stem, &crops]);
+        let facts = facts(small());
+        let found = examine(&config, &facts).iter().any(|finding| finding.rule == "crops-above-images");
+        assert!(repair(&config, &facts).unwrap().1.is_empty(), "{size} {stem}");
+        found
+    };
+    assert_eq!([48, 56, 72, 96].map(|size| of_size(size, "imagenet")), [false, false, true, true]);
+    assert_eq!([28, 36, 48].map(|size| of_size(size, "cifar")), [false, true, true]);
 }
 
 #[test]

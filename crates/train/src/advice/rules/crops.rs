@@ -1,11 +1,14 @@
 //! Rules about what the network is shown: crops, colours, resolutions.
 
+use swav_augment::CropConfig;
 use swav_encoder::{Arch, Stem, Variant};
 
 use crate::advice::{Case, Finding, Level};
 
 /// A crop may be enlarged so far before it is a blur: crops of 48 pixels of a quarter of 100 are enlarged by 1.
 const MAX_ENLARGEMENT: f64 = 2.5;
+/// Pixels a side of the last feature map that small images may be enlarged for.
+const MIN_MAP: usize = 4;
 /// A patch of fewer pixels a side shows nothing.
 const MIN_PATCH: f64 = 7.0;
 
@@ -14,9 +17,12 @@ pub(super) fn crops_above_images(case: &Case<'_>) -> Option<Finding> {
     if side < 1.0 {
         return None;
     }
+    // Enlarging serves where a last feature map of one or two pixels would be left otherwise.
+    let useful = stride(&case.config.encoder.arch).map_or(0, |stride| MIN_MAP * stride);
+    let most = (1.25 * side).max(useful as f64);
     let too_large = case.crops().iter().find(|crop| {
         let shown = side * f64::from(crop.max_scale).sqrt();
-        crop.size as f64 > 1.25 * side || crop.size as f64 > MAX_ENLARGEMENT * shown
+        crop.size as f64 > most.min(MAX_ENLARGEMENT * shown)
     })?;
     let shown = side * f64::from(too_large.max_scale).sqrt();
     Some(
@@ -28,7 +34,7 @@ pub(super) fn crops_above_images(case: &Case<'_>) -> Option<Finding> {
                 too_large.size
             ),
             "enlarged pixels carry nothing new, and cost as much as real ones",
-            format!("augment.crops of at most {side:.0} pixels: {}", describe(case)),
+            format!("smaller augment.crops: {}", describe(case)),
         )
         .set("augment.crops", crops_text(case)),
     )
@@ -36,7 +42,7 @@ pub(super) fn crops_above_images(case: &Case<'_>) -> Option<Finding> {
 
 pub(super) fn crops_show_nothing(case: &Case<'_>) -> Option<Finding> {
     let side = f64::from(case.facts.data.short_side);
-    let patch = |crop: &swav_augment::CropConfig| side * f64::from(crop.min_scale).sqrt();
+    let patch = |crop: &CropConfig| side * f64::from(crop.min_scale).sqrt();
     let tiny = case.crops().iter().find(|crop| side > 0.0 && patch(crop) < MIN_PATCH)?;
     Some(
         Finding::new(
@@ -164,9 +170,17 @@ fn stride(arch: &Arch) -> Option<usize> {
     Some(stem << n_stages.saturating_sub(1).min(8))
 }
 
+/// Crops that suit the images, and the stem that there is.
+fn suitable(case: &Case<'_>) -> Vec<CropConfig> {
+    let stem = match &case.config.encoder.arch {
+        Arch::ResNet(net) => net.stem,
+        _ => Stem::Cifar,
+    };
+    crate::advice::proposal::crops(&case.facts.data, &case.facts.machine, stem)
+}
+
 fn describe(case: &Case<'_>) -> String {
-    let crops = crate::advice::proposal::crops(&case.facts.data, &case.facts.machine);
-    let each = crops.iter().map(|crop| {
+    let each = suitable(case).into_iter().map(|crop| {
         format!(
             "{} of {} pixels with scale {} to {}",
             crop.n_crops, crop.size, crop.min_scale, crop.max_scale
@@ -177,8 +191,7 @@ fn describe(case: &Case<'_>) -> String {
 
 /// Crops that suit, as TOML.
 fn crops_text(case: &Case<'_>) -> String {
-    let crops = crate::advice::proposal::crops(&case.facts.data, &case.facts.machine);
-    let each = crops.iter().map(|crop| {
+    let each = suitable(case).into_iter().map(|crop| {
         format!(
             "{{ size = {}, n_crops = {}, min_scale = {:?}, max_scale = {:?} }}",
             crop.size, crop.n_crops, crop.min_scale, crop.max_scale

@@ -1,17 +1,21 @@
 //! Which images stand for all of them.
 
-/// At most `wanted` numbers below `n`, rising: one of each of as many parts of equal size, at a place that looks random. Equal distances
-/// would meet one class only where classes take turns.
-pub(crate) fn spread(n: usize, wanted: usize) -> Vec<usize> {
+use crate::hash::mix;
+
+/// At most `wanted` indices below `n`, rising: one of each of as many parts of equal size, at a place in it that looks
+/// random and is always the same. At equal distances only one class would be met where classes take turns.
+///
+/// ```
+/// assert_eq!(swav_data::spread(3, 5), [0, 1, 2]);
+/// assert_eq!(swav_data::spread(1000, 10).len(), 10);
+/// ```
+pub fn spread(n: usize, wanted: usize) -> Vec<usize> {
     let wanted = wanted.min(n);
     let start = |part: usize| (part as u128 * n as u128 / wanted as u128) as usize;
     let place = |part: usize| {
         let (first, end) = (start(part), start(part + 1));
-        // The steps of SplitMix64.
-        let mut hash = (part as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        first + ((hash ^ (hash >> 31)) % (end - first) as u64) as usize
+        let hash = mix((part as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        first + (hash % (end - first) as u64) as usize
     };
     (0..wanted).map(place).collect()
 }

@@ -75,7 +75,10 @@ impl Options {
             Ok(weights) if same_parameters(&weights.encoder, &newest.encoder) => weights,
             Ok(_) => {
                 let weights = folder.weights();
-                note!("note: {} is of another step; the newest checkpoint is used", weights.display());
+                note!(
+                    "note: {} has other parameters than the newest checkpoint, which is used",
+                    weights.display()
+                );
                 newest
             }
             Err(error) => {

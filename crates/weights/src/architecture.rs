@@ -134,7 +134,12 @@ fn some_names(file: &WeightsFile) -> String {
     match names.as_slice() {
         [] => "no tensors".to_owned(),
         names => {
-            format!("{n_tensors} tensors: {}{}", names.join(", "), if n_tensors > 4 { ", ..." } else { "" })
+            format!(
+                "{n_tensors} tensor{}: {}{}",
+                if n_tensors == 1 { "" } else { "s" },
+                names.join(", "),
+                if n_tensors > 4 { ", ..." } else { "" }
+            )
         }
     }
 }

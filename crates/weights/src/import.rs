@@ -62,7 +62,8 @@ impl Import {
     ///
     /// # Errors
     /// [`WeightsError::NotResNet`], [`WeightsError::Ambiguous`], [`WeightsError::Misfit`] with every tensor that is missing
-    /// or of another shape; what is wrong with the file.
+    /// or of another shape; [`WeightsError::Tensor`] if a number is not finite, which a rectifier would hide; what is wrong with
+    /// the file.
     pub fn read(file: &mut WeightsFile, prefix: Option<&str>) -> Result<Self, WeightsError> {
         let found = architecture::find(file, prefix).map_err(|error| file.blame(error))?;
         let spec = found.config.check()?;
@@ -72,7 +73,7 @@ impl Import {
         }
         let account = account(file, &found, &fit);
         let preprocessing = Preprocessing::of_metadata(file.metadata()).map_err(|error| file.blame(error))?;
-        let all = file.read_some(&fit.names)?;
+        let all = read_network(file, &fit.names)?;
         let (prototypes, state): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|(name, _)| name.starts_with(PROTOTYPES));
         Ok(Self {
@@ -129,8 +130,22 @@ impl Start {
         if with_head {
             names.extend(head.names);
         }
-        Ok(Self { state: file.read_some(&names)?, with_head })
+        Ok(Self { state: read_network(file, &names)?, with_head })
     }
+}
+
+/// Tensors under other names. Their numbers have to be finite: features of a network with others may look sound, since a
+/// rectifier makes 0 of what is not a number.
+fn read_network(file: &mut WeightsFile, names: &[(String, String)]) -> Result<StateDict, WeightsError> {
+    let state = file.read_some(names)?;
+    for (name, tensor) in state.iter() {
+        if let Some(at) = tensor.data().iter().position(|value| !value.is_finite()) {
+            let got = format!("{} at {at}", tensor.data()[at]);
+            let expected = "finite numbers".to_owned();
+            return Err(file.blame(WeightsError::Tensor { name: name.to_owned(), expected, got }));
+        }
+    }
+    Ok(state)
 }
 
 /// How the tensors of a file fit those of a network.

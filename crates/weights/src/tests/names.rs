@@ -99,8 +99,30 @@ fn other_networks_are_refused() {
     let other: StateDict =
         [("blocks.0.attn.qkv.weight".to_owned(), StateTensor::scalar(0.0))].into_iter().collect();
     match import(&other, None) {
-        Err(WeightsError::NotResNet { got, .. }) => assert_eq!(got, "1 tensors: blocks.0.attn.qkv.weight"),
+        Err(WeightsError::NotResNet { got, .. }) => assert_eq!(got, "1 tensor: blocks.0.attn.qkv.weight"),
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_refused() {
+    let config = small(BlockKind::Basic, Stem::Cifar, Head::Linear);
+    let sound = state_of(&config, &[7]);
+    assert!(import(&sound, None).is_ok());
+    // Counts are written as whole numbers.
+    let values = sound.iter().filter(|(name, _)| !name.ends_with("num_batches_tracked"));
+    for (at, (name, tensor)) in values.enumerate() {
+        let mut numbers = tensor.data().to_vec();
+        let wrong = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][at % 3];
+        *numbers.last_mut().unwrap() = wrong;
+        let mut broken = sound.clone();
+        broken.insert(name, StateTensor::new(tensor.shape().to_vec(), numbers).unwrap());
+        match import(&broken, None) {
+            Err(WeightsError::Tensor { name: found, got, .. }) => {
+                assert_eq!((found.as_str(), got), (name, format!("{wrong} at {}", tensor.data().len() - 1)));
+            }
+            other => panic!("{name}: {:?}", other.map(|_| ())),
+        }
     }
 }
 

@@ -196,9 +196,10 @@ fn print_estimate(config: &TrainConfig, facts: &Facts, outcome: &TrialOutcome) -
         counted(outcome.n_steps, "step")
     )?;
     say!(
-        "The run takes about {} ({} epochs of {per_epoch} steps), evaluation not counted",
+        "The run takes about {} ({} of {}), evaluation not counted",
         duration(outcome.first_seconds + seconds * total as f64),
-        config.training.epochs
+        counted(config.training.epochs as usize, "epoch"),
+        counted(per_epoch as usize, "step")
     )?;
     match peak_bytes {
         Some(bytes) => {

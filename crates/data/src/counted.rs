@@ -6,12 +6,13 @@
 /// use swav_data::counted;
 /// assert_eq!([0, 1, 2].map(|count| counted(count, "image")), ["0 images", "1 image", "2 images"]);
 /// assert_eq!([1, 12].map(|count| counted(count, "class")), ["1 class", "12 classes"]);
+/// assert_eq!(counted(3, "batch"), "3 batches");
 /// ```
 pub fn counted(count: usize, thing: &str) -> String {
-    let ending = match (count, thing.ends_with('s')) {
-        (1, _) => "",
-        (_, false) => "s",
-        (_, true) => "es",
+    let ending = match count {
+        1 => "",
+        _ if thing.ends_with('s') || thing.ends_with("ch") => "es",
+        _ => "s",
     };
     format!("{count} {thing}{ending}")
 }

@@ -1,5 +1,7 @@
 //! Rules about length, batch, learning rate and freezing.
 
+use swav_data::counted;
+
 use crate::advice::{Case, Finding, Level};
 use crate::config::OptimizerKind;
 
@@ -46,9 +48,10 @@ pub(super) fn few_steps(case: &Case<'_>) -> Option<Finding> {
             "few-steps",
             Level::Warning,
             format!(
-                "{total} updates in all: {} epochs of {} batches",
-                case.config.training.epochs,
-                case.steps_per_epoch()
+                "{} in all: {} of {}",
+                counted(total as usize, "update"),
+                counted(case.config.training.epochs as usize, "epoch"),
+                counted(case.steps_per_epoch() as usize, "batch")
             ),
             "learning begins after some hundred updates",
             format!("training.epochs = {epochs}, or a smaller training.batch_size"),

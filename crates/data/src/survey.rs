@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+use crate::counted::counted;
 use crate::{Dataset, Format, Split, kinds::FileKind};
 
 /// How a path was understood. Shown, it has a line for what the images are, and one for each reason why something was left
@@ -95,18 +96,17 @@ impl fmt::Display for LeftAside {
     /// Such as `10 HEIC files (a.heic, b.heic, c.heic, ...): convert them to JPEG or PNG`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let n = self.count;
-        let s = if n == 1 { "" } else { "s" };
         let (what, why) = match self.reason {
-            Reason::Unread { kind, advice } => (format!("{n} {kind} file{s}"), advice),
-            Reason::BesideClasses => (format!("{n} image{s} beside the folders of classes"), ""),
+            Reason::Unread { kind, advice } => (counted(n, &format!("{kind} file")), advice),
+            Reason::BesideClasses => (format!("{} beside the folders of classes", counted(n, "image")), ""),
             Reason::BesideSplits => (format!("{n} beside the splits"), ""),
             Reason::BesideData => (format!("{n} beside the data"), ""),
             Reason::Hidden => (format!("{n} with a name that begins with a dot"), ""),
             Reason::Unreachable => (format!("{n} that cannot be reached"), ""),
             Reason::Companion => (format!("{n} that go{} with an image", if n == 1 { "es" } else { "" }), ""),
             Reason::Damaged => (format!("{n} damaged"), ""),
-            Reason::NoPath => (format!("{n} line{s} without a path"), ""),
-            Reason::NoImage => (format!("{n} other file{s}"), ""),
+            Reason::NoPath => (format!("{} without a path", counted(n, "line")), ""),
+            Reason::NoImage => (counted(n, "other file"), ""),
         };
         f.write_str(&what)?;
         if !self.names.is_empty() {

@@ -71,8 +71,7 @@ impl Trial {
         config.queue.start_epoch = 0;
         config.queue.length = config.queue.length.min(BATCHES * batch_size);
         let settings = config.check()?;
-        let n_images = data.len().min(BATCHES * batch_size);
-        let sample = spread(data.len(), n_images);
+        let sample = spread(data.len(), BATCHES * batch_size);
         let data: Arc<dyn Dataset> = Arc::new(Subset::new(data, sample).map_err(TrainError::own)?);
         let trainer = Setup::new(settings.clone(), encoder, data, RunFolder::at("")).build()?;
         in_pool(settings.config().training.threads, move || self.run(trainer))

@@ -66,8 +66,8 @@ pub fn propose(path: &Path, facts: &Facts) -> Proposal {
 /// Crops that suit images of this size.
 ///
 /// Photographs on a card get the reference's recipe, on a CPU crops of 96 and 48 pixels. Small images get crops of about
-/// their own size with larger scales, as a twentieth of a small image shows nothing; enlarged for the stem of ImageNet, of
-/// whose work a quarter of a side is left.
+/// their own size with larger scales, as a twentieth of a small image shows nothing; enlarged for the stem of ImageNet, which
+/// leaves a quarter of a side.
 pub(super) fn crops(data: &DataFacts, machine: &MachineFacts, stem: Stem) -> Vec<CropConfig> {
     let crop = |size, n_crops, min_scale, max_scale| CropConfig {
         min_scale,
@@ -91,8 +91,8 @@ pub(super) fn crops(data: &DataFacts, machine: &MachineFacts, stem: Stem) -> Vec
 
 /// The stem that suits images of this size.
 ///
-/// On a CPU the stem of ImageNet serves small images, too: of enlarged crops it leaves maps of the images' own size, and
-/// the time that it saves is worth more as width (docs/recipes.md).
+/// On a CPU the stem of ImageNet serves small images, too, where crops are enlarged: the time that it saves is worth more as
+/// width (docs/recipes.md).
 fn stem(data: &DataFacts, machine: &MachineFacts) -> Stem {
     if data.short_side <= SMALL && machine.has_card { Stem::Cifar } else { Stem::Imagenet }
 }
@@ -156,11 +156,13 @@ impl Draft<'_> {
         let largest = crops.iter().map(|crop| crop.size).max().unwrap_or(224);
         let shown = &mut self.config.reestimation;
         shown.batch_norm = true;
-        (shown.resize, shown.size) = match side as usize {
-            0..=128 if stem == Stem::Cifar => (side.max(8) as usize, side.max(8) as usize),
-            0..=128 => (largest * 7 / 24 * 4, largest * 7 / 24 * 4),
-            _ => (largest * 4 / 3, largest * 7 / 6),
+        shown.size = match (side <= SMALL, stem) {
+            (true, Stem::Cifar) => side.max(8) as usize,
+            // A multiple of 4.
+            (true, Stem::Imagenet) => largest * 7 / 24 * 4,
+            (false, _) => largest * 7 / 6,
         };
+        shown.resize = if side <= SMALL { shown.size } else { largest * 4 / 3 };
         let value = format!("{} of {}", shown.size, shown.resize);
         self.config.augment.crops = Some(crops);
         let why = "features are computed from whole images at about the scale of the crops, with statistics of their own";
@@ -205,7 +207,7 @@ impl Draft<'_> {
         let n_images = self.n_images();
         let most = match (self.facts.machine.has_card, self.facts.data.short_side) {
             (true, _) => 256,
-            (false, 0..=128) => 128,
+            (false, 0..=SMALL) => 128,
             (false, _) => 64,
         };
         let batch = suitable_batch(n_images).min(most);

@@ -1,4 +1,4 @@
-//! Reads a whole data set and says what is in it, what is wrong with it, and which crops suit.
+//! Reads a whole data set and says what is in it and what is wrong with it.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use rayon::prelude::*;
-use swav_augment::{Channels, CropConfig, MultiCropConfig, Preset};
+use swav_augment::Channels;
 
 use crate::{Dataset, StableHash, error::contained};
 
@@ -168,43 +168,6 @@ impl CheckReport {
         }
         bins.into_iter().map(|(log, count)| (1 << log, 2_u32.saturating_mul(1 << log), count)).collect()
     }
-
-    /// A crop recipe that suits the sizes and colours, and why.
-    ///
-    /// Photographs get the SwAV recipe. Small images get two crops of about their own size and four of half of it, with
-    /// larger scales: a twentieth of a small image shows nothing. Grey images lose the steps that change colour.
-    pub fn recipe(&self) -> (MultiCropConfig, String) {
-        let median = self.short_side(0.5);
-        let is_grey = self.n_grey * 10 > self.n_good() * 9;
-        let crop = |size, n_crops, min_scale, max_scale| CropConfig {
-            size,
-            n_crops,
-            min_scale,
-            max_scale,
-            min_ratio: 0.75,
-            max_ratio: 4.0 / 3.0,
-        };
-        // The large crops' sides divide well by the strides of a network.
-        let side = |share: f64| ((f64::from(median) * share / 4.0).round() as usize * 4).max(8);
-        let (mut preset, crops) = match median {
-            0..128 => {
-                let preset = if is_grey { Preset::Greyscale } else { Preset::SimclrCifar };
-                let size = side(1.0);
-                (preset, Some(vec![crop(size, 2, 0.3, 1.0), crop(size / 2, 4, 0.1, 0.3)]))
-            }
-            128..224 => {
-                let size = side(0.75);
-                (Preset::Swav, Some(vec![crop(size, 2, 0.2, 1.0), crop(size / 2, 6, 0.07, 0.2)]))
-            }
-            _ => (Preset::Swav, None),
-        };
-        if is_grey && median >= 128 {
-            preset = Preset::Medical;
-        }
-        let colour = if is_grey { "grey" } else { "in colour" };
-        let why = format!("the median of the shorter sides is {median} pixels, and the images are {colour}");
-        (MultiCropConfig { preset, crops, ..MultiCropConfig::default() }, why)
-    }
 }
 
 #[cfg(test)]
@@ -248,26 +211,5 @@ mod tests {
         assert_eq!(report.sizes, BTreeMap::from([((30, 40), 1), ((40, 30), 4)]));
         assert_eq!(report.decoded_bytes, 4 * 3600 + 1200);
         assert_eq!(report.short_side_histogram(), [(16, 32, 5)]);
-    }
-
-    #[test]
-    fn recipes_suit_and_are_valid() {
-        for (side, channels, sizes, preset) in [
-            (28, Channels::Grey, Some([28, 14]), Preset::Greyscale),
-            (32, Channels::Rgb, Some([32, 16]), Preset::SimclrCifar),
-            (1, Channels::Rgb, Some([8, 4]), Preset::SimclrCifar),
-            (160, Channels::Rgb, Some([120, 60]), Preset::Swav),
-            (500, Channels::Rgb, None, Preset::Swav),
-            (500, Channels::Grey, None, Preset::Medical),
-        ] {
-            let data = Made(vec![plain(side, side + 1, channels, 9)]);
-            let report = check(&data, |_| ());
-            assert_eq!(report.short_side(0.5), side);
-            let (recipe, why) = report.recipe();
-            assert_eq!(recipe.crops.as_ref().map(|crops| [crops[0].size, crops[1].size]), sizes, "{why}");
-            assert_eq!(recipe.preset, preset);
-            recipe.check().unwrap();
-        }
-        CheckReport::default().recipe().0.check().unwrap();
     }
 }

@@ -1,6 +1,7 @@
 //! Cosines of many rows with many others: matrix products by the kernels of networks, of which each is a linear layer without bias.
 
 use ndarray::Array2;
+use swav_kernels::bounds::RowBounds;
 use swav_kernels::net::{Linear, Unit};
 use swav_kernels::{Activations, Context, Isa, Options, Precision};
 
@@ -25,6 +26,11 @@ impl Similarities {
         let rows = if rows.is_standard_layout() { rows } else { rows.as_standard_layout().into_owned() };
         let values = rows.into_raw_vec_and_offset().0;
         Activations::from_f32(shape, values).expect("as many values as rows and columns say")
+    }
+
+    /// Bounds of the products with a bank, where they are faster than the products.
+    pub fn bounds<'a>(&self, bank: &'a [f32], width: usize) -> Option<RowBounds<'a>> {
+        RowBounds::new(&self.ctx, bank, width)
     }
 
     /// The products of all queries with the rows of `bank`, which are as long: `act` sees a query's after the other's.

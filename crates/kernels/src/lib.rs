@@ -34,6 +34,7 @@
 mod across;
 mod activations;
 mod alloc;
+pub mod bounds;
 mod context;
 mod conv;
 mod crew;

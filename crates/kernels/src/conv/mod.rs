@@ -24,6 +24,7 @@ use crate::simd::dispatch;
 use crate::{Context, Error, Precision, profile};
 use direct::fill::Reader;
 use direct::geometry::Geometry;
+pub(crate) use direct::product::DEPTH;
 use filters::{Direction, Filters};
 use finish::Finisher;
 pub(crate) use kept::{Kept, Weights};

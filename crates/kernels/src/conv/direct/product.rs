@@ -20,7 +20,7 @@ use crate::simd::{BLOCK, Simd};
 use crate::work::{Shared, part, parts, sweep, tasks, with_scratch};
 
 /// Reduction blocks (of 16), of all taps together, that are summed before the next outputs.
-const DEPTH: usize = 30;
+pub(crate) const DEPTH: usize = 30;
 
 /// Tasks to aim for where a part's panels are shared out.
 const TASKS: usize = 16;

@@ -87,8 +87,8 @@ enum Instructions {
     /// Made after detection only.
     #[cfg(target_arch = "x86_64")]
     Vnni,
-    /// What tests compare with; slower than products of f32.
-    #[cfg(test)]
+    /// Slower than products of f32.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what tests compare with"))]
     Plain,
 }
 
@@ -226,7 +226,6 @@ impl<'a> RowBounds<'a> {
                 // SAFETY: detection found the instructions.
                 #[cfg(target_arch = "x86_64")]
                 Instructions::Vnni => unsafe { vnni::tile(&tile, &mut bounds) },
-                #[cfg(test)]
                 Instructions::Plain => plain_tile(&tile, &mut bounds),
             }
             let used = PANEL.min(n_rows - first);
@@ -257,7 +256,6 @@ impl<'a> RowBounds<'a> {
             // SAFETY: detection found the instructions.
             #[cfg(target_arch = "x86_64")]
             Instructions::Vnni => unsafe { vnni::products(query, &lines) },
-            #[cfg(test)]
             Instructions::Plain => products(query, &lines),
         }
     }
@@ -282,11 +280,11 @@ impl QueryBytes {
 
 impl Instructions {
     fn detect(ctx: &Context) -> Option<Self> {
+        if ctx.isa() != Isa::Avx512 {
+            return None;
+        }
         #[cfg(target_arch = "x86_64")]
-        if ctx.isa() == Isa::Avx512
-            && is_x86_feature_detected!("avx512vnni")
-            && is_x86_feature_detected!("fma")
-        {
+        if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("fma") {
             return Some(Self::Vnni);
         }
         None
@@ -298,7 +296,6 @@ impl Instructions {
             // SAFETY: detection found the instructions.
             #[cfg(target_arch = "x86_64")]
             Self::Vnni => unsafe { vnni::round(values, wholes) },
-            #[cfg(test)]
             Self::Plain => round(values, wholes),
         }
     }
@@ -371,6 +368,23 @@ fn products(query: &[f32], rows: &[&[f32]; SIDE_BY_SIDE]) -> [f32; SIDE_BY_SIDE]
     sums
 }
 
+/// The bounds of a tile.
+fn plain_tile(tile: &Tile, bounds: &mut TileBounds) {
+    let stride = tile.queries.len() / GROUP;
+    for ((query, facts), bounds) in tile.queries.chunks_exact(stride).zip(tile.facts).zip(bounds) {
+        for (lane, bound) in bounds.iter_mut().enumerate() {
+            let number =
+                |column: usize| tile.panel[2 * (column / QUAD) + lane / LANES].0[lane % LANES][column % QUAD];
+            let terms =
+                query.iter().enumerate().map(|(column, &whole)| i32::from(whole) * i32::from(number(column)));
+            let product = (terms.sum::<i32>() - facts.excess) as f32 * facts.scale;
+            *bound = product.mul_add(tile.scales[lane], facts.base);
+            *bound = tile.errors[lane].mul_add(facts.norm, *bound);
+            *bound = tile.norms[lane].mul_add(facts.error, *bound);
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 mod vnni {
     use std::arch::x86_64::*;
@@ -437,24 +451,6 @@ mod vnni {
         let numbers = &numbers[..LANES];
         // SAFETY: there are as many numbers as a vector has.
         unsafe { _mm512_loadu_ps(numbers.as_ptr()) }
-    }
-}
-
-/// The bounds of a tile, as the vectors compute them.
-#[cfg(test)]
-fn plain_tile(tile: &Tile, bounds: &mut TileBounds) {
-    let stride = tile.queries.len() / GROUP;
-    for ((query, facts), bounds) in tile.queries.chunks_exact(stride).zip(tile.facts).zip(bounds) {
-        for (lane, bound) in bounds.iter_mut().enumerate() {
-            let number =
-                |column: usize| tile.panel[2 * (column / QUAD) + lane / LANES].0[lane % LANES][column % QUAD];
-            let terms =
-                query.iter().enumerate().map(|(column, &whole)| i32::from(whole) * i32::from(number(column)));
-            let product = (terms.sum::<i32>() - facts.excess) as f32 * facts.scale;
-            *bound = product.mul_add(tile.scales[lane], facts.base);
-            *bound = tile.errors[lane].mul_add(facts.norm, *bound);
-            *bound = tile.norms[lane].mul_add(facts.error, *bound);
-        }
     }
 }
 

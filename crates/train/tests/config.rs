@@ -1,63 +1,7 @@
-//! Configurations: the shipped ones, overrides, and what is refused.
-
-use std::path::{Path, PathBuf};
+//! Configurations: defaults, overrides, and what is refused.
 
 use swav_encoder::{ResNet, Variant};
-use swav_train::{ConfigError, OptimizerKind, Settings, TrainConfig};
-
-fn shipped(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs").join(name)
-}
-
-fn load(name: &str) -> Settings {
-    TrainConfig::load(&shipped(name), &[]).unwrap().check().unwrap_or_else(|error| panic!("{name}: {error}"))
-}
-
-#[test]
-fn every_shipped_recipe_is_valid_and_survives_being_written() {
-    let mut seen = 0;
-    for entry in std::fs::read_dir(shipped("")).unwrap() {
-        let path = entry.unwrap().path();
-        let settings = TrainConfig::load(&path, &[]).unwrap_or_else(|error| panic!("{error}"));
-        let settings = settings.check().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let text = settings.config().to_toml().unwrap();
-        let again = TrainConfig::parse(&text, &[]).unwrap().check().unwrap();
-        assert_eq!(again.config(), settings.config(), "{}", path.display());
-        seen += 1;
-    }
-    assert!(seen >= 13, "{seen} recipes");
-}
-
-#[test]
-fn recipes_for_imagenet_have_the_published_numbers() {
-    for (name, epochs, batch, lr, queue, n_crops) in [
-        ("imagenet-100ep-bs4096.toml", 100, 4096, 4.8, 0, 8),
-        ("imagenet-200ep-bs4096.toml", 200, 4096, 4.8, 0, 8),
-        ("imagenet-400ep-bs4096.toml", 400, 4096, 4.8, 0, 8),
-        ("imagenet-800ep-bs4096.toml", 800, 4096, 4.8, 0, 8),
-        ("imagenet-200ep-bs256.toml", 200, 256, 0.6, 3840, 8),
-        ("imagenet-400ep-bs256.toml", 400, 256, 0.6, 3840, 8),
-        ("imagenet-400ep-2x224.toml", 400, 4096, 4.8, 0, 2),
-        ("imagenet-400ep-w2.toml", 400, 4096, 4.8, 0, 6),
-        ("imagenet-400ep-w4.toml", 400, 2560, 4.8, 2560, 6),
-        ("imagenet-400ep-w5.toml", 400, 1536, 4.8, 1536, 6),
-    ] {
-        let settings = load(name);
-        let config = settings.config();
-        assert_eq!((config.training.epochs, config.training.batch_size), (epochs, batch), "{name}");
-        assert_eq!((config.optimizer.base_lr, config.optimizer.kind), (lr, OptimizerKind::Larc), "{name}");
-        assert_eq!((config.queue.length, settings.queue_length(1)), (queue, queue), "{name}");
-        assert_eq!(settings.loss().n_crops(), n_crops, "{name}");
-        assert_eq!(
-            (config.prototypes.n_prototypes.as_slice(), config.encoder.dim),
-            (&[3000][..], 128),
-            "{name}"
-        );
-        assert_eq!(config.prototypes.freeze_iters, if batch == 256 { 5005 } else { 313 }, "{name}");
-    }
-    let schedule = load("imagenet-800ep-bs4096.toml").schedule(312);
-    assert_eq!((schedule.lr(0), schedule.lr(3119), schedule.lr(800 * 312)), (0.3, 4.8, 0.0048));
-}
+use swav_train::{ConfigError, OptimizerKind, TrainConfig};
 
 #[test]
 fn defaults_are_the_references() {
@@ -267,7 +211,14 @@ fn of_several_overrides_the_wrong_one_is_named() {
 
 #[test]
 fn sizes_are_known_before_anything_is_made() {
-    let settings = load("imagenet-400ep-w5.toml");
+    let text = "
+        augment.crops = [
+            { size = 224, n_crops = 2, min_scale = 0.14, max_scale = 1.0 },
+            { size = 96, n_crops = 4, min_scale = 0.05, max_scale = 0.14 },
+        ]
+        training.batch_size = 1536
+        encoder = { arch = 'resnet50w5', head.mlp.hidden = 10240 }";
+    let settings = TrainConfig::parse(text, &[]).unwrap().check().unwrap();
     let memory = settings.training_memory(1, true);
     // 586 million parameters and those of the head, their gradients and their momentum.
     let network = memory.parts().iter().find(|part| part.keys.starts_with("encoder.width")).unwrap();

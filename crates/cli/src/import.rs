@@ -13,8 +13,10 @@ use crate::program;
 /// Take weights of a residual network from elsewhere: the result is used like the folder of a run.
 ///
 /// Reads .pth and .pth.tar as torch.save writes them, and .safetensors, with the names of the SwAV reference, of torchvision
-/// and of timm. Nothing of a pickle is executed. The architecture is inferred; what is missing or left over is listed. The
-/// folder works with embed, eval and export, and a training starts from it with --set encoder.init=DIR.
+/// and of timm. Nothing of a pickle is executed. The architecture is inferred; what is missing or left over is listed. What
+/// leaves no trace in names and shapes is taken as torchvision has it: the stride of a bottleneck in its 3x3 convolution,
+/// ReLU, max pooling, no blurring before strides. The folder works with embed, eval and export, and a training starts from
+/// it with --set encoder.init=DIR.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The file of weights.

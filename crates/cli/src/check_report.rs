@@ -6,7 +6,7 @@ use crate::output::shown;
 
 /// Prints all of it, with at most `list` lines of a kind.
 pub(crate) fn print(data: &dyn Dataset, report: &CheckReport, list: usize) -> anyhow::Result<()> {
-    print_counts(report)?;
+    print_counts(data, report)?;
     print_classes(data, report, list)?;
     print_sizes(report)?;
     print_duplicates(data, report, list)?;
@@ -17,7 +17,7 @@ pub(crate) fn print(data: &dyn Dataset, report: &CheckReport, list: usize) -> an
     )
 }
 
-fn print_counts(report: &CheckReport) -> anyhow::Result<()> {
+fn print_counts(data: &dyn Dataset, report: &CheckReport) -> anyhow::Result<()> {
     let share = |count: usize| 100.0 * count as f64 / report.n_images.max(1) as f64;
     say!("Images     {:>9}", report.n_images)?;
     say!(
@@ -27,6 +27,13 @@ fn print_counts(report: &CheckReport) -> anyhow::Result<()> {
         report.decoded_bytes as f64 / f64::from(1 << 20)
     )?;
     say!("  grey     {:>9}  {:5.1}%", report.n_grey, share(report.n_grey))?;
+    if !report.blank.is_empty() {
+        say!("  blank    {:>9}  {:5.1}%, of one colour", report.blank.len(), share(report.blank.len()))?;
+        let names: Vec<_> = report.blank.iter().take(3).map(|&index| shown(&data.name(index))).collect();
+        let more = if report.blank.len() > 3 { ", ..." } else { "" };
+        say!("    such as {}{more}", names.join(", "))?;
+        say!("    transparent pictures are laid on data.decode.background, white unless changed")?;
+    }
     say!("  bad      {:>9}  {:5.1}%", report.bad.len(), share(report.bad.len()))?;
     for (kind, count) in report.bad_by_kind() {
         say!("    {kind:<15}{count:>9}")?;

@@ -7,17 +7,19 @@ mod linear;
 mod retrieval;
 mod verdict;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::Value;
-use swav_eval::Record;
+use swav_eval::{Predictions, Record};
 
 use crate::judge::{Judge, Subject};
 use crate::output::outlive_the_reader;
 use crate::run_network::{self, Network};
 
 pub(crate) use knn::record_knn;
+use verdict::Measured;
 pub(crate) use verdict::{Plan, measure};
 
 /// Tell how good the features of a trained network are.
@@ -129,6 +131,16 @@ fn path_of(run: &std::path::Path, name: &str) -> PathBuf {
 /// A record that was written before, if it can be read.
 fn earlier(path: &std::path::Path) -> Option<Record> {
     serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()
+}
+
+/// The share of images whose class comes first, and that among the first five, where there are more classes than that.
+fn accuracies(predictions: &Predictions, truth: &[u32], plan: &Plan) -> anyhow::Result<Vec<Measured>> {
+    let of = |n_classes| plan.bootstrap.mean(&predictions.hits(truth, n_classes)?);
+    let mut measured = vec![("accuracy".to_owned(), of(1)?, truth.len())];
+    if truth.iter().collect::<HashSet<_>>().len() > 5 {
+        measured.push(("top5".to_owned(), of(5)?, truth.len()));
+    }
+    Ok(measured)
 }
 
 /// A number as JSON.

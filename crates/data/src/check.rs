@@ -36,6 +36,8 @@ pub struct CheckReport {
     pub n_unlabelled: usize,
     /// Usable images in greyscale, or in colour with all channels equal everywhere.
     pub n_grey: usize,
+    /// Indices of usable images in which all pixels are equal, such as white drawings that were transparent.
+    pub blank: Vec<usize>,
     /// Usable images by (width, height).
     pub sizes: BTreeMap<(u32, u32), usize>,
     /// Indices of images with the same pixels, for all that occur more than once, by the first index.
@@ -84,6 +86,9 @@ pub fn check(data: &dyn Dataset, progress: impl Fn(usize) + Sync) -> CheckReport
                 }
                 *report.sizes.entry(seen.size).or_default() += 1;
                 report.n_grey += usize::from(seen.is_grey);
+                if seen.is_blank {
+                    report.blank.push(index);
+                }
                 report.decoded_bytes += seen.bytes;
                 by_content.entry(seen.content).or_default().push(index);
             }
@@ -102,6 +107,7 @@ const PROGRESS_EVERY: usize = 256;
 struct Seen {
     size: (u32, u32),
     is_grey: bool,
+    is_blank: bool,
     bytes: u64,
     content: [u64; 2],
 }
@@ -126,7 +132,11 @@ fn look(data: &dyn Dataset, index: usize) -> Result<Seen, BadFile> {
             image.data().chunks_exact(3).all(|pixel| pixel[0] == pixel[1] && pixel[1] == pixel[2])
         }
     };
-    Ok(Seen { size: (image.width(), image.height()), is_grey, bytes: image.data().len() as u64, content })
+    let mut pixels = image.data().chunks_exact(image.channels().count());
+    let first = pixels.next();
+    let is_blank = pixels.all(|pixel| Some(pixel) == first);
+    let (size, bytes) = ((image.width(), image.height()), image.data().len() as u64);
+    Ok(Seen { size, is_grey, is_blank, bytes, content })
 }
 
 impl CheckReport {
@@ -204,6 +214,11 @@ mod tests {
         let report = check(&data, |_| ());
         assert_eq!((report.n_images, report.n_good(), report.n_unlabelled, report.n_grey), (6, 5, 1, 1));
         assert_eq!(report.duplicates, [[1, 2, 4]]);
+        assert_eq!(
+            report.blank,
+            [0, 1, 2, 4],
+            "in colour, the helper's pixels are alike; in grey, they are not"
+        );
         assert_eq!(report.n_contradictions, 1);
         assert_eq!(report.bad_by_kind(), BTreeMap::from([("truncated", 1)]));
         assert_eq!((report.bad[0].index, report.bad[0].reason.as_str()), (3, "truncated: cut"));

@@ -1,7 +1,7 @@
 //! Batch-norm statistics anew, on images as they are evaluated.
 
 use swav_augment::EvalView;
-use swav_data::{Dataset, read_views, spread, view_values};
+use swav_data::{Dataset, counted, read_views, spread, view_values};
 use swav_encoder::{Encoder, image_batch};
 
 use crate::error::TrainError;
@@ -65,7 +65,7 @@ pub(crate) fn reestimate_until(
     let Some(statistics) = encoder.statistics() else { return Ok(true) };
     statistics.reset()?;
     let chosen = spread(data.len(), n_images);
-    let (mut pixels, mut n_batches) = (Vec::new(), 0u64);
+    let (mut pixels, mut n_batches) = (Vec::new(), 0);
     for chosen in chosen.chunks(batch_size) {
         if stop.is_raised() {
             return Ok(false);
@@ -90,6 +90,7 @@ pub(crate) fn reestimate_until(
     if n_batches == 0 {
         return Err(TrainError::TooFewForStatistics { got: n_left });
     }
-    tracing::info!("batch-norm statistics re-estimated over {n_batches} batches of {size}x{size} images");
+    let batches = counted(n_batches, "batch");
+    tracing::info!("batch-norm statistics re-estimated over {batches} of {size}x{size} images");
     Ok(true)
 }

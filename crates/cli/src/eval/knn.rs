@@ -83,8 +83,5 @@ fn vote(spec: KnnSpec, pair: Pair, plan: &Plan) -> anyhow::Result<Vec<Measured>>
         Some(test) => (knn.predict(test.features.rows.view())?, test.labels),
         None => (knn.leave_one_out()?, pair.train.labels),
     };
-    Ok(vec![
-        ("accuracy".to_owned(), plan.bootstrap.mean(&predictions.hits(&truth, 1)?)?, truth.len()),
-        ("top5".to_owned(), plan.bootstrap.mean(&predictions.hits(&truth, 5)?)?, truth.len()),
-    ])
+    super::accuracies(&predictions, &truth, plan)
 }

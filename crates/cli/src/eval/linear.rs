@@ -119,7 +119,7 @@ fn fit(probe: &LinearProbe, train: Labelled, test: Labelled, plan: &Plan) -> any
         );
     }
     let predictions = fit.classifier.predict(test.features.rows.view())?;
-    accuracies(&predictions, &test.labels, plan)
+    super::accuracies(&predictions, &test.labels, plan)
 }
 
 fn reference(
@@ -199,7 +199,7 @@ impl<'a> Lessons<'a> {
         let others = swav_data::Subset::new(data.clone(), self.test.iter().copied())?;
         let features = self.judge.features(&others, backbone, Output::Features)?;
         let truth = features.labels(&others)?;
-        accuracies(&learnt.predict(features.rows.view())?, &truth, plan)
+        super::accuracies(&learnt.predict(features.rows.view())?, &truth, plan)
     }
 }
 
@@ -252,15 +252,6 @@ fn crops(settings: &Settings) -> anyhow::Result<MultiCrop> {
     plain.grayscale.probability = Some(0.0);
     plain.blur.probability = Some(0.0);
     Ok(plain.check()?)
-}
-
-fn accuracies(
-    predictions: &swav_eval::Predictions,
-    truth: &[u32],
-    plan: &Plan,
-) -> anyhow::Result<Vec<Measured>> {
-    let of = |n_classes| plan.bootstrap.mean(&predictions.hits(truth, n_classes)?);
-    Ok(vec![("accuracy".to_owned(), of(1)?, truth.len()), ("top5".to_owned(), of(5)?, truth.len())])
 }
 
 /// An epoch in the log, now and then.

@@ -17,7 +17,7 @@ Builds everything again, which takes some minutes. What a package cannot test, b
 repository, is listed by name. `cargo xtask package -- -p swav-ot` tests one crate alone.
 
 Options:
-  --out DIR   Folder to work in, outside of the repository; kept, so that a second call is fast
+  --out DIR   Folder to work in, outside of the repository; kept, so that a second call builds the packages alone
               [default: swav-package in the system's temporary folder]
   --list      Pack, and list what is not in the packages; build and test nothing
   -h, --help  Print help
@@ -167,7 +167,8 @@ fn pack(packages: &[Package], root: &Path, out: &Path) -> Result<(), String> {
 fn unpack(package: &Package, out: &Path, to: &Path) -> Result<String, String> {
     let name = format!("{}-{}", package.name, env!("CARGO_PKG_VERSION"));
     let mut command = Command::new("tar");
-    command.arg("-xzf").arg(out.join(format!("crates/package/{name}.crate"))).arg("-C").arg(to);
+    // Packages hold one date for all files, ever the same, by which cargo would take changed ones for built.
+    command.arg("-xzmf").arg(out.join(format!("crates/package/{name}.crate"))).arg("-C").arg(to);
     run(command, "tar")?;
     Ok(name)
 }

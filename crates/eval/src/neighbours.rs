@@ -4,7 +4,6 @@
 
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
-
 use swav_kernels::bounds::{GROUP, RowBounds, SIDE_BY_SIDE};
 
 use crate::EvalError;

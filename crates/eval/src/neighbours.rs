@@ -255,18 +255,7 @@ impl Best {
 
     /// Takes in similarities with the rows from `first` on, without row `own`.
     fn look_through(&mut self, similarities: &[f32], first: usize, own: Option<usize>) {
-        for (part, some) in similarities.chunks(LANES).enumerate() {
-            // All are compared at once: few parts have one that counts.
-            if !some.iter().fold(false, |any, &similarity| any | (similarity > self.worst)) {
-                continue;
-            }
-            for (offset, &similarity) in some.iter().enumerate() {
-                let index = first + part * LANES + offset;
-                if similarity > self.worst && own != Some(index) {
-                    self.insert(similarity, index);
-                }
-            }
-        }
+        self.each_above(similarities, first, own, Self::insert);
     }
 
     /// Takes in the rows from `first` on, without row `own`, by bounds of their similarities; `products` gives the
@@ -288,22 +277,37 @@ impl Best {
             best.n_multiplied += waiting.len();
             waiting.clear();
         };
-        for (part, some) in bounds.chunks(LANES).enumerate() {
-            if !some.iter().fold(false, |any, &bound| any | (bound > self.worst)) {
-                continue;
+        self.each_above(bounds, first, own, |best, _, index| {
+            waiting.push(index);
+            if waiting.len() == SIDE_BY_SIDE {
+                take_in(best, &mut waiting);
             }
-            for (offset, &bound) in some.iter().enumerate() {
-                let index = first + part * LANES + offset;
-                if bound > self.worst && own != Some(index) {
-                    waiting.push(index);
-                    if waiting.len() == SIDE_BY_SIDE {
-                        take_in(self, &mut waiting);
-                    }
-                }
-            }
-        }
+        });
         if !waiting.is_empty() {
             take_in(self, &mut waiting);
+        }
+    }
+
+    /// Calls `act` with the values above the worst at that time, and the rows that they are of: those from `first` on, without
+    /// row `own`.
+    fn each_above(
+        &mut self,
+        values: &[f32],
+        first: usize,
+        own: Option<usize>,
+        mut act: impl FnMut(&mut Self, f32, usize),
+    ) {
+        for (part, some) in values.chunks(LANES).enumerate() {
+            // All are compared at once: few parts have one that counts.
+            if !some.iter().fold(false, |any, &value| any | (value > self.worst)) {
+                continue;
+            }
+            for (offset, &value) in some.iter().enumerate() {
+                let index = first + part * LANES + offset;
+                if value > self.worst && own != Some(index) {
+                    act(self, value, index);
+                }
+            }
         }
     }
 

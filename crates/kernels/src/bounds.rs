@@ -35,6 +35,8 @@ const LANES: usize = 16;
 const QUAD: usize = 4;
 /// Numbers that are rounded together.
 const OCTET: usize = 8;
+/// Lines of a panel that have the numbers of an octet.
+const OCTET_LINES: usize = PANEL / LANES * OCTET / QUAD;
 /// The largest whole number that rows are rounded to.
 const LARGEST: f64 = 127.0;
 /// What is added to the bank's numbers, since one factor of the instruction has no sign.
@@ -62,7 +64,6 @@ pub struct QueryBytes {
     /// Rows one after the other, filled up with zeros to whole octets; as many rows as fill whole groups.
     bytes: Vec<[i8; OCTET]>,
     facts: Vec<QueryFacts>,
-    n_rows: usize,
 }
 
 /// What the bounds of a query's products are made of, beside its bytes.
@@ -82,7 +83,7 @@ struct QueryFacts {
 #[repr(C, align(64))]
 struct Line([[u8; QUAD]; LANES]);
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy)]
 enum Instructions {
     /// Made after detection only.
     #[cfg(target_arch = "x86_64")]
@@ -123,7 +124,7 @@ impl<'a> RowBounds<'a> {
         let n_rows = rows.len() / width;
         let n_panels = n_rows.div_ceil(PANEL);
         let octets = width.div_ceil(OCTET);
-        let per_panel = 2 * octets * OCTET / QUAD;
+        let per_panel = octets * OCTET_LINES;
         let mean = mean(rows, width);
         let mean_norm = norm(&mean);
         let mut bank = Self {
@@ -169,12 +170,10 @@ impl<'a> RowBounds<'a> {
     /// If the rows are not of that width.
     pub fn queries(&self, rows: &[f32]) -> QueryBytes {
         assert_eq!(rows.len() % self.width, 0, "rows of {} numbers", self.width);
-        let n_rows = rows.len() / self.width;
-        let stride = self.stride();
-        let n_filled = n_rows.next_multiple_of(GROUP);
-        let mut bytes = vec![[0; OCTET]; n_filled * stride / OCTET];
+        let n_filled = (rows.len() / self.width).next_multiple_of(GROUP);
+        let octets = self.width.div_ceil(OCTET);
+        let mut bytes = vec![[0; OCTET]; n_filled * octets];
         let mut facts = vec![QueryFacts::default(); n_filled];
-        let octets = stride / OCTET;
         let mut values = vec![[0.0; OCTET]; octets];
         let lines = rows.chunks_exact(self.width).zip(bytes.chunks_exact_mut(octets));
         for ((row, bytes), facts) in lines.zip(&mut facts) {
@@ -192,7 +191,7 @@ impl<'a> RowBounds<'a> {
                 excess: SHIFT * bytes.as_flattened().iter().map(|&whole| i32::from(whole)).sum::<i32>(),
             };
         }
-        QueryBytes { bytes, facts, n_rows }
+        QueryBytes { bytes, facts }
     }
 
     /// Bounds of the products of the queries `group * GROUP ..` with some rows of the bank, a query's after the other's: no
@@ -207,15 +206,14 @@ impl<'a> RowBounds<'a> {
             "rows {rows:?}"
         );
         assert_eq!(out.len(), GROUP * rows.len(), "numbers in out");
-        let stride = self.stride();
-        let n_rows = rows.len();
-        let per_panel = 2 * stride / QUAD;
+        let octets = self.width.div_ceil(OCTET);
+        let (n_rows, per_panel) = (rows.len(), octets * OCTET_LINES);
         let mut bounds: TileBounds = [[0.0; PANEL]; GROUP];
         for first in (0..n_rows).step_by(PANEL) {
             let panel = (rows.start + first) / PANEL;
             let of_rows = panel * PANEL..(panel + 1) * PANEL;
             let tile = Tile {
-                queries: &queries.bytes.as_flattened()[group * GROUP * stride..][..GROUP * stride],
+                queries: queries.bytes[group * GROUP * octets..][..GROUP * octets].as_flattened(),
                 facts: &queries.facts[group * GROUP..][..GROUP],
                 panel: &self.panels[panel * per_panel..][..per_panel],
                 scales: &self.scales[of_rows.clone()],
@@ -258,23 +256,6 @@ impl<'a> RowBounds<'a> {
             Instructions::Vnni => unsafe { vnni::products(query, &lines) },
             Instructions::Plain => products(query, &lines),
         }
-    }
-
-    /// The width with what fills the last octet.
-    fn stride(&self) -> usize {
-        self.width.next_multiple_of(OCTET)
-    }
-}
-
-impl QueryBytes {
-    /// How many queries there are.
-    pub fn len(&self) -> usize {
-        self.n_rows
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.n_rows == 0
     }
 }
 
@@ -479,11 +460,12 @@ mod tests {
         let n_rows = bank.rows.len() / bank.width;
         let mut lines = Vec::new();
         let mut out = vec![f32::NAN; GROUP * n_rows];
-        for group in 0..bytes.len().div_ceil(GROUP) {
+        let n_queries = queries.len() / bank.width;
+        for group in 0..n_queries.div_ceil(GROUP) {
             bank.bounds(&bytes, group, 0..n_rows, &mut out);
             lines.extend(out.chunks_exact(n_rows).map(<[f32]>::to_vec));
         }
-        lines.truncate(bytes.len());
+        lines.truncate(n_queries);
         lines
     }
 

@@ -1,7 +1,7 @@
 //! The crop that is being worked on: 8-bit colour planes, and the per-pixel operations that still wait.
 
 use crate::point;
-use crate::{Channels, ImageView, PointOp};
+use crate::{AugmentError, Channels, ImageView, PointOp};
 
 /// A crop on its way through the steps: 8-bit values, one plane per channel, each (height, width).
 ///
@@ -118,13 +118,32 @@ impl Canvas {
 
     /// The pixels after all operations so far as RGB bytes, (height, width, 3).
     pub fn to_rgb_bytes(&mut self) -> Vec<u8> {
-        let n = self.width * self.height;
-        let channels = self.channels;
-        let planes = self.planes();
-        match channels {
-            Channels::Grey => planes.iter().flat_map(|&value| [value; 3]).collect(),
-            Channels::Rgb => (0..n).flat_map(|i| [planes[i], planes[n + i], planes[2 * n + i]]).collect(),
+        let mut bytes = vec![0; self.width * self.height * 3];
+        self.write_rgb_bytes(&mut bytes).expect("the buffer has the canvas's size");
+        bytes
+    }
+
+    /// Writes the pixels after all operations so far as RGB bytes, (height, width, 3). Greyscale values are repeated for the three
+    /// channels.
+    ///
+    /// # Errors
+    /// [`AugmentError::OutputLength`] if `out` has another length than `height * width * 3`.
+    pub fn write_rgb_bytes(&mut self, out: &mut [u8]) -> Result<(), AugmentError> {
+        let (width, height, channels) = (self.width, self.height, self.channels);
+        let n = width * height;
+        if out.len() != 3 * n {
+            return Err(AugmentError::OutputLength { width, height, expected: 3 * n, got: out.len() });
         }
+        let planes = self.planes();
+        let (red, green, blue) = match channels {
+            Channels::Grey => (&planes[..], &planes[..], &planes[..]),
+            Channels::Rgb => (&planes[..n], &planes[n..2 * n], &planes[2 * n..]),
+        };
+        let pixels = out.as_chunks_mut::<3>().0.iter_mut();
+        for (((pixel, &r), &g), &b) in pixels.zip(red).zip(green).zip(blue) {
+            *pixel = [r, g, b];
+        }
+        Ok(())
     }
 
     /// Makes room for a crop of this size, whose planes the caller then fills; nothing waits any more.

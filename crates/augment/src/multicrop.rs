@@ -114,16 +114,44 @@ impl MultiCrop {
         out: &mut [f32],
         scratch: &mut Scratch,
     ) -> Result<(), AugmentError> {
+        self.draw(image, key, out.len(), scratch)?;
+        self.normalize.write(&scratch.canvas, out)
+    }
+
+    /// As [`fill`](Self::fill), before the crop is normalised. All steps work on bytes, so
+    /// [`Normalize::scale_and_offset`] makes the very values of `fill` of them, on a device that is given a quarter of the memory.
+    ///
+    /// # Errors
+    /// As [`fill`](Self::fill).
+    pub fn fill_bytes(
+        &self,
+        image: ImageView<'_>,
+        key: CropKey,
+        out: &mut [u8],
+        scratch: &mut Scratch,
+    ) -> Result<(), AugmentError> {
+        self.draw(image, key, out.len(), scratch)?;
+        scratch.canvas.write_rgb_bytes(out)
+    }
+
+    /// Makes a crop on the canvas, for an output of `len` values.
+    fn draw(
+        &self,
+        image: ImageView<'_>,
+        key: CropKey,
+        len: usize,
+        scratch: &mut Scratch,
+    ) -> Result<(), AugmentError> {
         let crop = usize::try_from(key.crop).unwrap_or(usize::MAX);
         let Some((group, _)) = self.locate(crop) else {
             return Err(AugmentError::NoSuchCrop { got: crop, n_crops: self.n_crops() });
         };
         let group = &self.groups[group];
-        check_length(group.crop.size, out)?;
+        check_length(group.crop.size, len)?;
         let mut rng = key.rng();
         group.crop.apply(image, &mut rng, &mut scratch.resizer, &mut scratch.canvas);
         group.steps.apply(&mut scratch.canvas, &mut rng);
-        self.normalize.write(&scratch.canvas, out)
+        Ok(())
     }
 
     /// Makes all crops of a batch of images in parallel on the current rayon pool.
@@ -209,16 +237,16 @@ impl EvalView {
         out: &mut [f32],
         scratch: &mut Scratch,
     ) -> Result<(), AugmentError> {
-        check_length(self.crop.size, out)?;
+        check_length(self.crop.size, out.len())?;
         self.crop.apply(image, &mut scratch.resizer, &mut scratch.canvas);
         self.normalize.write(&scratch.canvas, out)
     }
 }
 
-fn check_length(size: usize, out: &[f32]) -> Result<(), AugmentError> {
+fn check_length(size: usize, got: usize) -> Result<(), AugmentError> {
     let expected = size * size * 3;
-    if out.len() == expected {
+    if got == expected {
         return Ok(());
     }
-    Err(AugmentError::OutputLength { width: size, height: size, expected, got: out.len() })
+    Err(AugmentError::OutputLength { width: size, height: size, expected, got })
 }

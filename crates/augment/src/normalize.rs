@@ -45,13 +45,16 @@ impl Normalize {
             return Err(AugmentError::OutputLength { width, height, expected, got: out.len() });
         }
         let (planes, pending) = canvas.planes_and_pending();
-        let scale = self.std.map(|std| 1.0 / (255.0 * std));
-        let mut offset = [0.0; 3];
-        for (offset, (mean, std)) in offset.iter_mut().zip(self.mean.iter().zip(self.std)) {
-            *offset = -mean / std;
-        }
+        let (scale, offset) = self.scale_and_offset();
         point::normalize(planes, canvas.channels().count(), pending, &scale, &offset, out);
         Ok(())
+    }
+
+    /// The numbers by which [`write`](Self::write) computes: `x = v scale + offset` in f32, rounded twice. Whoever does the same
+    /// with a crop's bytes ([`MultiCrop::fill_bytes`](crate::MultiCrop::fill_bytes)) has the same bits.
+    pub fn scale_and_offset(&self) -> ([f32; 3], [f32; 3]) {
+        let scale = self.std.map(|std| 1.0 / (255.0 * std));
+        (scale, std::array::from_fn(|channel| -self.mean[channel] / self.std[channel]))
     }
 
     /// The inverse, for looking at a normalised picture: `v = clamp(255 (x std + mean), 0, 255)`, rounded.

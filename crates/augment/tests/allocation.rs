@@ -46,7 +46,7 @@ fn nothing_is_allocated_once_warm() {
     .unwrap();
     let recipe = config.check().unwrap();
     let image = Image::new(320, 240, Channels::Rgb, vec![90; 320 * 240 * 3]).unwrap();
-    let mut out = vec![0.0; 224 * 224 * 3];
+    let (mut out, mut bytes) = (vec![0.0; 224 * 224 * 3], vec![0; 224 * 224 * 3]);
     let mut scratch = Scratch::default();
     let mut pass = || {
         for sample in 0..8 {
@@ -55,6 +55,7 @@ fn nothing_is_allocated_once_warm() {
                 let len = recipe.groups()[group].crop.size.pow(2) * 3;
                 let key = CropKey { seed: 31, epoch: 0, sample, crop: crop as u64 };
                 recipe.fill(image.view(), key, &mut out[..len], &mut scratch).unwrap();
+                recipe.fill_bytes(image.view(), key, &mut bytes[..len], &mut scratch).unwrap();
             }
         }
     };

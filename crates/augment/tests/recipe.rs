@@ -169,6 +169,26 @@ fn wrong_buffers_and_crops_are_refused() {
     );
 }
 
+/// A crop's bytes, scaled by the recipe's numbers, are the values of the crop: for every step, colour and grey.
+#[test]
+fn bytes_become_the_very_values() {
+    let (recipe, mut scratch) = (everything(), Scratch::default());
+    let (scale, offset) = recipe.normalize().scale_and_offset();
+    for (image, sample) in [noise(60, 40, Channels::Rgb), noise(33, 70, Channels::Grey)].iter().zip(0..) {
+        for at in 0..200 {
+            let key = CropKey { seed: 31, epoch: at / 5, sample, crop: at % 5 };
+            let values = fill(&recipe, image.view(), key, &mut scratch);
+            let mut bytes = vec![0; values.len()];
+            recipe.fill_bytes(image.view(), key, &mut bytes, &mut scratch).unwrap();
+            let scaled = bytes.iter().enumerate().map(|(i, &v)| f32::from(v) * scale[i % 3] + offset[i % 3]);
+            assert!(scaled.map(f32::to_bits).eq(values.iter().map(|x| x.to_bits())), "{key:?}");
+        }
+    }
+    let key = CropKey { seed: 31, epoch: 0, sample: 0, crop: 5 };
+    let refused = recipe.fill_bytes(noise(9, 9, Channels::Rgb).view(), key, &mut [], &mut scratch);
+    assert_eq!(refused.unwrap_err(), AugmentError::NoSuchCrop { got: 5, n_crops: 5 });
+}
+
 #[test]
 fn presets_have_the_crops_that_they_promise() {
     for (preset, crops) in [

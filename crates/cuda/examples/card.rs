@@ -12,9 +12,7 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 use swav_cuda::driver::{Card, cards};
 use swav_cuda::exec::{Executor, ExecutorOptions, ProgramId};
-use swav_cuda::network::{
-    BlockKind, Group, Head, Network, NetworkSpec, Options, Stem, StepProgram, StepSpec, padded,
-};
+use swav_cuda::network::{BlockKind, Group, Head, Network, NetworkSpec, Stem, StepProgram, StepSpec, padded};
 use swav_cuda::plans::Selection;
 use swav_cuda::self_test::{Check, Scenario, check_operations, compare, kind, self_test};
 use swav_cuda::shape::Element;
@@ -276,13 +274,12 @@ impl Running {
             network: workload.network.clone(),
             step: workload.step.clone(),
             element,
+            pixels: PixelFormat::U8 { scale: [1.0 / 64.0; 3], shift: [-2.0; 3] },
             n_steps: 1,
             open: 0.0,
         };
         let network = Network::new(workload.network.clone());
-        let pixels = PixelFormat::U8 { scale: [1.0 / 64.0; 3], shift: [-2.0; 3] };
-        let options = Options { element, checkpointing: false, pixels };
-        let program = network.step(&scenario.step, &options);
+        let program = scenario.program(&network);
         let mut executor = executor(Selection::Fastest, graphs)?;
         let id = executor.load(program.program.clone())?;
         let mut running = Running { executor, id, program, scenario, network, serial: 0 };

@@ -37,6 +37,10 @@ DEVICE u32 pack_bf16(float low, float high) {
   return r;
 }
 
+// Never joined into one operation that rounds once.
+DEVICE float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+DEVICE float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+
 DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
 
 // The value of the lane whose number differs in the bits of `mask`; all 32 lanes take part.

@@ -2,7 +2,8 @@
 
 DEVICE float image_value(const float* images, size_t i, int, const Scaling&, const REAL*) { return images[i]; }
 DEVICE float image_value(const u8* images, size_t i, int c, const Scaling& s, const REAL*) {
-  return fmaf((float)images[i], s.scale[c], s.shift[c]);
+  // Rounded twice, as the host does it: a step of bytes then has the bits of one of values.
+  return add_rounded(multiply_rounded((float)images[i], s.scale[c]), s.shift[c]);
 }
 
 // Three channels and five zeros a pixel.

@@ -1,5 +1,8 @@
 //! Batches of views, and the memory they live in.
 
+use std::fmt::Debug;
+use std::sync::Arc;
+
 use crossbeam_channel::Sender;
 use ndarray::{Array4, ArrayView3, ArrayView4, Axis};
 use swav_augment::{CropKey, EvalView, ImageView, MultiCrop, Scratch};
@@ -35,8 +38,15 @@ pub struct ViewKey {
     pub sample: u64,
 }
 
+/// What pixels are made of: normalised `f32`, or the `u8` that they are before.
+pub trait Pixel: Copy + Default + Debug + Send + Sync + 'static {}
+
+impl Pixel for f32 {}
+
+impl Pixel for u8 {}
+
 /// Makes the views of an image: [`MultiCrop`] for training, [`EvalView`] for evaluation, or any function of (image, key).
-pub trait Views: Send + Sync {
+pub trait Views<P: Pixel = f32>: Send + Sync {
     /// The sizes and numbers of views, in the order in which [`write`](Self::write) gets them.
     fn shapes(&self) -> Vec<ViewShape>;
 
@@ -49,7 +59,7 @@ pub trait Views: Send + Sync {
         &self,
         image: ImageView<'_>,
         key: ViewKey,
-        views: &mut [&mut [f32]],
+        views: &mut [&mut [P]],
         scratch: &mut Scratch,
     ) -> Result<(), Cause>;
 }
@@ -79,6 +89,30 @@ impl Views for MultiCrop {
     }
 }
 
+/// The views of a recipe before they are normalised, for devices that do that themselves: see [`MultiCrop::fill_bytes`].
+#[derive(Clone, Debug)]
+pub struct ByteViews(pub Arc<MultiCrop>);
+
+impl Views<u8> for ByteViews {
+    fn shapes(&self) -> Vec<ViewShape> {
+        self.0.shapes()
+    }
+
+    fn write(
+        &self,
+        image: ImageView<'_>,
+        key: ViewKey,
+        views: &mut [&mut [u8]],
+        scratch: &mut Scratch,
+    ) -> Result<(), Cause> {
+        let ViewKey { seed, epoch, sample } = key;
+        for (view, crop) in views.iter_mut().zip(0..) {
+            self.0.fill_bytes(image, CropKey { seed, epoch, sample, crop }, view, scratch)?;
+        }
+        Ok(())
+    }
+}
+
 impl Views for EvalView {
     fn shapes(&self) -> Vec<ViewShape> {
         vec![ViewShape { n_crops: 1, height: self.size(), width: self.size() }]
@@ -95,7 +129,7 @@ impl Views for EvalView {
     }
 }
 
-impl<V: Views + ?Sized> Views for std::sync::Arc<V> {
+impl<P: Pixel, V: Views<P> + ?Sized> Views<P> for Arc<V> {
     fn shapes(&self) -> Vec<ViewShape> {
         (**self).shapes()
     }
@@ -104,7 +138,7 @@ impl<V: Views + ?Sized> Views for std::sync::Arc<V> {
         &self,
         image: ImageView<'_>,
         key: ViewKey,
-        views: &mut [&mut [f32]],
+        views: &mut [&mut [P]],
         scratch: &mut Scratch,
     ) -> Result<(), Cause> {
         (**self).write(image, key, views, scratch)
@@ -113,20 +147,20 @@ impl<V: Views + ?Sized> Views for std::sync::Arc<V> {
 
 /// All views of one size in a batch.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct CropGroup {
+pub struct CropGroup<P = f32> {
     /// Views of each image.
     pub n_crops: usize,
     /// The views, (n_crops x batch_size, height, width, 3) in standard layout: all images of the first crop, then of the
     /// second, ...
-    pub images: Array4<f32>,
+    pub images: Array4<P>,
 }
 
-impl CropGroup {
+impl<P: Pixel> CropGroup<P> {
     /// One view: crop `crop` of the batch's image `image`, (height, width, 3).
     ///
     /// # Panics
     /// If there is no such view.
-    pub fn view(&self, crop: usize, image: usize) -> ArrayView3<'_, f32> {
+    pub fn view(&self, crop: usize, image: usize) -> ArrayView3<'_, P> {
         let batch_size = self.images.len_of(Axis(0)) / self.n_crops.max(1);
         assert!(
             crop < self.n_crops && image < batch_size,
@@ -150,9 +184,9 @@ pub struct BadImage {
 
 /// One batch. When it is dropped, its memory goes back to the loader that made it.
 #[derive(Debug, Default)]
-pub struct MultiCropBatch {
+pub struct MultiCropBatch<P: Pixel = f32> {
     /// The views, by size.
-    pub groups: Vec<CropGroup>,
+    pub groups: Vec<CropGroup<P>>,
     /// The number of images.
     pub batch_size: usize,
     /// The images' indices in the data set; a bad image's place holds the index of its replacement.
@@ -167,17 +201,17 @@ pub struct MultiCropBatch {
     /// them. A loader names each image once.
     pub bad: Vec<BadImage>,
     /// Where the memory goes when the batch is dropped.
-    pub(crate) recycle: Option<Sender<Buffers>>,
+    pub(crate) recycle: Option<Sender<Buffers<P>>>,
 }
 
-impl MultiCropBatch {
+impl<P: Pixel> MultiCropBatch<P> {
     /// The views by size, each (n_crops x batch_size, height, width, 3): what an encoder takes.
-    pub fn views(&self) -> Vec<ArrayView4<'_, f32>> {
+    pub fn views(&self) -> Vec<ArrayView4<'_, P>> {
         self.groups.iter().map(|group| group.images.view()).collect()
     }
 }
 
-impl Drop for MultiCropBatch {
+impl<P: Pixel> Drop for MultiCropBatch<P> {
     fn drop(&mut self) {
         if let Some(recycle) = self.recycle.take() {
             let groups = std::mem::take(&mut self.groups).into_iter();
@@ -194,19 +228,19 @@ impl Drop for MultiCropBatch {
 
 /// The memory of a batch.
 #[derive(Debug, Default)]
-pub(crate) struct Buffers {
+pub(crate) struct Buffers<P> {
     /// The values of each group.
-    pub groups: Vec<Vec<f32>>,
+    pub groups: Vec<Vec<P>>,
     pub indices: Vec<usize>,
     pub labels: Vec<Option<u32>>,
 }
 
-impl Buffers {
+impl<P: Pixel> Buffers<P> {
     /// Gives the memory the size of a batch; contents are whatever was there.
     pub fn resize(&mut self, shapes: &[ViewShape], batch_size: usize) {
         self.groups.resize_with(shapes.len(), Vec::new);
         for (group, shape) in self.groups.iter_mut().zip(shapes) {
-            group.resize(shape.n_crops * batch_size * shape.view_len(), 0.0);
+            group.resize(shape.n_crops * batch_size * shape.view_len(), P::default());
         }
         self.labels.clear();
         self.labels.resize(batch_size, None);
@@ -238,7 +272,7 @@ impl Buffers {
 ///
 /// # Panics
 /// If there are not as many values as the shape has.
-pub(crate) fn crop_group(shape: &ViewShape, batch_size: usize, values: Vec<f32>) -> CropGroup {
+pub(crate) fn crop_group<P: Pixel>(shape: &ViewShape, batch_size: usize, values: Vec<P>) -> CropGroup<P> {
     let dimensions = (shape.n_crops * batch_size, shape.height, shape.width, 3);
     let images = Array4::from_shape_vec(dimensions, values).expect("buffers have the size of the batch");
     CropGroup { n_crops: shape.n_crops, images }
@@ -252,7 +286,7 @@ mod tests {
     fn compacting_keeps_every_crop_of_the_kept_images() {
         let shapes =
             [ViewShape { n_crops: 2, height: 1, width: 1 }, ViewShape { n_crops: 1, height: 2, width: 1 }];
-        let mut buffers = Buffers { indices: vec![10, 11, 12, 13], ..Buffers::default() };
+        let mut buffers = Buffers::<f32> { indices: vec![10, 11, 12, 13], ..Buffers::default() };
         buffers.resize(&shapes, 4);
         for (group, shape) in buffers.groups.iter_mut().zip(&shapes) {
             let size = shape.view_len();

@@ -35,7 +35,7 @@ mod unpack;
 mod views;
 mod zip;
 
-pub use batch::{BadImage, CropGroup, MultiCropBatch, ViewKey, ViewShape, Views};
+pub use batch::{BadImage, ByteViews, CropGroup, MultiCropBatch, Pixel, ViewKey, ViewShape, Views};
 pub use cache::Cached;
 pub use census::LabelCensus;
 pub use check::{BadFile, CheckReport, check};

@@ -18,8 +18,8 @@ use swav_augment::{
     Preset, Scratch,
 };
 use swav_data::{
-    BatchPlan, Cause, DataConfig, Dataset, Loader, LoaderConfig, LoaderError, MultiCropBatch, OnBad,
-    Position, SampleError, Shapes, ShapesConfig, Shuffle, Split, ViewKey, ViewShape, Views, open,
+    BatchPlan, ByteViews, Cause, DataConfig, Dataset, Loader, LoaderConfig, LoaderError, MultiCropBatch,
+    OnBad, Position, SampleError, Shapes, ShapesConfig, Shuffle, Split, ViewKey, ViewShape, Views, open,
 };
 
 fn shapes(n_train: usize) -> Arc<dyn Dataset> {
@@ -53,6 +53,32 @@ fn start(data: &Arc<dyn Dataset>, config: &LoaderConfig, plan: BatchPlan, positi
 /// The same from the beginning.
 fn begin(data: &Arc<dyn Dataset>, config: &LoaderConfig, plan: BatchPlan) -> Loader {
     start(data, config, plan, Position::default())
+}
+
+/// A loader of bytes gives the same images, labels and places, and the bytes of the very views.
+#[test]
+fn batches_of_bytes_are_those_of_values() {
+    let data = shapes(21);
+    let (scale, offset) = recipe().normalize().scale_and_offset();
+    for n_workers in [1, 3] {
+        let spec = workers(n_workers).check().unwrap();
+        let views = Arc::new(ByteViews(Arc::new(recipe())));
+        let bytes: Loader<u8> = Loader::new(data.clone(), views, &spec, PLAN, Position::default()).unwrap();
+        let mut n_batches = 0;
+        for (bytes, values) in bytes.zip(begin(&data, &workers(2), PLAN)) {
+            let (bytes, values) = (bytes.unwrap(), values.unwrap());
+            assert_eq!((bytes.position, bytes.ends_epoch), (values.position, values.ends_epoch));
+            assert_eq!((&bytes.indices, &bytes.labels), (&values.indices, &values.labels));
+            for (bytes, values) in bytes.groups.iter().zip(&values.groups) {
+                assert_eq!((bytes.n_crops, bytes.images.dim()), (values.n_crops, values.images.dim()));
+                let scaled = bytes.images.indexed_iter();
+                let scaled = scaled.map(|((.., c), &v)| f32::from(v) * scale[c] + offset[c]);
+                assert!(scaled.map(f32::to_bits).eq(values.images.iter().map(|x| x.to_bits())));
+            }
+            n_batches += 1;
+        }
+        assert_eq!(n_batches, 2 * (21 / 8));
+    }
 }
 
 /// Everything of a batch that must repeat, floats by their bits.

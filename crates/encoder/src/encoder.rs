@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, ArrayView4};
 use swav_collective::Collective;
 
-use crate::{EncoderConfig, EncoderError, StateDict, UpdateRule, UpdateStats, WholeStep};
+use crate::{Crops, EncoderConfig, EncoderError, StateDict, UpdateRule, UpdateStats, WholeStep};
 
 /// The channels of every image.
 pub const IMAGE_CHANNELS: usize = 3;
@@ -231,19 +231,24 @@ pub fn image_batch(
 
 /// Checks that images have three channels and that there is at least one pixel.
 pub(crate) fn check_images(images: &ArrayView4<'_, f32>) -> Result<(), EncoderError> {
-    if images.is_empty() || images.shape()[3] != IMAGE_CHANNELS {
+    check_shape(images.dim().into())
+}
+
+fn check_shape(shape: [usize; 4]) -> Result<(), EncoderError> {
+    if shape.contains(&0) || shape[3] != IMAGE_CHANNELS {
         let expected = "(images, height, width, 3), not empty";
-        return Err(EncoderError::Images { expected, got: format!("{:?}", images.shape()) });
+        return Err(EncoderError::Images { expected, got: format!("{shape:?}") });
     }
     Ok(())
 }
 
 /// As [`check_images`] for every group, of which there has to be one.
-pub(crate) fn check_groups(groups: &[ArrayView4<'_, f32>]) -> Result<(), EncoderError> {
-    if groups.is_empty() {
+pub(crate) fn check_groups(groups: Crops<'_>) -> Result<(), EncoderError> {
+    let shapes = groups.shapes();
+    if shapes.is_empty() {
         return Err(EncoderError::Images { expected: "at least one group of images", got: "none".into() });
     }
-    groups.iter().try_for_each(check_images)
+    shapes.into_iter().try_for_each(check_shape)
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@
 mod composed;
 mod config;
 mod cpu;
+mod crops;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod encoder;
@@ -52,6 +53,7 @@ mod whole_step;
 pub use config::{
     Arch, BlockKind, Checkpointing, EncoderConfig, EncoderSpec, Head, Precision, ResNet, Stem, Variant,
 };
+pub use crops::{Crops, Scaling};
 pub use encoder::{
     Description, Encoder, IMAGE_CHANNELS, Output, RunningStatistics, SyncBatchNorm, image_batch,
 };

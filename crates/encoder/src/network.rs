@@ -13,7 +13,7 @@ use crate::init::initial_values;
 use crate::layers::{BATCHES, Layers, MEAN, ParameterInfo, VAR};
 use crate::unit_length::{to_unit_length, unit_length_gradient};
 use crate::{
-    Description, Encoder, EncoderError, EncoderSpec, Output, RunningStatistics, Slots, StateDict,
+    Crops, Description, Encoder, EncoderError, EncoderSpec, Output, RunningStatistics, Slots, StateDict,
     StateTensor, StepInputs, StepPlan, StepReport, SyncBatchNorm, UpdateRule, UpdateStats, WholeStep,
 };
 
@@ -88,7 +88,7 @@ impl Network {
         momentum: f32,
         record: bool,
     ) -> Result<Array2<f32>, EncoderError> {
-        check_groups(groups)?;
+        check_groups(Crops::Values(groups))?;
         let rows = self.engine.forward_train(groups, momentum, record)?;
         self.count_batches(groups.len());
         Ok(rows)
@@ -350,14 +350,10 @@ impl WholeStep for Network {
         self.engine_step()?.queue()
     }
 
-    fn step(
-        &mut self,
-        groups: &[ArrayView4<'_, f32>],
-        inputs: &StepInputs,
-    ) -> Result<Option<StepReport>, EncoderError> {
-        check_groups(groups)?;
-        let report = self.engine_step()?.step(groups, inputs)?;
-        self.count_batches(groups.len());
+    fn step(&mut self, crops: Crops<'_>, inputs: &StepInputs) -> Result<Option<StepReport>, EncoderError> {
+        check_groups(crops)?;
+        let report = self.engine_step()?.step(crops, inputs)?;
+        self.count_batches(crops.shapes().len());
         Ok(report)
     }
 

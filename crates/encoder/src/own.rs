@@ -10,8 +10,8 @@ use swav_optim::{Role, apply};
 use crate::encoder::{check_groups, check_images};
 use crate::unit_length::{to_unit_length, unit_length_gradient};
 use crate::{
-    BoxedError, Description, Encoder, EncoderError, Output, Slots, StateDict, StateTensor, SyncBatchNorm,
-    UpdateRule, UpdateStats,
+    BoxedError, Crops, Description, Encoder, EncoderError, Output, Slots, StateDict, StateTensor,
+    SyncBatchNorm, UpdateRule, UpdateStats,
 };
 
 /// Arrays by name: the parameters of a [`Model`], or their gradients.
@@ -257,7 +257,7 @@ impl<M: Model> Encoder for OwnEncoder<M> {
 
     fn forward_train(&mut self, groups: &[ArrayView4<'_, f32>]) -> Result<Array2<f32>, EncoderError> {
         (self.pending, self.gradients) = (None, None);
-        check_groups(groups)?;
+        check_groups(Crops::Values(groups))?;
         let (mut rows, mut saved) = (Vec::new(), Vec::new());
         for &images in groups {
             let (group, kept) = self.model.forward(&self.parameters, images)?;

@@ -5,9 +5,9 @@
 //! what is computed in between, so an engine may offer to do it all. What it cannot do (other codes, several heads, several
 //! processes) stays with the trainer's own step, which gives the same numbers.
 
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayView4};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
 
-use crate::{EncoderError, Slots, UpdateRule};
+use crate::{Crops, EncoderError, Scaling, Slots, UpdateRule};
 
 /// Crops of one resolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +27,8 @@ pub struct StepPlan {
     pub batch_size: usize,
     /// The resolutions, in the order in which their images come; crops are numbered through in this order.
     pub groups: Vec<GroupShape>,
+    /// How the device makes values of crops that come as bytes; `None` where they come as values.
+    pub scaling: Option<Scaling>,
     /// The crops that get codes.
     pub crops_for_assign: Vec<usize>,
     /// The temperature of the predictions, above 0.
@@ -118,12 +120,9 @@ pub trait WholeStep {
     /// gives what is left.
     ///
     /// # Errors
-    /// [`EncoderError::Images`] for other shapes than the plan's, or a device's error, also of an earlier step.
-    fn step(
-        &mut self,
-        groups: &[ArrayView4<'_, f32>],
-        inputs: &StepInputs,
-    ) -> Result<Option<StepReport>, EncoderError>;
+    /// [`EncoderError::Images`] for other shapes than the plan's, for bytes where it has no scaling and for values where it has
+    /// one, or a device's error, also of an earlier step.
+    fn step(&mut self, crops: Crops<'_>, inputs: &StepInputs) -> Result<Option<StepReport>, EncoderError>;
 
     /// Waits for all steps and returns the reports that [`step`](Self::step) has not, in order.
     ///

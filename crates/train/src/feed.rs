@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use ndarray::{Array4, ArrayView4};
 use swav_collective::Collective;
-use swav_data::{BadImage, BatchPlan, Dataset, Loader, LoaderError, MultiCropBatch};
+use swav_data::{
+    BadImage, BatchPlan, ByteViews, Dataset, Loader, LoaderError, LoaderStats, MultiCropBatch, Pixel,
+};
+use swav_encoder::{Crops, Scaling};
 
 use crate::checkpoint::RunPosition;
 use crate::config::Settings;
@@ -13,10 +17,61 @@ use crate::progress::Progress;
 /// Bad images up to this number are named one by one in the log.
 const NAMED_IN_LOG: u64 = 20;
 
+/// In which form crops are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Normalised, as encoders take them.
+    Values,
+    /// As bytes, for a device that normalises.
+    Bytes,
+}
+
 /// Batches of this process.
 pub(crate) struct Feed {
-    loader: Loader,
+    loader: Source,
     n_bad_images: u64,
+}
+
+enum Source {
+    Values(Loader),
+    Bytes(Loader<u8>, Scaling),
+}
+
+/// A batch in one of the forms.
+pub(crate) enum FedBatch {
+    Values(MultiCropBatch),
+    /// And how bytes become the values of the other form.
+    Bytes(MultiCropBatch<u8>, Scaling),
+}
+
+impl FedBatch {
+    /// The index in the data set of each image.
+    pub(crate) fn indices(&self) -> &[usize] {
+        match self {
+            FedBatch::Values(batch) => &batch.indices,
+            FedBatch::Bytes(batch, _) => &batch.indices,
+        }
+    }
+
+    /// Lets `step` have the crops as they are.
+    pub(crate) fn with_crops<T>(&self, step: impl FnOnce(Crops<'_>) -> T) -> T {
+        match self {
+            FedBatch::Values(batch) => step(Crops::Values(&batch.views())),
+            FedBatch::Bytes(batch, _) => step(Crops::Bytes(&batch.views())),
+        }
+    }
+
+    /// Lets `step` have the crops as values.
+    pub(crate) fn with_values<T>(&self, step: impl FnOnce(&[ArrayView4<'_, f32>]) -> T) -> T {
+        match self {
+            FedBatch::Values(batch) => step(&batch.views()),
+            FedBatch::Bytes(batch, scaling) => {
+                let values: Vec<Array4<f32>> =
+                    batch.views().into_iter().map(|images| scaling.values(images)).collect();
+                step(&values.iter().map(|values| values.view()).collect::<Vec<_>>())
+            }
+        }
+    }
 }
 
 impl Feed {
@@ -26,6 +81,7 @@ impl Feed {
         data: Arc<dyn Dataset>,
         position: RunPosition,
         collective: &dyn Collective,
+        form: Form,
     ) -> Result<Self, TrainError> {
         let training = &settings.config().training;
         let plan = BatchPlan {
@@ -35,16 +91,35 @@ impl Feed {
             world_size: collective.world_size(),
             n_epochs: Some(training.epochs),
         };
-        let views = settings.multi_crop().clone();
-        let loader = Loader::new(data, views, settings.loader(), plan, position.in_data())?;
+        let (views, spec, start) = (settings.multi_crop().clone(), settings.loader(), position.in_data());
+        let loader = match form {
+            Form::Values => Source::Values(Loader::new(data, views, spec, plan, start)?),
+            Form::Bytes => {
+                let views = Arc::new(ByteViews(views));
+                Source::Bytes(Loader::new(data, views, spec, plan, start)?, scaling(settings))
+            }
+        };
         Ok(Self { loader, n_bad_images: 0 })
     }
 
     /// The next batch.
-    pub(crate) fn next(&mut self, progress: &Progress) -> Result<MultiCropBatch, TrainError> {
-        // The trainer stops by its own count; a loader that ends before is as good as dead.
-        let batch = self.loader.next_batch()?.ok_or(LoaderError::Died)?;
-        for BadImage { name, reason, .. } in &batch.bad {
+    pub(crate) fn next(&mut self, progress: &Progress) -> Result<FedBatch, TrainError> {
+        match &mut self.loader {
+            Source::Values(loader) => {
+                let batch = next_of(loader)?;
+                self.name_bad(&batch.bad, progress);
+                Ok(FedBatch::Values(batch))
+            }
+            Source::Bytes(loader, scaling) => {
+                let (batch, scaling) = (next_of(loader)?, *scaling);
+                self.name_bad(&batch.bad, progress);
+                Ok(FedBatch::Bytes(batch, scaling))
+            }
+        }
+    }
+
+    fn name_bad(&mut self, bad: &[BadImage], progress: &Progress) {
+        for BadImage { name, reason, .. } in bad {
             self.n_bad_images += 1;
             let n_bad = self.n_bad_images;
             if n_bad <= NAMED_IN_LOG {
@@ -55,12 +130,14 @@ impl Feed {
                 progress.log(|| tracing::warn!(image = %name, %reason, n_bad, message));
             }
         }
-        Ok(batch)
     }
 
     /// Seconds spent waiting for batches so far.
     pub(crate) fn seconds_waited(&self) -> f64 {
-        let stats = self.loader.stats();
+        let stats: LoaderStats = match &self.loader {
+            Source::Values(loader) => loader.stats(),
+            Source::Bytes(loader, _) => loader.stats(),
+        };
         (stats.waited + stats.waited_first).as_secs_f64()
     }
 
@@ -68,4 +145,15 @@ impl Feed {
     pub(crate) fn n_bad_images(&self) -> u64 {
         self.n_bad_images
     }
+}
+
+/// How the crops' bytes become the values that the recipe would make of them, bit for bit.
+pub(crate) fn scaling(settings: &Settings) -> Scaling {
+    let (scale, shift) = settings.multi_crop().normalize().scale_and_offset();
+    Scaling { scale, shift }
+}
+
+fn next_of<P: Pixel>(loader: &mut Loader<P>) -> Result<MultiCropBatch<P>, TrainError> {
+    // The trainer stops by its own count; a loader that ends before is as good as dead.
+    Ok(loader.next_batch()?.ok_or(LoaderError::Died)?)
 }

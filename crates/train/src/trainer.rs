@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use swav_collective::{Collective, Decision, Vote};
-use swav_data::{Dataset, MultiCropBatch};
+use swav_data::Dataset;
 use swav_encoder::{Encoder, StateDict};
 
 use crate::checkpoint::{Checkpoint, RunPosition};
@@ -14,7 +14,7 @@ use crate::codes::EpochStart;
 use crate::collective::agreed;
 use crate::config::{OnCollapse, Settings};
 use crate::error::{TrainError, chain};
-use crate::feed::Feed;
+use crate::feed::{FedBatch, Feed, Form};
 use crate::health::Alarm;
 use crate::hooks::{EpochEvent, HookResult, Hooks, Notes, StepEvent};
 use crate::lock::RunLock;
@@ -209,11 +209,10 @@ impl Trainer {
         let mut saved = None;
         let mut feed = None;
         if self.position.step < total {
-            let collective = self.collective.as_ref();
-            feed = Some(Feed::new(&self.settings, self.data.clone(), self.position, collective)?);
             if self.collective.world_size() == 1 {
                 self.on_device = OnDevice::prepare(self.encoder.as_mut(), &mut self.swav, &self.settings)?;
             }
+            feed = Some(self.feed()?);
         }
         while let Some(feed) = feed.as_mut().filter(|_| self.position.step < total) {
             let (begun, waited) = (Instant::now(), feed.seconds_waited());
@@ -251,6 +250,12 @@ impl Trainer {
             100.0 * outcome.data_wait
         );
         Ok(outcome)
+    }
+
+    /// Batches from here on, in the form that steps take.
+    pub(crate) fn feed(&self) -> Result<Feed, TrainError> {
+        let form = if self.on_device.is_some() { Form::Bytes } else { Form::Values };
+        Feed::new(&self.settings, self.data.clone(), self.position, self.collective.as_ref(), form)
     }
 
     /// Whether this process is the one that writes the run's folder.
@@ -295,7 +300,7 @@ impl Trainer {
         feed: &mut Feed,
         stop: &StopFlag,
         progress: &Progress,
-    ) -> Result<Option<MultiCropBatch>, TrainError> {
+    ) -> Result<Option<FedBatch>, TrainError> {
         let (batch, vote) = match stop.is_raised() {
             true => (Ok(None), Vote::Stop),
             false => match feed.next(progress) {
@@ -331,7 +336,7 @@ impl Trainer {
     }
 
     /// The step on a batch at the current position, and with it the start of an epoch; the steps whose numbers are then known.
-    pub(crate) fn one_step(&mut self, batch: &MultiCropBatch) -> Result<Vec<Done>, TrainError> {
+    pub(crate) fn one_step(&mut self, batch: &FedBatch) -> Result<Vec<Done>, TrainError> {
         if self.position.batch == 0 {
             self.remedy()?;
             self.start_epoch()?;
@@ -381,18 +386,19 @@ impl Trainer {
 
     /// One step on a batch: on the encoder's device as a whole if it runs there, else here. The steps whose numbers are
     /// then known.
-    fn step(&mut self, batch: &MultiCropBatch) -> Result<Vec<Done>, TrainError> {
+    fn step(&mut self, batch: &FedBatch) -> Result<Vec<Done>, TrainError> {
         let position = self.position;
         let update = self.settings.update(position.step, self.lr(position.step));
-        let groups = batch.views();
         let moment = self.moment();
         let encoder = self.encoder.as_mut();
         if let Some(steps) = &mut self.on_device {
-            let known = steps.step(encoder, &groups, moment, &update)?;
+            let known = batch.with_crops(|crops| steps.step(encoder, crops, moment, &update))?;
             return self.done_on_device(known);
         }
-        let batch = Batch { groups: &groups, indices: &batch.indices, moment };
-        let output = self.swav.forward_backward(encoder, &batch, self.collective.as_ref())?;
+        let output = batch.with_values(|groups| {
+            let batch = Batch { groups, indices: batch.indices(), moment };
+            self.swav.forward_backward(encoder, &batch, self.collective.as_ref())
+        })?;
         let norms = self.swav.update(encoder, &output, &update)?;
         let mut loss = [output.loss / self.collective.world_size() as f64];
         self.collective.sum_f64(&mut loss)?;

@@ -9,7 +9,6 @@ use swav_encoder::Encoder;
 use crate::advice::StepFacts;
 use crate::config::Settings;
 use crate::error::TrainError;
-use crate::feed::Feed;
 use crate::progress::Progress;
 use crate::run_folder::RunFolder;
 use crate::setup::Setup;
@@ -78,11 +77,9 @@ impl Trial {
     }
 
     fn run(&self, mut trainer: Trainer) -> Result<TrialOutcome, TrainError> {
-        let collective = trainer.collective.clone();
-        let mut feed =
-            Feed::new(&trainer.settings, trainer.data.clone(), trainer.position, collective.as_ref())?;
         trainer.on_device =
             OnDevice::prepare(trainer.encoder.as_mut(), &mut trainer.swav, &trainer.settings)?;
+        let mut feed = trainer.feed()?;
         let progress = Progress::new(false, trainer.position, 1, 1, 1);
         let (begun, mut first_seconds) = (Instant::now(), 0.0);
         let (mut counted, mut waited, mut n_steps) = (Instant::now(), 0.0, 0);

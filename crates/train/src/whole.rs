@@ -8,9 +8,8 @@
 
 use std::collections::VecDeque;
 
-use ndarray::ArrayView4;
 use swav_data::Views;
-use swav_encoder::{Encoder, EncoderError, GroupShape, StepInputs, StepPlan, StepReport, WholeStep};
+use swav_encoder::{Crops, Encoder, EncoderError, GroupShape, StepInputs, StepPlan, StepReport, WholeStep};
 use swav_losses::Diagnostics;
 use swav_optim::UpdateStats;
 use swav_prototypes::{FeatureQueue, Prototypes};
@@ -18,6 +17,7 @@ use swav_prototypes::{FeatureQueue, Prototypes};
 use crate::codes::CodesVitals;
 use crate::config::Settings;
 use crate::error::{Quantity, TrainError};
+use crate::feed::scaling;
 use crate::moment::Moment;
 use crate::step::{StepNumbers, Swav, Update};
 
@@ -75,7 +75,7 @@ impl OnDevice {
     pub(crate) fn step(
         &mut self,
         encoder: &mut dyn Encoder,
-        groups: &[ArrayView4<'_, f32>],
+        crops: Crops<'_>,
         moment: Moment,
         update: &Update,
     ) -> Result<Vec<(Moment, StepNumbers)>, TrainError> {
@@ -89,7 +89,7 @@ impl OnDevice {
             push_queue: self.filled.is_some(),
         };
         self.pending.push_back((moment, use_queue));
-        let report = whole(encoder)?.step(groups, &inputs)?;
+        let report = whole(encoder)?.step(crops, &inputs)?;
         self.filled = self.filled.map(|filled| (filled + self.plan.batch_size).min(self.plan.queue_length));
         report.into_iter().map(|report| self.numbers(report)).collect()
     }
@@ -183,6 +183,7 @@ fn plan(swav: &mut Swav, settings: &Settings) -> Result<Option<StepPlan>, TrainE
     Ok(Some(StepPlan {
         batch_size: settings.config().training.batch_size,
         groups: settings.multi_crop().shapes().into_iter().map(shape).collect(),
+        scaling: Some(scaling(settings)),
         crops_for_assign: loss.assign().to_vec(),
         temperature: loss.temperature(),
         epsilon: codes.solver().epsilon(),

@@ -10,7 +10,7 @@ use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayView4};
 use support::{Linear, assert_same_bits, data, settings, start};
 use swav_collective::{Collective, Single};
 use swav_encoder::{
-    Description, Encoder, EncoderError, Output, Slots, StateDict, StepInputs, StepPlan, StepReport,
+    Crops, Description, Encoder, EncoderError, Output, Slots, StateDict, StepInputs, StepPlan, StepReport,
     SyncBatchNorm, UpdateRule, UpdateStats, WholeStep,
 };
 use swav_losses::SwappedPrediction;
@@ -81,11 +81,11 @@ impl WholeStep for Device {
         Ok(self.swav().codes.as_sinkhorn().unwrap().queue().expect("a queue was loaded").rows().to_owned())
     }
 
-    fn step(
-        &mut self,
-        groups: &[ArrayView4<'_, f32>],
-        inputs: &StepInputs,
-    ) -> Result<Option<StepReport>, EncoderError> {
+    fn step(&mut self, crops: Crops<'_>, inputs: &StepInputs) -> Result<Option<StepReport>, EncoderError> {
+        let scaling = self.plan.as_ref().and_then(|plan| plan.scaling).expect("crops come as bytes");
+        let Crops::Bytes(groups) = crops else { panic!("{crops:?}") };
+        let values: Vec<_> = groups.iter().map(|&images| scaling.values(images)).collect();
+        let groups: &[_] = &values.iter().map(|values| values.view()).collect::<Vec<_>>();
         let indices: Vec<usize> = (0..self.plan.as_ref().expect("prepared").batch_size).collect();
         let swav = self.swav.as_mut().expect("prototypes were loaded");
         let batch =

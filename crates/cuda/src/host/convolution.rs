@@ -102,9 +102,7 @@ pub(super) fn stem(op: &Op, memory: &mut Memory<'_>) {
                 PixelFormat::F32 => memory.load(*pixels, Element::F32, len),
                 PixelFormat::U8 { scale, shift } => {
                     let bytes = memory.bytes(*pixels, len).iter().enumerate();
-                    bytes
-                        .map(|(i, &byte)| f64::from(f32::from(byte).mul_add(scale[i % 3], shift[i % 3])))
-                        .collect()
+                    bytes.map(|(i, &byte)| f64::from(f32::from(byte) * scale[i % 3] + shift[i % 3])).collect()
                 }
             };
             let size = [*images, *height, *width];

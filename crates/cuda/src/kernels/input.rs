@@ -8,7 +8,7 @@ use crate::shape::Element;
 pub enum PixelSource {
     /// Normalised f32 values.
     F32,
-    /// Bytes; a byte x of channel c stands for `x·scale[c] + shift[c]`.
+    /// Bytes; a byte x of channel c stands for `x·scale[c] + shift[c]`, product and sum each rounded to f32.
     U8 {
         /// `1 / (255·deviation)` of each channel, usually.
         scale: [f32; 3],

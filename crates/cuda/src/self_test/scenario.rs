@@ -17,6 +17,8 @@ pub struct Scenario {
     pub step: StepSpec,
     /// How activations are stored.
     pub element: Element,
+    /// How crops come.
+    pub pixels: PixelFormat,
     /// Steps.
     pub n_steps: usize,
     /// What batch norms add at first. At 4 nearly all rectifiers are open, so that rounding does not decide which are,
@@ -81,12 +83,19 @@ impl Scenario {
         };
         let groups = vec![group(2 * batch, sides[0]), group(batch, sides[1])];
         let step = StepSpec { groups, scores, n_iters: 3, rule: Rule::Sgd };
-        Scenario { network, step, element, n_steps: 3, open: 4.0 }
+        Scenario { network, step, element, pixels: PixelFormat::F32, n_steps: 3, open: 4.0 }
     }
 
     /// The same with a queue of so many rows for each crop that has codes.
     pub fn with_queue(mut self, rows: usize) -> Scenario {
         self.step.scores.queue = rows;
+        self
+    }
+
+    /// The same with crops of bytes.
+    pub fn with_bytes(mut self) -> Scenario {
+        self.pixels =
+            PixelFormat::U8 { scale: [1.0 / 96.0, 1.0 / 128.0, 1.0 / 144.0], shift: [-1.25, -1.0, -0.9] };
         self
     }
 
@@ -98,8 +107,18 @@ impl Scenario {
 
     /// The program of a step.
     pub fn program(&self, network: &Network) -> StepProgram {
-        let options = Options { element: self.element, checkpointing: false, pixels: PixelFormat::F32 };
+        let options = Options { element: self.element, checkpointing: false, pixels: self.pixels };
         network.step(&self.step, &options)
+    }
+
+    /// The crops of a group as they come to a step: noise.
+    pub fn crops(&self, group: usize) -> Vec<u8> {
+        let Group { images, height, width } = self.step.groups[group];
+        let values = noise(images * height * width * 3, 1 + group as u32);
+        match self.pixels {
+            PixelFormat::F32 => to_bytes(&values),
+            PixelFormat::U8 { .. } => values.iter().map(|value| (128.0 + 127.0 * value) as u8).collect(),
+        }
     }
 
     /// Runs the steps from the same start on any machine.
@@ -113,9 +132,8 @@ impl Scenario {
         let start = self.prepare(machine, &network, &step)?;
         let mut outcome = Outcome::default();
         for serial in 0..self.n_steps {
-            for (group, (&buffer, shape)) in step.pixels.iter().zip(&self.step.groups).enumerate() {
-                let pixels =
-                    to_bytes(&noise(shape.images * shape.height * shape.width * 3, 1 + group as u32));
+            for (group, &buffer) in step.pixels.iter().enumerate() {
+                let pixels = self.crops(group);
                 let mut fill = |bytes: &mut [u8]| bytes.copy_from_slice(&pixels);
                 machine.stage(id, buffer, pixels.len(), &mut fill)?;
             }

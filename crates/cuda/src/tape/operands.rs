@@ -78,7 +78,7 @@ pub struct BnGradientBranch {
 pub enum PixelFormat {
     /// Normalised values.
     F32,
-    /// Bytes; the value is `byte·scale[c] + shift[c]`.
+    /// Bytes; the value is `byte·scale[c] + shift[c]`, product and sum each rounded to f32.
     U8 {
         /// `1 / (255·deviation)` of each channel.
         scale: [f32; 3],

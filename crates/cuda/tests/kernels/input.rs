@@ -47,6 +47,47 @@ fn pixels_are_padded_to_eight_channels() {
     }
 }
 
+/// Bytes become what a host makes of them with a product and a sum in f32: bit for bit, and rounded from there.
+#[test]
+fn bytes_have_the_bits_of_values() {
+    let PixelSource::U8 { scale, shift } = PixelSource::normalised(MEAN, DEVIATION) else {
+        unreachable!("bytes are asked for")
+    };
+    let [n_images, height, width] = [3, 17, 29];
+    let (mut bytes, _) = images(n_images * height * width);
+    // All bytes in every channel.
+    (0..768).for_each(|i| bytes[i] = (i / 3) as u8);
+    let values: Vec<f32> =
+        bytes.iter().enumerate().map(|(i, &x)| f32::from(x) * scale[i % 3] + shift[i % 3]).collect();
+    let sources = || {
+        [(Buffer::raw(&bytes), PixelSource::U8 { scale, shift }), (Buffer::f32(&values), PixelSource::F32)]
+    };
+    for element in ELEMENTS {
+        in_any_order(|run| {
+            let pixels = n_images * height * width;
+            let [(mut of_bytes, rows_of_bytes), (of_values, rows_of_values)] =
+                sources().map(|(images, source)| {
+                    let out = Buffer::empty(element, pixels * 8);
+                    run(&PixelPad { element, images: images.at(), source, out: out.at(), pixels }.launches());
+                    let mut op =
+                        PixelRows { element, images: images.at(), source, n_images, height, width, out: 0 };
+                    let rows = Buffer::empty(element, op.out_len());
+                    op.out = rows.at();
+                    run(&op.launches());
+                    let len = op.out_len();
+                    ((out.read(element, pixels * 8), rows.read(element, len)), (out, rows))
+                });
+            assert!(of_bytes.0 == of_values.0 && of_bytes.1 == of_values.1);
+            // And f32 values are written as they are.
+            if element == Element::F32 {
+                let kept = of_bytes.0.drain(..).enumerate().filter(|(i, _)| i % 8 < 3).map(|(_, x)| x as f32);
+                assert!(kept.eq(values.iter().copied()));
+            }
+            [rows_of_bytes, rows_of_values].into_iter().flat_map(|(a, b)| [a, b]).collect()
+        });
+    }
+}
+
 /// A 7x7 convolution of stride 2 and padding 3 equals the one with a 4x1 kernel on rows of blocks.
 #[test]
 fn a_convolution_on_rows_is_the_stem() {

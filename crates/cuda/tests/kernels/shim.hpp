@@ -186,6 +186,8 @@ DEVICE void check_alignment(const void* p, size_t bytes) {
 DEVICE uint4 load_streamed(const uint4* p) { check_alignment(p, 16); return *p; }
 DEVICE uint4 load_cached(const uint4* p) { check_alignment(p, 16); return *p; }
 
+DEVICE float multiply_rounded(float a, float b) { return a * b; }
+DEVICE float add_rounded(float a, float b) { return a + b; }
 DEVICE float bits_to_float(u32 bits) { float f; memcpy(&f, &bits, 4); return f; }
 DEVICE u32 round_bf16(float x) {
   if (x != x) return 0x7fff;

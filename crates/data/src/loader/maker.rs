@@ -11,7 +11,7 @@ use swav_augment::Scratch;
 
 use super::{OnBad, Position};
 use crate::{
-    BadImage, Dataset, LoaderError, MultiCropBatch, ViewKey, ViewShape, Views,
+    BadImage, Dataset, LoaderError, MultiCropBatch, Pixel, ViewKey, ViewShape, Views,
     batch::{Buffers, crop_group},
     error::contained,
     hash::mix,
@@ -24,9 +24,9 @@ const NEIGHBOURS_TRIED: usize = 16;
 const TRIED: usize = 64;
 
 /// Makes batches; shared by the feeders.
-pub(super) struct Maker {
+pub(super) struct Maker<P: Pixel> {
     pub data: Arc<dyn Dataset>,
-    pub views: Arc<dyn Views>,
+    pub views: Arc<dyn Views<P>>,
     pub shapes: Vec<ViewShape>,
     pub n_views: usize,
     pub sampler: Sampler,
@@ -41,15 +41,15 @@ pub(super) struct Maker {
     pub orders: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
     pub stop: AtomicBool,
     /// Where dropped batches send their memory, and where new ones take it.
-    pub recycle: Sender<Buffers>,
-    pub recycled: Receiver<Buffers>,
+    pub recycle: Sender<Buffers<P>>,
+    pub recycled: Receiver<Buffers<P>>,
 }
 
-impl Maker {
+impl<P: Pixel> Maker<P> {
     pub fn feed(
         &self,
         numbers: impl Iterator<Item = u64>,
-        queue: &Sender<Result<MultiCropBatch, LoaderError>>,
+        queue: &Sender<Result<MultiCropBatch<P>, LoaderError>>,
     ) {
         for number in numbers {
             let batch = self.make(number);
@@ -75,7 +75,7 @@ impl Maker {
         order
     }
 
-    fn make(&self, number: u64) -> Result<MultiCropBatch, LoaderError> {
+    fn make(&self, number: u64) -> Result<MultiCropBatch<P>, LoaderError> {
         let position = self.position(number);
         let mut buffers = self.recycled.try_recv().unwrap_or_default();
         let order = self.order(position.epoch);
@@ -93,7 +93,7 @@ impl Maker {
                 group.chunks_exact_mut(batch_size * size).map(move |crop| crop.chunks_exact_mut(size))
             })
             .collect();
-        let mut views: Vec<&mut [f32]> = Vec::with_capacity(batch_size * self.n_views);
+        let mut views: Vec<&mut [P]> = Vec::with_capacity(batch_size * self.n_views);
         for _ in 0..batch_size {
             views.extend(crops.iter_mut().filter_map(Iterator::next));
         }
@@ -142,7 +142,7 @@ impl Maker {
         index: &mut usize,
         label: &mut Option<u32>,
         epoch: u64,
-        views: &mut [&mut [f32]],
+        views: &mut [&mut [P]],
     ) -> Outcome {
         let asked = *index;
         let mut bad = Vec::new();

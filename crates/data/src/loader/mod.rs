@@ -18,7 +18,7 @@ use std::{
 use crossbeam_channel::{Receiver, bounded};
 use rayon::ThreadPoolBuilder;
 
-use crate::{BadImage, Dataset, LoaderError, MultiCropBatch, Shuffle, Views, sampler::Sampler};
+use crate::{BadImage, Dataset, LoaderError, MultiCropBatch, Pixel, Shuffle, Views, sampler::Sampler};
 
 pub use config::{BatchPlan, LoaderConfig, LoaderSpec, OnBad, Position};
 use maker::Maker;
@@ -50,7 +50,7 @@ impl LoaderStats {
 /// Delivers batches of views, made ahead by threads of its own.
 ///
 /// The same settings, seed and start give the same bits, for any number of workers and wherever the run was
-/// interrupted. Memory of batches that are dropped is used again.
+/// interrupted. Memory of batches that are dropped is used again. Which pixels batches have, the views decide.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -67,9 +67,9 @@ impl LoaderStats {
 /// assert_eq!(loader.position(), Position { epoch: 0, batch: 1 });
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Loader {
-    maker: Arc<Maker>,
-    queues: Vec<Receiver<Result<MultiCropBatch, LoaderError>>>,
+pub struct Loader<P: Pixel = f32> {
+    maker: Arc<Maker<P>>,
+    queues: Vec<Receiver<Result<MultiCropBatch<P>, LoaderError>>>,
     feeders: Vec<JoinHandle<()>>,
     next: u64,
     end: Option<u64>,
@@ -79,14 +79,14 @@ pub struct Loader {
     first_delivered: Option<Instant>,
 }
 
-impl Loader {
+impl<P: Pixel> Loader<P> {
     /// Starts loading at a position.
     ///
     /// # Errors
     /// [`LoaderError::Config`], [`LoaderError::TooFewImages`], [`LoaderError::Position`], [`LoaderError::Threads`].
     pub fn new(
         data: Arc<dyn Dataset>,
-        views: Arc<dyn Views>,
+        views: Arc<dyn Views<P>>,
         spec: &LoaderSpec,
         plan: BatchPlan,
         start: Position,
@@ -180,7 +180,7 @@ impl Loader {
     /// # Errors
     /// [`LoaderError::TooManyBad`], [`LoaderError::NoReplacement`], [`LoaderError::Views`], [`LoaderError::Died`]. After
     /// an error the loader is at its end.
-    pub fn next_batch(&mut self) -> Result<Option<MultiCropBatch>, LoaderError> {
+    pub fn next_batch(&mut self) -> Result<Option<MultiCropBatch<P>>, LoaderError> {
         loop {
             if self.failed || self.end.is_some_and(|end| self.next >= end) {
                 return Ok(None);
@@ -248,15 +248,15 @@ impl Loader {
     }
 }
 
-impl Iterator for Loader {
-    type Item = Result<MultiCropBatch, LoaderError>;
+impl<P: Pixel> Iterator for Loader<P> {
+    type Item = Result<MultiCropBatch<P>, LoaderError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.next_batch().transpose()
     }
 }
 
-impl Drop for Loader {
+impl<P: Pixel> Drop for Loader<P> {
     fn drop(&mut self) {
         self.maker.stop.store(true, Ordering::Relaxed);
         // A feeder that waits for room in its queue wakes up when the queue is gone.

@@ -27,8 +27,8 @@ use crate::config::Backbone;
 use crate::engine::{Engine, Part, Value};
 use crate::layers::{Layer, Layers, Unit};
 use crate::{
-    BlockKind, Checkpointing, EncoderError, EncoderSpec, Precision, Slots, Stem, UpdateRule, UpdateStats,
-    WholeStep,
+    BlockKind, Checkpointing, Crops, EncoderError, EncoderSpec, Precision, Slots, Stem, UpdateRule,
+    UpdateStats, WholeStep,
 };
 use session::{Session, pad};
 use whole_step::Steps;
@@ -156,7 +156,7 @@ impl Cuda {
 }
 
 /// Refuses batches of which a batch norm sees a single value a channel.
-fn check_batch(layers: &Layers, groups: &[ArrayView4<'_, f32>]) -> Result<(), EncoderError> {
+fn check_batch(layers: &Layers, groups: &[[usize; 4]]) -> Result<(), EncoderError> {
     let check = |layer: &Layer, got: usize| match got {
         0 | 1 if !layer.norms.is_empty() => {
             Err(EncoderError::BatchTooSmall { layer: layer.display_name().to_owned(), got })
@@ -164,9 +164,8 @@ fn check_batch(layers: &Layers, groups: &[ArrayView4<'_, f32>]) -> Result<(), En
         _ => Ok(()),
     };
     let mut rows = 0;
-    for images in groups {
-        let (n, h, w, c) = images.dim();
-        let mut shape = [n, h, w, c];
+    for &group in groups {
+        let mut shape = group;
         for layer in &layers.backbone {
             let out = layer.unit.kernel().output_shape(shape)?;
             let normed = match &layer.unit {
@@ -176,7 +175,7 @@ fn check_batch(layers: &Layers, groups: &[ArrayView4<'_, f32>]) -> Result<(), En
             check(layer, normed[..3].iter().product())?;
             shape = out;
         }
-        rows += n;
+        rows += group[0];
     }
     layers.head.iter().try_for_each(|layer| check(layer, rows))
 }
@@ -279,7 +278,7 @@ impl Engine for Cuda {
         momentum: f32,
         record: bool,
     ) -> Result<Array2<f32>, EncoderError> {
-        check_batch(&self.layers, groups)?;
+        check_batch(&self.layers, &Crops::Values(groups).shapes())?;
         self.session.get_mut().forward_train(groups, momentum, record)
     }
 

@@ -49,10 +49,23 @@ pub(super) struct Session {
     n_groups: usize,
 }
 
-/// The group of some images.
-pub(super) fn group_of(images: &ArrayView4<'_, f32>) -> Group {
-    let (images, height, width, _) = images.dim();
+/// The group of images of this shape.
+pub(super) fn group_of([images, height, width, _]: [usize; 4]) -> Group {
     Group { images, height, width }
+}
+
+/// Values or bytes of this many at a time are copied by a thread.
+const COPIED: usize = 1 << 16;
+
+/// Writes images of bytes, in order.
+pub(super) fn fill_bytes(images: &ArrayView4<'_, u8>, bytes: &mut [u8]) {
+    match images.as_slice() {
+        Some(values) => {
+            let pairs = bytes.par_chunks_mut(4 * COPIED).zip(values.par_chunks(4 * COPIED));
+            pairs.for_each(|(bytes, values)| bytes.copy_from_slice(values));
+        }
+        None => bytes.iter_mut().zip(images).for_each(|(slot, &x)| *slot = x),
+    }
 }
 
 /// Writes images as f32, in order.
@@ -61,7 +74,7 @@ pub(super) fn fill(images: &ArrayView4<'_, f32>, bytes: &mut [u8]) {
     match images.as_slice() {
         // A core alone would take as long for a large batch as the card for a step.
         Some(values) => {
-            slots.par_chunks_mut(1 << 16).zip(values.par_chunks(1 << 16)).for_each(|(slots, values)| {
+            slots.par_chunks_mut(COPIED).zip(values.par_chunks(COPIED)).for_each(|(slots, values)| {
                 slots.iter_mut().zip(values).for_each(|(slot, x)| *slot = x.to_le_bytes());
             })
         }
@@ -217,7 +230,7 @@ impl Session {
     ) -> Result<Array2<f32>, EncoderError> {
         self.forget();
         self.refresh()?;
-        let groups: Vec<Group> = images.iter().map(group_of).collect();
+        let groups: Vec<Group> = images.iter().map(|images| group_of(images.dim().into())).collect();
         let (train, pixels) = self.train_program(&groups)?;
         for (&id, images) in pixels.iter().zip(images) {
             self.stage(train.program, id, images)?;
@@ -266,7 +279,7 @@ impl Session {
         self.refresh()?;
         // Another program's run takes the memory of what was recorded.
         self.recorded = None;
-        let group = group_of(images);
+        let group = group_of(images.dim().into());
         if !self.infer.contains_key(&(group, output)) {
             let infer = self.network.infer(group, output, &self.options);
             let id = self.load(infer.program.clone())?;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array2, Ix3};
+use ndarray::{Array2, Array4, Ix3};
 use swav_cuda::machine::HostMachine;
 use swav_fixtures::{Named, Training};
 use swav_optim::Method;
@@ -14,7 +14,8 @@ use crate::engine::{Engine, Value};
 use crate::layers::Layers;
 use crate::whole_step::GroupShape;
 use crate::{
-    BlockKind, EncoderConfig, Head, Precision, ResNet, Slots, StepInputs, StepPlan, UpdateRule, WholeStep,
+    BlockKind, Crops, EncoderConfig, EncoderError, Head, Precision, ResNet, Scaling, Slots, StepInputs,
+    StepPlan, UpdateRule, WholeStep,
 };
 
 fn engine(precision: Precision) -> (Cuda, Arc<Layers>) {
@@ -48,6 +49,7 @@ fn plan(training: &Training, shapes: &[[usize; 3]], queue_length: usize) -> Step
     StepPlan {
         batch_size,
         groups: shapes.iter().map(group).collect(),
+        scaling: None,
         crops_for_assign: vec![0, 1],
         temperature: training.number("temperature") as f32,
         epsilon: training.number("epsilon"),
@@ -103,7 +105,7 @@ fn parity_whole_steps_follow_the_recorded_training() {
                 push_queue: queue_length > 0,
             };
             let views: Vec<_> = groups.iter().map(|group| group.view()).collect();
-            reports.extend(engine.step(&views, &inputs).unwrap());
+            reports.extend(engine.step(Crops::Values(&views), &inputs).unwrap());
             let (prototypes, slots) = engine.prototypes().unwrap();
             let after = matrix(&step.state_after(), "prototypes.weight");
             let gap = far(prototypes.as_slice().unwrap(), after.as_slice().unwrap());
@@ -136,6 +138,55 @@ fn parity_whole_steps_follow_the_recorded_training() {
     }
 }
 
+const SCALING: Scaling =
+    Scaling { scale: [0.0172, 0.0175, 0.0174], shift: [-2.1271927, -2.0357141, -1.8044444] };
+
+/// Crops of bytes, some of them no contiguous arrays, give the reports and prototypes of the values that they become.
+#[test]
+fn steps_of_bytes_have_the_bits_of_steps_of_values() {
+    let training = Training::open("steps_bottleneck");
+    let step = training.steps().next().unwrap();
+    let shapes: Vec<_> = step.groups().iter().map(|g| [g.dim().0, g.dim().1, g.dim().2]).collect();
+    let bytes: Vec<Array4<u8>> = shapes
+        .iter()
+        .map(|&[n, height, width]| {
+            // Width before height, and turned.
+            let laid = Array4::from_shape_fn((n, width, height, 3), |(n, x, y, c)| {
+                ((n * 8191 + x * 131 + y * 31 + c * 7) % 256) as u8
+            });
+            laid.permuted_axes([0, 2, 1, 3])
+        })
+        .collect();
+    let bytes: Vec<_> = bytes.iter().map(|bytes| bytes.view()).collect();
+    let values: Vec<_> = bytes.iter().map(|&bytes| SCALING.values(bytes)).collect();
+    let values: Vec<_> = values.iter().map(|values| values.view()).collect();
+    let rule = UpdateRule::new(Method::Sgd { lr: 0.1, momentum: 0.9, weight_decay: 0.0 });
+    for precision in [Precision::F32, Precision::Mixed] {
+        let run = |scaling, crops: Crops<'_>| {
+            let (mut engine, layers) = engine(precision);
+            engine.prepare(&StepPlan { scaling, ..plan(&training, &shapes, 0) }).unwrap();
+            load(&mut engine, &layers, &step.before().state);
+            let prototypes = matrix(&step.before().state, "prototypes.weight");
+            engine.load_prototypes(prototypes.view(), &Slots::default()).unwrap();
+            let mut reports = Vec::new();
+            for step in 0..2 {
+                let inputs = StepInputs {
+                    step,
+                    rule,
+                    max_gradient_norm: None,
+                    update_prototypes: true,
+                    use_queue: false,
+                    push_queue: false,
+                };
+                reports.extend(engine.step(crops, &inputs).unwrap());
+            }
+            reports.extend(engine.finish().unwrap());
+            (reports, engine.prototypes().unwrap())
+        };
+        assert_eq!(run(Some(SCALING), Crops::Bytes(&bytes)), run(None, Crops::Values(&values)));
+    }
+}
+
 #[test]
 fn steps_of_other_shapes_are_refused() {
     let training = Training::open("steps_bottleneck");
@@ -156,7 +207,13 @@ fn steps_of_other_shapes_are_refused() {
         push_queue: false,
     };
     let views: Vec<_> = groups.iter().map(|group| group.view()).collect();
-    assert!(engine.step(&views[..1], &inputs).is_err());
+    let refused = |engine: &mut Cuda, crops| engine.step(crops, &inputs).unwrap_err();
+    assert!(matches!(refused(&mut engine, Crops::Values(&views[..1])), EncoderError::Images { .. }));
+    let bytes: Vec<_> = groups.iter().map(|group| group.map(|_| 7u8)).collect();
+    let bytes: Vec<_> = bytes.iter().map(|bytes| bytes.view()).collect();
+    assert!(matches!(refused(&mut engine, Crops::Bytes(&bytes)), EncoderError::Images { .. }));
+    engine.prepare(&StepPlan { scaling: Some(SCALING), ..plan.clone() }).unwrap();
+    assert!(matches!(refused(&mut engine, Crops::Values(&views)), EncoderError::Images { .. }));
     assert!(engine.prepare(&StepPlan { queue_length: 7, ..plan.clone() }).is_err());
     assert!(engine.prepare(&StepPlan { clips_gradients: true, ..plan }).is_err());
     assert!(engine.load_prototypes(Array2::zeros((3, 16)).view(), &Slots::default()).is_err());

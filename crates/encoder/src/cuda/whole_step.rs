@@ -2,14 +2,14 @@
 
 use std::collections::VecDeque;
 
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayView4};
-use swav_cuda::network::{Group, StepProgram, StepSpec, padded};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
+use swav_cuda::network::{Group, Options, StepProgram, StepSpec, padded};
 use swav_cuda::shape::Element;
-use swav_cuda::tape::{BufferId, Report, Rule, ScoreShape};
+use swav_cuda::tape::{BufferId, PixelFormat, Report, Rule, ScoreShape};
 
-use super::session::{Session, fill, group_of, pad, strip, to_bf16, to_bytes, widen};
+use super::session::{Session, fill, fill_bytes, group_of, pad, strip, to_bf16, to_bytes, widen};
 use super::{Cuda, check_batch, scalars_of};
-use crate::{EncoderError, Slots, StepInputs, StepPlan, StepReport, WholeStep};
+use crate::{Crops, EncoderError, Scaling, Slots, StepInputs, StepPlan, StepReport, WholeStep};
 
 /// Reports that may be on their way before one is waited for.
 const AHEAD: usize = 2;
@@ -58,6 +58,14 @@ fn spec_of(plan: &StepPlan, rule: Rule) -> StepSpec {
     }
 }
 
+/// How crops come.
+fn format_of(scaling: Option<Scaling>) -> PixelFormat {
+    match scaling {
+        Some(Scaling { scale, shift }) => PixelFormat::U8 { scale, shift },
+        None => PixelFormat::F32,
+    }
+}
+
 fn report_of(report: &Report, step: u64) -> StepReport {
     StepReport {
         step,
@@ -86,14 +94,32 @@ impl Cuda {
         if self.steps.loaded.as_ref().is_some_and(|loaded| loaded.rule == rule) {
             return Ok(());
         }
-        let spec = spec_of(self.plan()?, rule);
+        let plan = self.plan()?;
+        let (spec, pixels) = (spec_of(plan, rule), format_of(plan.scaling));
         let session = self.session.get_mut();
-        let options = session.options;
+        let options = Options { pixels, ..session.options };
         let StepProgram { program, pixels, report, .. } = session.network.step(&spec, &options);
-        let program =
-            session.machine.load(program).map_err(|error| too_large(&self.name, session, &spec, error))?;
+        let loaded = session.machine.load(program);
+        let program = loaded.map_err(|error| too_large(&self.name, session, &(spec, options), error))?;
         self.steps.loaded = Some(Loaded { program, rule, pixels, report });
         Ok(())
+    }
+
+    /// Refuses crops that are not what the step was prepared for.
+    fn check_crops(&self, plan: &StepPlan, crops: Crops<'_>) -> Result<(), EncoderError> {
+        let (expected, got) = match (crops, plan.scaling) {
+            (Crops::Values(_), None) | (Crops::Bytes(_), Some(_)) => {
+                let expected = spec_of(plan, Rule::Sgd).groups;
+                let shapes = crops.shapes();
+                if shapes.iter().map(|&shape| group_of(shape)).eq(expected) {
+                    return check_batch(&self.layers, &shapes);
+                }
+                ("the shapes that the step was prepared for", format!("{shapes:?}"))
+            }
+            (Crops::Values(_), Some(_)) => ("bytes, as the step was prepared for", "values".into()),
+            (Crops::Bytes(_), None) => ("values, as the step was prepared for", "bytes".into()),
+        };
+        Err(EncoderError::Images { expected, got })
     }
 
     /// The report of a step that may still run.
@@ -128,17 +154,40 @@ struct TooLarge {
 }
 
 /// Says what would fit, where memory does not suffice.
-fn too_large(device: &str, session: &Session, spec: &StepSpec, error: swav_cuda::Error) -> EncoderError {
+fn too_large(
+    device: &str,
+    session: &Session,
+    (spec, options): &(StepSpec, Options),
+    error: swav_cuda::Error,
+) -> EncoderError {
     let swav_cuda::Error::OutOfMemory { total, .. } = error else {
         return super::session::failed(device, error);
     };
     let error = TooLarge {
         batch: spec.scores.batch,
-        needed: session.network.step_bytes(spec, &session.options) >> 20,
-        largest: session.network.largest_batch(spec, &session.options, total),
+        needed: session.network.step_bytes(spec, options) >> 20,
+        largest: session.network.largest_batch(spec, options, total),
         source: error,
     };
     EncoderError::Device { device: device.to_owned(), source: Box::new(error) }
+}
+
+/// Gives a step its crops.
+fn stage(
+    session: &mut Session,
+    program: usize,
+    pixels: &[BufferId],
+    crops: Crops<'_>,
+) -> swav_cuda::Result<()> {
+    let machine = &mut session.machine;
+    match crops {
+        Crops::Values(groups) => pixels.iter().zip(groups).try_for_each(|(&id, images)| {
+            machine.stage(program, id, 4 * images.len(), &mut |bytes| fill(images, bytes))
+        }),
+        Crops::Bytes(groups) => pixels.iter().zip(groups).try_for_each(|(&id, images)| {
+            machine.stage(program, id, images.len(), &mut |bytes| fill_bytes(images, bytes))
+        }),
+    }
 }
 
 fn shape_error(name: &str, expected: &[usize], got: &[usize]) -> EncoderError {
@@ -241,11 +290,7 @@ impl WholeStep for Cuda {
         }))
     }
 
-    fn step(
-        &mut self,
-        groups: &[ArrayView4<'_, f32>],
-        inputs: &StepInputs,
-    ) -> Result<Option<StepReport>, EncoderError> {
+    fn step(&mut self, crops: Crops<'_>, inputs: &StepInputs) -> Result<Option<StepReport>, EncoderError> {
         if inputs.max_gradient_norm.is_some() {
             return Err(self.unsupported("clipping in whole steps", "let the trainer run its own step"));
         }
@@ -253,14 +298,8 @@ impl WholeStep for Cuda {
         let (rule, mut scalars) = scalars_of(&inputs.rule, t, self.steps.n_updates + 1);
         self.step_program(rule)?;
         let plan = self.plan()?;
-        let expected = spec_of(plan, rule).groups;
-        if groups.iter().map(group_of).ne(expected.iter().copied()) {
-            let got =
-                groups.iter().map(|group| format!("{:?}", group.shape())).collect::<Vec<_>>().join(", ");
-            return Err(EncoderError::Images { expected: "the shapes that the step was prepared for", got });
-        }
+        self.check_crops(plan, crops)?;
         let (batch, length) = (plan.batch_size, plan.queue_length);
-        check_batch(&self.layers, groups)?;
         if inputs.push_queue && length > 0 {
             self.steps.queue_row = (self.steps.queue_row + length - batch) % length;
         }
@@ -275,11 +314,8 @@ impl WholeStep for Cuda {
         let Some(Loaded { program, pixels, report, .. }) = &self.steps.loaded else {
             unreachable!("the program was loaded above")
         };
-        for (&id, images) in pixels.iter().zip(groups) {
-            let staged =
-                session.machine.stage(*program, id, 4 * images.len(), &mut |bytes| fill(images, bytes));
-            staged.map_err(|error| super::session::failed(&self.name, error))?;
-        }
+        let staged = stage(session, *program, pixels, crops);
+        staged.map_err(|error| super::session::failed(&self.name, error))?;
         session.run(*program, 0, &scalars)?;
         let ticket =
             session.machine.fetch(*program, *report, Report::BYTES).map_err(|error| session.fail(error))?;

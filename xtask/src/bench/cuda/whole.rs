@@ -7,8 +7,8 @@ use ndarray::{Array2, Array4};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use swav_encoder::{
-    EncoderConfig, GroupShape, Head, Method, Precision, ResNet, Slots, Stem, StepInputs, StepPlan,
-    UpdateRule, Variant, build,
+    Crops, EncoderConfig, GroupShape, Head, Method, Precision, ResNet, Scaling, Slots, Stem, StepInputs,
+    StepPlan, UpdateRule, Variant, build,
 };
 use swav_prototypes::Prototypes;
 
@@ -109,6 +109,7 @@ pub fn time(device: &str, workload: &Workload, precision: &str, n_steps: usize) 
     steps.prepare(&StepPlan {
         batch_size: workload.batch,
         groups: shapes.clone(),
+        scaling: Some(Scaling { scale: [1.0 / 64.0; 3], shift: [-2.0; 3] }),
         crops_for_assign: vec![0, 1],
         temperature: TEMPERATURE,
         epsilon: EPSILON,
@@ -120,7 +121,7 @@ pub fn time(device: &str, workload: &Workload, precision: &str, n_steps: usize) 
     let prototypes = Prototypes::random(&[workload.prototypes], dim, &mut ChaCha8Rng::seed_from_u64(SEED))?;
     let weights: Array2<f32> = prototypes.weights(0)?.to_owned();
     steps.load_prototypes(weights.view(), &Slots::default())?;
-    let crops: Vec<Array4<f32>> = shapes.iter().map(|shape| noise(shape, workload.batch)).collect();
+    let crops: Vec<Array4<u8>> = shapes.iter().map(|shape| noise(shape, workload.batch)).collect();
     let views: Vec<_> = crops.iter().map(|crops| crops.view()).collect();
     let mut inputs = StepInputs {
         step: 0,
@@ -131,14 +132,14 @@ pub fn time(device: &str, workload: &Workload, precision: &str, n_steps: usize) 
         push_queue: false,
     };
     while inputs.step < WARM_UP_STEPS {
-        steps.step(&views, &inputs)?;
+        steps.step(Crops::Bytes(&views), &inputs)?;
         inputs.step += 1;
     }
     steps.finish()?;
     let ready_s = begin.elapsed().as_secs_f64();
     let begin = Instant::now();
     for _ in 0..n_steps {
-        steps.step(&views, &inputs)?;
+        steps.step(Crops::Bytes(&views), &inputs)?;
         inputs.step += 1;
     }
     let last = steps.finish()?.pop().context("no report of the last step")?;
@@ -153,13 +154,13 @@ fn free(device: &str) -> Option<u64> {
     card.memory().ok().map(|(free, _)| free)
 }
 
-/// Crops of pixels that look random.
-fn noise(shape: &GroupShape, batch: usize) -> Array4<f32> {
+/// Crops of bytes that look random.
+fn noise(shape: &GroupShape, batch: usize) -> Array4<u8> {
     let mut x = 0x9e37_79b9u32;
     Array4::from_shape_simple_fn((shape.n_crops * batch, shape.height, shape.width, 3), || {
         x ^= x << 13;
         x ^= x >> 17;
         x ^= x << 5;
-        x as f32 / (1u64 << 31) as f32 - 1.0
+        (x >> 24) as u8
     })
 }

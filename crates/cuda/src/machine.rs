@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::host::{Host, HostProgram, Order};
+use crate::plans::PlanBook;
 use crate::tape::{BufferId, Program, Role, Scalars};
 
 /// Something that runs programs. Persistent buffers are shared by name; the other buffers of a program are its own, and
@@ -62,6 +63,25 @@ pub trait Machine: Send {
     /// # Errors
     /// The machine's, also of earlier runs.
     fn take(&mut self, ticket: u64) -> Result<Vec<u8>>;
+
+    /// The plans of all convolutions so far: another machine of the same kind that adopts them gives the same bits. `None` where
+    /// there is nothing to choose.
+    fn plans(&self) -> Option<PlanBook> {
+        None
+    }
+
+    /// Takes over plans of convolutions that were chosen elsewhere, for programs that are yet to be loaded.
+    ///
+    /// # Errors
+    /// [`Error::Plans`](crate::Error::Plans) for plans of another kind of machine; nothing is taken over then.
+    fn adopt_plans(&mut self, _book: &PlanBook) -> Result<()> {
+        Ok(())
+    }
+
+    /// Convolutions for which a plan was known that could not be taken any more, so that another was chosen.
+    fn n_refused_plans(&self) -> usize {
+        0
+    }
 }
 
 /// The host as a machine: what a card should do, slowly.

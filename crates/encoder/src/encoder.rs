@@ -171,6 +171,20 @@ pub trait Encoder: Send {
     /// [`EncoderError::Unexpected`] or [`EncoderError::StateShape`] if it is of another architecture.
     fn load_optimizer_state(&mut self, state: &StateDict) -> Result<(), EncoderError>;
 
+    /// What the device has chosen by measuring and the last bits of its results depend on, as a text for a checkpoint; `None`
+    /// where there is nothing of the kind.
+    fn choices(&self) -> Option<String> {
+        None
+    }
+
+    /// Takes over what [`choices`](Encoder::choices) gave in another run, before the first pass: later ones have that run's bits.
+    ///
+    /// # Errors
+    /// Why the choices do not hold here (another card, another version of a library): the device then makes its own.
+    fn adopt_choices(&mut self, _choices: &str) -> Result<(), EncoderError> {
+        Ok(())
+    }
+
     /// The running statistics, if the encoder has any.
     fn statistics(&mut self) -> Option<&mut dyn RunningStatistics> {
         None

@@ -103,6 +103,16 @@ pub(crate) trait Engine: Send {
         })
     }
 
+    /// As [`Encoder::choices`](crate::Encoder::choices).
+    fn choices(&self) -> Option<String> {
+        None
+    }
+
+    /// As [`Encoder::adopt_choices`](crate::Encoder::adopt_choices).
+    fn adopt_choices(&mut self, _choices: &str) -> Result<(), EncoderError> {
+        Ok(())
+    }
+
     /// The engine's way to run a whole training step, if it has one.
     fn whole_step(&mut self) -> Option<&mut dyn WholeStep> {
         None

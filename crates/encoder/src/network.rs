@@ -298,6 +298,14 @@ impl Encoder for Network {
         Some(self)
     }
 
+    fn choices(&self) -> Option<String> {
+        self.engine.choices()
+    }
+
+    fn adopt_choices(&mut self, choices: &str) -> Result<(), EncoderError> {
+        self.engine.adopt_choices(choices)
+    }
+
     fn whole_step(&mut self) -> Option<&mut dyn WholeStep> {
         match self.engine.whole_step() {
             Some(_) => Some(self),

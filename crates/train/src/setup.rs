@@ -10,7 +10,7 @@ use swav_data::Dataset;
 use swav_encoder::{Encoder, SyncBatchNorm};
 use swav_prototypes::Prototypes;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, RunPosition, is_of_prototypes};
+use crate::checkpoint::{CHOICES, Checkpoint, CheckpointError, DEVICE, RunPosition, is_of_prototypes};
 use crate::codes::AssignCodes;
 use crate::collective::from_rank_0;
 use crate::config::{Settings, TrainConfig};
@@ -304,6 +304,7 @@ impl Trainer {
         let mut state = checkpoint.encoder_state();
         statistics_of_rank(&mut state, checkpoint.sections_of("statistics"), rank, world_size);
         let prototypes = checkpoint.prototypes_state();
+        self.adopt_choices(checkpoint.sections_of(DEVICE));
         let (of_prototypes, of_encoder): (Vec<_>, Vec<_>) =
             checkpoint.optimizer.into_iter().partition(|(name, _)| is_of_prototypes(name));
         self.encoder.load_state(&state)?;
@@ -312,6 +313,18 @@ impl Trainer {
         self.position = checkpoint.position;
         self.care = care;
         self.sharpen()
+    }
+
+    /// Lets the encoder's device choose as it did before, so that the run goes on with the same bits.
+    fn adopt_choices(&mut self, of_ranks: &[Section]) {
+        let section = of_ranks.get(self.collective.rank()).or(of_ranks.first());
+        let Some(choices) = section.and_then(|section| section.values.get(CHOICES)?.as_str()) else { return };
+        if let Err(error) = self.encoder.adopt_choices(choices) {
+            tracing::warn!(
+                "the device chooses anew, so that the run may differ in its last bits from one without interruption: {}",
+                chain(&error)
+            );
+        }
     }
 
     /// What a checkpoint has that this run cannot have, one line each.

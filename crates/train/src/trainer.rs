@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde_json::{Map, Value};
 use swav_collective::{Collective, Decision, Vote};
 use swav_data::Dataset;
 use swav_encoder::{Encoder, StateDict};
 
-use crate::checkpoint::{Checkpoint, RunPosition};
+use crate::checkpoint::{CHOICES, Checkpoint, DEVICE, RunPosition};
 use crate::codes::EpochStart;
 use crate::collective::agreed;
 use crate::config::{OnCollapse, Settings};
@@ -535,15 +536,23 @@ impl Trainer {
         if self.settings.config().monitor.on_collapse == OnCollapse::Remedy {
             parts.push(("watch", self.care.save()));
         }
+        let device = Section { values: choices_as_values(self.encoder.choices()), ..Section::default() };
         if self.collective.world_size() == 1 {
+            if !device.is_empty() {
+                parts.push((DEVICE, device));
+            }
             return Ok(parts.into_iter().map(|(part, section)| (part.to_owned(), vec![section])).collect());
         }
+        parts.push((DEVICE, device));
         parts.push(("statistics", Section { tensors: self.statistics()?, ..Section::default() }));
         let mut gathered = BTreeMap::new();
         for (part, section) in parts {
             let all = self.collective.all_gather(&section.to_bytes().map_err(TrainError::own)?)?;
             let all: Result<Vec<_>, _> = all.iter().map(|bytes| Section::from_bytes(bytes)).collect();
-            gathered.insert(part.to_owned(), all.map_err(TrainError::own)?);
+            let all = all.map_err(TrainError::own)?;
+            if part != DEVICE || !all.iter().all(Section::is_empty) {
+                gathered.insert(part.to_owned(), all);
+            }
         }
         Ok(gathered)
     }
@@ -590,6 +599,11 @@ impl Trainer {
         tracing::info!("weights written to {}", self.folder.weights().display());
         Ok(true)
     }
+}
+
+/// What the encoder's device has chosen, as values of a section.
+fn choices_as_values(choices: Option<String>) -> Map<String, Value> {
+    choices.into_iter().map(|choices| (CHOICES.to_owned(), Value::from(choices))).collect()
 }
 
 /// What rank 0 says, on all ranks.

@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayView4};
 use support::{Linear, assert_same_bits, data, settings, start};
@@ -26,11 +26,23 @@ struct Device {
     swav: Option<Swav>,
     plan: Option<StepPlan>,
     reports: VecDeque<StepReport>,
+    /// What it has chosen, whether it takes other choices, and what it was told in its turn.
+    choices: Option<String>,
+    refuses: bool,
+    told: Arc<Mutex<Vec<String>>>,
 }
 
 impl Device {
     fn new() -> Self {
-        Self { encoder: Linear::new(6), swav: None, plan: None, reports: VecDeque::new() }
+        Self {
+            encoder: Linear::new(6),
+            swav: None,
+            plan: None,
+            reports: VecDeque::new(),
+            choices: None,
+            refuses: false,
+            told: Arc::default(),
+        }
     }
 
     fn swav(&mut self) -> &mut Swav {
@@ -40,6 +52,7 @@ impl Device {
 
 impl WholeStep for Device {
     fn prepare(&mut self, plan: &StepPlan) -> Result<(), EncoderError> {
+        self.told.lock().unwrap().push("prepare".to_owned());
         self.plan = Some(plan.clone());
         Ok(())
     }
@@ -178,7 +191,20 @@ impl Encoder for Device {
         self.encoder.state()
     }
 
+    fn choices(&self) -> Option<String> {
+        self.choices.clone()
+    }
+
+    fn adopt_choices(&mut self, choices: &str) -> Result<(), EncoderError> {
+        self.told.lock().unwrap().push(format!("choose {choices}"));
+        match self.refuses {
+            true => Err(EncoderError::Missing { name: "another card".to_owned() }),
+            false => Ok(()),
+        }
+    }
+
     fn load_state(&mut self, state: &StateDict) -> Result<(), EncoderError> {
+        self.told.lock().unwrap().push("load".to_owned());
         self.encoder.load_state(state)
     }
 
@@ -233,6 +259,44 @@ fn whole_steps_have_the_bits_of_the_hosts_path() {
         std::fs::copy(&from, part.checkpoint_of(step)).unwrap();
         assert_same_bits(&run(on_device(part.root(), OVERRIDES).resume().unwrap()), &expected);
     }
+}
+
+/// What a device has chosen is in every checkpoint, and the device of a resumed run is told before it does anything. One that
+/// cannot choose so goes on by its own choice.
+#[test]
+fn a_resumed_run_brings_its_devices_choices() {
+    let folder = tempfile::tempdir().unwrap();
+    let setup = |folder: &Path, device: Device| {
+        Setup::new(settings(OVERRIDES), Box::new(device), data(), RunFolder::at(folder))
+    };
+    let whole = folder.path().join("whole");
+    let (choices, told) = (Some("plan 7\n\"of\" 9".to_owned()), Arc::default());
+    let device = Device { choices: choices.clone(), told: Arc::clone(&told), ..Device::new() };
+    let expected = run(setup(&whole, device).start().unwrap());
+    assert!(!told.lock().unwrap().iter().any(|what: &String| what.starts_with("choose")));
+    let whole = RunFolder::at(&whole);
+    for path in whole.resumable() {
+        let checkpoint = swav_train::Checkpoint::read(&path).unwrap();
+        let [section] = checkpoint.sections_of("device") else { panic!("one process") };
+        assert_eq!(section.values["choices"].as_str().map(str::to_owned), choices);
+    }
+    for refuses in [false, true] {
+        let part = RunFolder::at(folder.path().join(format!("refuses-{refuses}")));
+        std::fs::create_dir_all(part.checkpoints()).unwrap();
+        std::fs::copy(whole.config(), part.config()).unwrap();
+        std::fs::copy(whole.checkpoint_of(6), part.checkpoint_of(6)).unwrap();
+        let told = Arc::default();
+        let device = Device { refuses, told: Arc::clone(&told), ..Device::new() };
+        assert_same_bits(&run(setup(part.root(), device).resume().unwrap()), &expected);
+        let told: Vec<String> = told.lock().unwrap().clone();
+        assert_eq!(told[0], format!("choose {}", choices.as_deref().unwrap()));
+        assert_eq!(told[1..3], ["load", "prepare"]);
+    }
+    // Without choices a checkpoint is what it was.
+    let plain = RunFolder::at(folder.path().join("plain"));
+    run(setup(plain.root(), Device::new()).start().unwrap());
+    let checkpoint = swav_train::Checkpoint::read(&plain.checkpoint_of(6)).unwrap();
+    assert!(!checkpoint.sections.contains_key("device"));
 }
 
 #[test]

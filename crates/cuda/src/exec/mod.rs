@@ -21,7 +21,7 @@ pub use memory::MemoryUse;
 use crate::cudnn::Cudnn;
 use crate::driver::{Card, Event, Graph, Module, Stream};
 use crate::machine::Machine;
-use crate::plans::{Planner, Selection};
+use crate::plans::{PlanBook, Planner, Selection};
 use crate::tape::{BufferId, Program, Scalars};
 use crate::{Error, Result, arena, kernels, nvrtc};
 use bind::BoundTape;
@@ -414,6 +414,18 @@ impl Machine for Executor {
 
     fn take(&mut self, ticket: u64) -> Result<Vec<u8>> {
         Executor::take(self, ticket)
+    }
+
+    fn plans(&self) -> Option<PlanBook> {
+        Some(self.planner.book()).filter(|book| !book.plans().is_empty())
+    }
+
+    fn adopt_plans(&mut self, book: &PlanBook) -> Result<()> {
+        self.planner.adopt(book)
+    }
+
+    fn n_refused_plans(&self) -> usize {
+        self.planner.refused().len()
     }
 }
 

@@ -1,10 +1,12 @@
 //! Which of cuDNN's ways to compute a convolution is taken.
 //!
 //! cuDNN proposes some; which is fastest shows when they run. A [`Planner`] times them once and keeps the choices in a
-//! [`PlanBook`]: in the user's cache folder for the next run on this machine, and beside a checkpoint, since other
-//! choices round in another order and give other bits. With [`Selection::First`] nothing is timed and cuDNN's own first
+//! [`PlanBook`]: in the user's cache folder for the next run on this machine, and in a run's checkpoints
+//! ([`Machine::plans`](crate::machine::Machine::plans)), since other choices round in another order and give other bits; those
+//! of a run go first. With [`Selection::First`] nothing is timed and cuDNN's own first
 //! proposal is taken, which depends on card and version alone.
 
+mod choices;
 mod planner;
 mod timing;
 
@@ -161,7 +163,7 @@ mod tests {
     use super::*;
     use crate::shape::{ConvPass, ConvShape, Element};
 
-    fn place() -> Place {
+    pub(super) fn place() -> Place {
         let card = Properties {
             ordinal: 0,
             name: "Some \"Card\"".into(),
@@ -173,7 +175,7 @@ mod tests {
         Place::new(&card, (9, 14, 0))
     }
 
-    fn entry(channels: usize, engine: i64) -> Entry {
+    pub(super) fn entry(channels: usize, engine: i64) -> Entry {
         let conv = Convolution {
             shape: ConvShape::linear(8, channels, 16),
             pass: ConvPass::Forward,

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::choices::Choices;
 use super::timing::Stopwatch;
 use super::{Entry, Place, PlanBook};
+use crate::Result;
 use crate::cudnn::{ConvPlan, Convolution, Cudnn, no_plan};
 use crate::driver::Card;
-use crate::{Error, Result};
 
 /// Which of cuDNN's proposals is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -36,12 +37,7 @@ pub struct Planner {
     /// The card to time on; none for the description of one.
     card: Option<Arc<Card>>,
     selection: Selection,
-    /// Choices of the cache and of adopted books.
-    known: PlanBook,
-    /// Whether `known` has choices that the cache lacks.
-    is_changed: bool,
-    /// The cache's folder.
-    folder: Option<PathBuf>,
+    choices: Choices,
     plans: BTreeMap<Convolution, Arc<ConvPlan>>,
     /// Choices of books that cuDNN did not take.
     refused: Vec<Convolution>,
@@ -58,64 +54,43 @@ impl Planner {
     ) -> Planner {
         let place = Place::new(card.properties(), cudnn.version());
         let folder = folder.filter(|_| selection == Selection::Fastest);
-        let known = folder.as_deref().map(|folder| PlanBook::load(&place, folder));
-        Planner {
-            known: known.unwrap_or_else(|| PlanBook::new(place)),
-            ..Planner::with(cudnn, Some(Arc::clone(card)), selection, folder)
-        }
+        Planner::with(cudnn, Some(Arc::clone(card)), selection, Choices::new(place, folder))
     }
 
     /// A planner for a description ([`Cudnn::for_description`]), which cannot time.
     pub fn for_description(cudnn: Arc<Cudnn>) -> Planner {
-        Planner::with(cudnn, None, Selection::First, None)
-    }
-
-    fn with(
-        cudnn: Arc<Cudnn>,
-        card: Option<Arc<Card>>,
-        selection: Selection,
-        folder: Option<PathBuf>,
-    ) -> Planner {
         let (major, minor, patch) = cudnn.version();
         let place = Place { card: "described".into(), cudnn: format!("{major}.{minor}.{patch}") };
+        Planner::with(cudnn, None, Selection::First, Choices::new(place, None))
+    }
+
+    fn with(cudnn: Arc<Cudnn>, card: Option<Arc<Card>>, selection: Selection, choices: Choices) -> Planner {
         Planner {
             cudnn,
             card,
             selection,
-            known: PlanBook::new(place),
-            is_changed: false,
-            folder,
+            choices,
             plans: BTreeMap::new(),
             refused: Vec::new(),
             stopwatch: None,
         }
     }
 
-    /// Takes over a book's choices: before all others, also with [`Selection::First`].
+    /// Takes over a book's choices: before all others, also with [`Selection::First`]. Convolutions that have a plan by now keep
+    /// it, since programs may have been made ready for it.
     ///
     /// # Errors
-    /// [`Error::Plans`] for a book of another card or version of cuDNN; nothing is taken over then.
+    /// [`Error::Plans`](crate::Error::Plans) for a book of another card or version of cuDNN; nothing is taken over then.
     pub fn adopt(&mut self, book: &PlanBook) -> Result<()> {
-        let (expected, got) = (self.known.place(), book.place());
-        if expected != got {
-            let reason = format!(
-                "it was made for {} with cuDNN {}, and here is {} with cuDNN {}",
-                got.card, got.cudnn, expected.card, expected.cudnn
-            );
-            return Err(Error::Plans { reason });
-        }
-        for entry in book.plans() {
-            self.known.insert(entry.clone());
-            self.plans.remove(&entry.conv);
-        }
-        Ok(())
+        self.choices.adopt(book)
     }
 
     /// The choices for all plans that were made.
     pub fn book(&self) -> PlanBook {
-        let mut book = PlanBook::new(self.known.place().clone());
+        let mut book = PlanBook::new(self.choices.place().clone());
         for (conv, plan) in &self.plans {
-            let microseconds = self.known.get(conv).and_then(|entry| entry.microseconds);
+            let mut known = self.choices.of(conv).filter(|entry| entry.choice == *plan.choice());
+            let microseconds = known.find_map(|entry| entry.microseconds);
             book.insert(Entry { conv: *conv, choice: plan.choice().clone(), microseconds });
         }
         book
@@ -129,22 +104,29 @@ impl Planner {
     /// The plan for a convolution.
     ///
     /// # Errors
-    /// [`Error::NoPlan`], or the driver's while timing.
+    /// [`Error::NoPlan`](crate::Error::NoPlan), or the driver's while timing.
     pub fn plan(&mut self, conv: &Convolution) -> Result<Arc<ConvPlan>> {
         if let Some(plan) = self.plans.get(conv) {
             return Ok(Arc::clone(plan));
         }
-        let stored = self.known.get(conv).map(|entry| self.cudnn.plan(conv, &entry.choice));
-        let plan = match stored {
-            Some(Ok(plan)) => plan,
-            Some(Err(_)) => {
-                self.refused.push(*conv);
-                self.choose(conv)?
-            }
+        let plan = match self.known(conv) {
+            Some(plan) => plan,
             None => self.choose(conv)?,
         };
         self.plans.insert(*conv, Arc::clone(&plan));
         Ok(plan)
+    }
+
+    /// The plan that was chosen elsewhere or before.
+    fn known(&mut self, conv: &Convolution) -> Option<Arc<ConvPlan>> {
+        let mut plans = self.choices.of(conv).map(|entry| self.cudnn.plan(conv, &entry.choice));
+        match plans.next()? {
+            Ok(plan) => Some(plan),
+            Err(_) => {
+                self.refused.push(*conv);
+                plans.find_map(|plan| plan.ok())
+            }
+        }
     }
 
     /// Makes a choice and notes it.
@@ -174,12 +156,11 @@ impl Planner {
             }
         }
         let (time, plan) = best.ok_or_else(|| no_plan(conv))?;
-        self.known.insert(Entry {
+        self.choices.note(Entry {
             conv: *conv,
             choice: plan.choice().clone(),
             microseconds: Some(time * 1e3),
         });
-        self.is_changed = true;
         Ok(plan)
     }
 
@@ -188,8 +169,6 @@ impl Planner {
     /// A cache that cannot be written is left out.
     pub fn finish(&mut self) {
         self.stopwatch = None;
-        if let Some(folder) = self.folder.as_deref().filter(|_| self.is_changed) {
-            self.is_changed = self.known.store(folder).is_err();
-        }
+        self.choices.store();
     }
 }

@@ -18,7 +18,7 @@ use swav_cuda::driver::Card;
 use swav_cuda::exec::{Executor, ExecutorOptions};
 use swav_cuda::machine::Machine;
 use swav_cuda::network::{self, Network, Options, Output, SUMMED, padded};
-use swav_cuda::plans::Selection;
+use swav_cuda::plans::{PlanBook, Selection};
 use swav_cuda::shape::Element;
 use swav_cuda::tape::{PixelFormat, Rule, Scalars, UpdateScalars};
 use swav_optim::{Method, Role, adam_corrections};
@@ -331,6 +331,16 @@ impl Engine for Cuda {
 
     fn forget(&mut self) {
         self.session.get_mut().forget();
+    }
+
+    fn choices(&self) -> Option<String> {
+        self.session.borrow().machine.plans().map(|book| book.to_json())
+    }
+
+    fn adopt_choices(&mut self, choices: &str) -> Result<(), EncoderError> {
+        let session = self.session.get_mut();
+        let adopted = PlanBook::from_json(choices).and_then(|book| session.machine.adopt_plans(&book));
+        adopted.map_err(|error| session.fail(error))
     }
 
     fn whole_step(&mut self) -> Option<&mut dyn WholeStep> {

@@ -47,6 +47,8 @@ pub(super) struct Session {
     pub(super) gradients: Option<GradientSource>,
     /// The groups of the last recorded pass.
     n_groups: usize,
+    /// Convolutions whose stored plans could not be taken, of which was told.
+    n_refused: usize,
 }
 
 /// The group of images of this shape.
@@ -149,6 +151,7 @@ impl Session {
             recorded: None,
             gradients: None,
             n_groups: 1,
+            n_refused: 0,
         })
     }
 
@@ -157,7 +160,23 @@ impl Session {
     }
 
     pub(super) fn load(&mut self, program: Program) -> Result<usize, EncoderError> {
-        self.machine.load(program).map_err(|error| failed(&self.device, error))
+        self.make_ready(program).map_err(|error| failed(&self.device, error))
+    }
+
+    /// Loads a program, and tells where a stored plan could not be taken.
+    pub(super) fn make_ready(&mut self, program: Program) -> swav_cuda::Result<usize> {
+        let id = self.machine.load(program)?;
+        let n_refused = self.machine.n_refused_plans();
+        if n_refused > self.n_refused {
+            tracing::warn!(
+                "{}: the stored plans of {} convolutions could not be taken and others were chosen; results may differ in their \
+                 last bits",
+                self.device,
+                n_refused - self.n_refused
+            );
+            self.n_refused = n_refused;
+        }
+        Ok(id)
     }
 
     pub(super) fn run(&mut self, program: usize, tape: usize, scalars: &Scalars) -> Result<(), EncoderError> {

@@ -1,10 +1,15 @@
 //! Whole steps on the host's machine against recorded trainings. What an engine has to do otherwise, the tests of all
 //! devices see to: the host's machine is one of them, `cuda:host`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ndarray::{Array2, Array4, Ix3};
-use swav_cuda::machine::HostMachine;
+use swav_cuda::cudnn::{Choice, Convolution};
+use swav_cuda::machine::{HostMachine, Machine};
+use swav_cuda::plans::{Entry, Place, PlanBook};
+use swav_cuda::shape::{ConvPass, ConvShape, Element};
+use swav_cuda::tape::{BufferId, Program, Scalars};
 use swav_fixtures::{Named, Training};
 use swav_optim::Method;
 
@@ -18,15 +23,18 @@ use crate::{
     StepPlan, UpdateRule, WholeStep,
 };
 
-fn engine(precision: Precision) -> (Cuda, Arc<Layers>) {
-    let config = EncoderConfig {
+fn config(precision: Precision) -> EncoderConfig {
+    EncoderConfig {
         arch: ResNet::custom(BlockKind::Bottleneck, [1; 4]).with_width(8).into(),
         head: Head::Mlp { hidden: 24 },
         dim: 16,
         precision,
         ..EncoderConfig::default()
-    };
-    let spec = config.check().unwrap();
+    }
+}
+
+fn engine(precision: Precision) -> (Cuda, Arc<Layers>) {
+    let spec = config(precision).check().unwrap();
     let layers = Arc::new(Layers::new(&spec));
     (Cuda::new("cuda:host", &spec, layers.clone(), Box::new(HostMachine::new())).unwrap(), layers)
 }
@@ -217,6 +225,108 @@ fn steps_of_other_shapes_are_refused() {
     assert!(engine.prepare(&StepPlan { queue_length: 7, ..plan.clone() }).is_err());
     assert!(engine.prepare(&StepPlan { clips_gradients: true, ..plan }).is_err());
     assert!(engine.load_prototypes(Array2::zeros((3, 16)).view(), &Slots::default()).is_err());
+}
+
+/// The host in the place of a card whose plans are a book's, and which refuses one more with every program.
+struct Planned {
+    host: HostMachine,
+    book: PlanBook,
+    n_loaded: usize,
+}
+
+impl Machine for Planned {
+    fn load(&mut self, program: Program) -> swav_cuda::Result<usize> {
+        self.n_loaded += 1;
+        self.host.load(program)
+    }
+
+    fn run(&mut self, program: usize, tape: usize, scalars: &Scalars) -> swav_cuda::Result<()> {
+        self.host.run(program, tape, scalars)
+    }
+
+    fn stage(
+        &mut self,
+        program: usize,
+        buffer: BufferId,
+        bytes: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> swav_cuda::Result<()> {
+        self.host.stage(program, buffer, bytes, fill)
+    }
+
+    fn read(&mut self, program: usize, buffer: BufferId, range: Range<usize>) -> swav_cuda::Result<Vec<u8>> {
+        self.host.read(program, buffer, range)
+    }
+
+    fn write_persistent(&mut self, name: &str, offset: usize, bytes: &[u8]) -> swav_cuda::Result<()> {
+        self.host.write_persistent(name, offset, bytes)
+    }
+
+    fn read_persistent(&mut self, name: &str, range: Range<usize>) -> swav_cuda::Result<Vec<u8>> {
+        self.host.read_persistent(name, range)
+    }
+
+    fn fetch(&mut self, program: usize, buffer: BufferId, bytes: usize) -> swav_cuda::Result<u64> {
+        self.host.fetch(program, buffer, bytes)
+    }
+
+    fn take(&mut self, ticket: u64) -> swav_cuda::Result<Vec<u8>> {
+        self.host.take(ticket)
+    }
+
+    fn plans(&self) -> Option<PlanBook> {
+        Some(self.book.clone())
+    }
+
+    fn adopt_plans(&mut self, book: &PlanBook) -> swav_cuda::Result<()> {
+        if book.place() != self.book.place() {
+            return Err(swav_cuda::Error::Plans { reason: "of another card".to_owned() });
+        }
+        self.book = book.clone();
+        Ok(())
+    }
+
+    fn n_refused_plans(&self) -> usize {
+        self.n_loaded
+    }
+}
+
+/// A book with a plan of a convolution.
+fn book(card: &str, engine: i64) -> PlanBook {
+    let mut book = PlanBook::new(Place { card: card.to_owned(), cudnn: "9.14.0".to_owned() });
+    let conv = Convolution {
+        shape: ConvShape::linear(8, 16, 24),
+        pass: ConvPass::Forward,
+        element: Element::Bf16,
+        accumulate: false,
+    };
+    book.insert(Entry { conv, choice: Choice { engine, knobs: vec![(2, 7)] }, microseconds: Some(2.5) });
+    book
+}
+
+#[test]
+fn choices_are_the_machines_plans() {
+    let planned = |book| {
+        let spec = config(Precision::Mixed).check().unwrap();
+        let machine = Box::new(Planned { host: HostMachine::new(), book, n_loaded: 0 });
+        Cuda::new("cuda:host", &spec, Arc::new(Layers::new(&spec)), machine).unwrap()
+    };
+    let first = planned(book("a card", 3));
+    let choices = first.choices().unwrap();
+    let mut second = planned(book("a card", 5));
+    assert_ne!(second.choices().unwrap(), choices);
+    second.adopt_choices(&choices).unwrap();
+    assert_eq!(second.choices().unwrap(), choices);
+    let mut elsewhere = planned(book("another card", 5));
+    for text in [choices.as_str(), "", "{}"] {
+        let refused = elsewhere.adopt_choices(text).unwrap_err();
+        assert!(matches!(refused, EncoderError::Device { .. }), "{refused}");
+        assert_eq!(elsewhere.choices().unwrap(), book("another card", 5).to_json());
+    }
+    // The host has nothing to choose.
+    let (mut host, _) = engine(Precision::F32);
+    assert_eq!(host.choices(), None);
+    host.adopt_choices(&choices).unwrap();
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl Cuda {
         let session = self.session.get_mut();
         let options = Options { pixels, ..session.options };
         let StepProgram { program, pixels, report, .. } = session.network.step(&spec, &options);
-        let loaded = session.machine.load(program);
+        let loaded = session.make_ready(program);
         let program = loaded.map_err(|error| too_large(&self.name, session, &(spec, options), error))?;
         self.steps.loaded = Some(Loaded { program, rule, pixels, report });
         Ok(())

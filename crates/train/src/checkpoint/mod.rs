@@ -11,7 +11,8 @@
 //! | `sections/loss/RANK/NAME` | what the loss of each process remembers |
 //! | `sections/statistics/RANK/NAME` | batch-norm statistics of each of several processes |
 //!
-//! The metadata entry `swav` is a JSON object with the version, the position, the number of processes, the
+//! What the encoder's device has chosen by measuring ([`Encoder::choices`](swav_encoder::Encoder::choices)) is a value of the
+//! section `device`. The metadata entry `swav` is a JSON object with the version, the position, the number of processes, the
 //! configuration, the identity of the data, small values of the sections, and a CRC-32C of all the rest. Random streams
 //! need no state: they are derived from seed, epoch, sample and crop. Files of version 1, which had a queue in place of
 //! sections, can be read.
@@ -31,6 +32,9 @@ use crate::memory::bytes;
 use crate::section::Section;
 
 const PROTOTYPES: &str = "prototypes.";
+/// The section of the encoder's devices, and the value in it.
+pub(crate) const DEVICE: &str = "device";
+pub(crate) const CHOICES: &str = "choices";
 
 /// Why a checkpoint cannot be written, read or resumed.
 #[derive(Debug, thiserror::Error)]

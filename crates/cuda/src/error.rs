@@ -38,12 +38,14 @@ pub enum Error {
         got: String,
     },
     /// The driver is older than what the libraries need.
-    #[error("the NVIDIA driver supports CUDA {got}, expected {expected} or newer; update the driver")]
+    #[error("the NVIDIA driver supports CUDA up to {got}, expected {expected} or newer; {remedy}")]
     DriverTooOld {
-        /// The oldest version that works.
+        /// The oldest version that works, and what needs it.
         expected: String,
         /// The version that the driver supports.
         got: String,
+        /// What helps.
+        remedy: String,
     },
     /// The machine has fewer cards than the number asked for.
     #[error("no card {got}: this machine has {expected} usable card(s)")]
@@ -62,7 +64,12 @@ pub enum Error {
         got: (u32, u32),
     },
     /// The card's memory does not suffice.
-    #[error("out of memory on {card}: {needed} bytes needed, {free} of {total} free")]
+    #[error(
+        "out of memory on {card}: {} MiB needed, {} of {} MiB free",
+        .needed.div_ceil(1 << 20),
+        .free >> 20,
+        .total >> 20
+    )]
     OutOfMemory {
         /// The card's name.
         card: String,
@@ -140,3 +147,19 @@ pub enum Error {
 
 /// Results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_told_in_units_that_can_be_read() {
+        let error = Error::OutOfMemory {
+            card: "Some Card".into(),
+            needed: (5 << 30) + 1,
+            free: 7 << 20,
+            total: 24 << 30,
+        };
+        assert_eq!(error.to_string(), "out of memory on Some Card: 5121 MiB needed, 7 of 24576 MiB free");
+    }
+}

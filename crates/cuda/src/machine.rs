@@ -64,6 +64,12 @@ pub trait Machine: Send {
     /// The machine's, also of earlier runs.
     fn take(&mut self, ticket: u64) -> Result<Vec<u8>>;
 
+    /// Bytes that programs may take together as things are, counted as [`program_bytes`](crate::network::program_bytes) does;
+    /// `None` where nothing bounds them.
+    fn memory_limit(&self) -> Option<u64> {
+        None
+    }
+
     /// The plans of all convolutions so far: another machine of the same kind that adopts them gives the same bits. `None` where
     /// there is nothing to choose.
     fn plans(&self) -> Option<PlanBook> {

@@ -21,6 +21,7 @@ pub use memory::MemoryUse;
 use crate::cudnn::Cudnn;
 use crate::driver::{Card, Event, Graph, Module, Stream};
 use crate::machine::Machine;
+use crate::network::CONTEXT;
 use crate::plans::{PlanBook, Planner, Selection};
 use crate::tape::{BufferId, Program, Scalars};
 use crate::{Error, Result, arena, kernels, nvrtc};
@@ -414,6 +415,12 @@ impl Machine for Executor {
 
     fn take(&mut self, ticket: u64) -> Result<Vec<u8>> {
         Executor::take(self, ticket)
+    }
+
+    /// What is free and what programs have by now: not what others on the card have.
+    fn memory_limit(&self) -> Option<u64> {
+        let (free, _) = self.card.memory().ok()?;
+        Some(free + self.memory.in_use().total() + CONTEXT)
     }
 
     fn plans(&self) -> Option<PlanBook> {

@@ -115,7 +115,11 @@ impl fmt::Display for Report {
                     writeln!(f, "{}: version {version}, {} ({origin})", library.name(), path.display())?;
                 }
                 Err(error) => {
-                    writeln!(f, "{}: missing", library.name())?;
+                    let what = match error {
+                        Error::LibraryMissing { .. } => "missing",
+                        _ => "found, but of no use",
+                    };
+                    writeln!(f, "{}: {what}", library.name())?;
                     let mut cause: Option<&dyn std::error::Error> = Some(error);
                     while let Some(error) = cause {
                         writeln!(f, "    {error}")?;
@@ -168,8 +172,37 @@ pub(crate) fn driver() -> Result<&'static Loaded<driver::Api>> {
     static DRIVER: Once<driver::Api> = Once(Mutex::new(None));
     DRIVER.get(|| {
         find(Library::Driver, None, &Places::of_this_process(), |api: &driver::Api| {
-            api.cuda_version().map(|(major, minor)| format!("{major}.{minor}"))
+            supported(api.cuda_version()?)
         })
+    })
+}
+
+/// The oldest major version of CUDA whose libraries this crate uses.
+const OLDEST: u32 = 12;
+
+/// The version of CUDA that a driver supports, as text.
+///
+/// # Errors
+/// [`Error::DriverTooOld`] where no library that this crate uses works with it.
+fn supported((major, minor): (u32, u32)) -> Result<String> {
+    let version = format!("{major}.{minor}");
+    if major < OLDEST {
+        let remedy = "update the driver".into();
+        return Err(Error::DriverTooOld { expected: format!("{OLDEST}.0"), got: version, remedy });
+    }
+    Ok(version)
+}
+
+/// Whether a cuDNN that was built for a major version of CUDA works with a driver that supports `driver`.
+///
+/// # Errors
+/// [`Error::DriverTooOld`].
+fn built_for(cuda: u32, driver: Option<u32>) -> Result<()> {
+    let Some(driver) = driver.filter(|&driver| cuda > driver) else { return Ok(()) };
+    Err(Error::DriverTooOld {
+        expected: format!("{cuda}.0 (this cuDNN was built for it)"),
+        got: format!("{driver}.x"),
+        remedy: format!("update the driver, or {}", Library::Cudnn.remedy(Some(driver))),
     })
 }
 
@@ -196,14 +229,7 @@ pub(crate) fn cudnn() -> Result<&'static Loaded<cudnn::Api>> {
     let major = driver_major();
     CUDNN.get(|| {
         find(Library::Cudnn, major, &Places::of_this_process(), |api: &cudnn::Api| {
-            let cuda = api.cuda_major();
-            match major {
-                Some(driver) if cuda > driver => Err(Error::DriverTooOld {
-                    expected: format!("{cuda}.0 (this cuDNN was built for it)"),
-                    got: format!("{driver}.x"),
-                }),
-                _ => Ok(api.version_text()),
-            }
+            built_for(api.cuda_major(), major).map(|()| api.version_text())
         })
     })
 }
@@ -286,9 +312,41 @@ mod tests {
         let Some(folder) = disguised("libcudnn.so.9") else { return };
         let places = Places::folders(&[folder.path().to_owned()]);
         let refused = find(Library::Cudnn, Some(12), &places, |_: &Maths| {
-            Err(Error::DriverTooOld { expected: "13.0".into(), got: "12.x".into() })
+            built_for(13, Some(12)).map(|()| "9.14.0".into())
         });
         assert!(matches!(refused, Err(Error::DriverTooOld { .. })));
+    }
+
+    #[test]
+    fn an_old_driver_is_told_from_a_library_that_is_too_new() {
+        assert_eq!(supported((12, 0)).ok().as_deref(), Some("12.0"));
+        assert_eq!(supported((13, 1)).ok().as_deref(), Some("13.1"));
+        let old = supported((11, 8)).map_err(|error| error.to_string());
+        let expected =
+            "the NVIDIA driver supports CUDA up to 11.8, expected 12.0 or newer; update the driver";
+        assert_eq!(old, Err(expected.to_owned()));
+        for (cuda, driver) in [(12, Some(12)), (12, Some(13)), (13, None)] {
+            assert!(built_for(cuda, driver).is_ok());
+        }
+        // There is a cuDNN for the driver that is there.
+        let Err(Error::DriverTooOld { expected, got, remedy }) = built_for(13, Some(12)) else {
+            panic!("CUDA 13 does not run on a driver for 12")
+        };
+        assert!(expected.starts_with("13.0") && got == "12.x" && remedy.contains("nvidia-cudnn-cu12"));
+    }
+
+    #[test]
+    fn a_report_tells_what_is_missing_from_what_is_of_no_use() {
+        let old = || supported((11, 8)).map(|_| unreachable!("too old"));
+        let missing = || Error::LibraryMissing { library: "NVRTC", remedy: "get it".into() };
+        let libraries = vec![(Library::Driver, old()), (Library::Nvrtc, Err(missing()))];
+        let report = Report { libraries, places: vec![Place::Loader] };
+        assert!(!report.is_complete());
+        let text = report.to_string();
+        assert!(text.contains(
+            "(libcuda.so.1): found, but of no use\n    the NVIDIA driver supports CUDA up to 11.8"
+        ));
+        assert!(text.contains("(libnvrtc.so): missing\n    NVRTC was not found; get it"), "{text}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::tape::{Program, Role};
 const WORKSPACE: u64 = 64 << 20;
 
 /// Bytes of a context, the libraries' code and their own buffers.
-const CONTEXT: u64 = 600 << 20;
+pub(crate) const CONTEXT: u64 = 600 << 20;
 
 /// An upper bound on what a program takes: its buffers, a second copy of what the host writes, workspaces, the context.
 pub fn program_bytes(program: &Program) -> u64 {

@@ -12,6 +12,7 @@ mod spec;
 mod step;
 mod update;
 
+pub(crate) use memory::CONTEXT;
 pub use memory::program_bytes;
 pub use parameters::{Gradients, Norm, Parameter, ParameterShape, Parameters};
 pub use spec::{BlockKind, Head, NetworkSpec, Stem, padded};

@@ -7,20 +7,22 @@ use std::sync::Arc;
 use ndarray::{Array2, Array4, Ix3};
 use swav_cuda::cudnn::{Choice, Convolution};
 use swav_cuda::machine::{HostMachine, Machine};
+use swav_cuda::network::program_bytes;
 use swav_cuda::plans::{Entry, Place, PlanBook};
 use swav_cuda::shape::{ConvPass, ConvShape, Element};
 use swav_cuda::tape::{BufferId, Program, Scalars};
 use swav_fixtures::{Named, Training};
 use swav_optim::Method;
 
-use super::Cuda;
 use super::session::{pad, strip, to_bf16};
+use super::whole_step::TooLarge;
+use super::{Cuda, network_of};
 use crate::engine::{Engine, Value};
 use crate::layers::Layers;
 use crate::whole_step::GroupShape;
 use crate::{
-    BlockKind, Crops, EncoderConfig, EncoderError, Head, Precision, ResNet, Scaling, Slots, StepInputs,
-    StepPlan, UpdateRule, WholeStep,
+    BlockKind, Checkpointing, Crops, EncoderConfig, EncoderError, Head, Precision, ResNet, Scaling, Slots,
+    StepInputs, StepPlan, UpdateRule, WholeStep,
 };
 
 fn config(precision: Precision) -> EncoderConfig {
@@ -232,11 +234,18 @@ struct Planned {
     host: HostMachine,
     book: PlanBook,
     n_loaded: usize,
+    /// Bytes that a program may take.
+    memory: u64,
 }
 
 impl Machine for Planned {
     fn load(&mut self, program: Program) -> swav_cuda::Result<usize> {
         self.n_loaded += 1;
+        let needed = program_bytes(&program);
+        if needed > self.memory {
+            let (card, free, total) = ("a card".to_owned(), self.memory, 2 * self.memory);
+            return Err(swav_cuda::Error::OutOfMemory { card, needed, free, total });
+        }
         self.host.load(program)
     }
 
@@ -274,6 +283,10 @@ impl Machine for Planned {
         self.host.take(ticket)
     }
 
+    fn memory_limit(&self) -> Option<u64> {
+        Some(self.memory)
+    }
+
     fn plans(&self) -> Option<PlanBook> {
         Some(self.book.clone())
     }
@@ -288,6 +301,56 @@ impl Machine for Planned {
 
     fn n_refused_plans(&self) -> usize {
         self.n_loaded
+    }
+}
+
+fn planned(config: EncoderConfig, book: PlanBook, memory: u64) -> Cuda {
+    let spec = config.check().unwrap();
+    let machine = Box::new(Planned { host: HostMachine::new(), book, n_loaded: 0, memory });
+    Cuda::new("cuda:host", &spec, Arc::new(Layers::new(&spec)), machine).unwrap()
+}
+
+/// A batch that does not fit is refused before a step is run, with the largest that fits: that one is taken, and one more image
+/// is not. Memory that others have is not counted on.
+#[test]
+fn a_batch_that_does_not_fit_names_the_largest_that_does() {
+    let step = |batch_size| StepPlan {
+        batch_size,
+        groups: vec![GroupShape { n_crops: 2, height: 32, width: 32 }],
+        scaling: Some(SCALING),
+        crops_for_assign: vec![0, 1],
+        temperature: 0.1,
+        epsilon: 0.05,
+        sinkhorn_iters: 3,
+        n_prototypes: 10,
+        queue_length: 0,
+        clips_gradients: false,
+    };
+    let checkpointed = EncoderConfig { checkpointing: Checkpointing::Blocks, ..config(Precision::F32) };
+    for (config, again) in [(config(Precision::F32), true), (checkpointed, false)] {
+        let prepare = |batch_size, memory| {
+            let mut engine = planned(config.clone(), book("a card", 1), memory);
+            engine.prepare(&step(batch_size)).map_err(|error| match error {
+                EncoderError::Device { source, .. } => source.downcast::<TooLarge>().unwrap(),
+                other => panic!("{other}"),
+            })
+        };
+        let memory = 800 << 20;
+        let error = prepare(1000, memory).unwrap_err();
+        let (largest, text) = (error.largest, error.to_string());
+        assert!((2..1000).contains(&largest), "{text}");
+        assert!(text.contains("a batch of 1000 images takes about"), "{text}");
+        assert!(text.contains("of which 800 MiB can be had"), "{text}");
+        assert!(text.contains(&format!("{largest} images would fit")), "{text}");
+        assert_eq!(text.contains("checkpointing"), again, "{text}");
+        assert_eq!(error.largest_again.is_some_and(|again| again > largest), again);
+        prepare(largest, memory).unwrap();
+        prepare(largest + 1, memory).unwrap_err();
+        // The parameters fit, and nothing beside them.
+        let network = network_of(&config.check().unwrap(), &Layers::new(&config.check().unwrap()));
+        let nothing = prepare(8, program_bytes(&network.refresh(Element::F32))).unwrap_err();
+        assert_eq!((nothing.largest, nothing.largest_again), (0, again.then_some(0)));
+        assert!(nothing.to_string().ends_with("not a single image would fit"), "{nothing}");
     }
 }
 
@@ -306,11 +369,7 @@ fn book(card: &str, engine: i64) -> PlanBook {
 
 #[test]
 fn choices_are_the_machines_plans() {
-    let planned = |book| {
-        let spec = config(Precision::Mixed).check().unwrap();
-        let machine = Box::new(Planned { host: HostMachine::new(), book, n_loaded: 0 });
-        Cuda::new("cuda:host", &spec, Arc::new(Layers::new(&spec)), machine).unwrap()
-    };
+    let planned = |book| planned(config(Precision::Mixed), book, u64::MAX);
     let first = planned(book("a card", 3));
     let choices = first.choices().unwrap();
     let mut second = planned(book("a card", 5));

@@ -144,13 +144,37 @@ impl Cuda {
 
 /// A batch that the card has no room for.
 #[derive(Debug, thiserror::Error)]
-#[error("a batch of {batch} images needs about {needed} MB; {largest} images would fit")]
-struct TooLarge {
+#[error(
+    "a batch of {batch} images takes about {} MiB of the card's memory, of which {} MiB can be had; {}",
+    .needed.div_ceil(1 << 20),
+    .limit >> 20,
+    advice(*.largest, *.largest_again)
+)]
+pub(super) struct TooLarge {
+    /// Images of the batch.
     batch: usize,
+    /// Bytes that it takes.
     needed: u64,
-    largest: usize,
+    /// Bytes that there are.
+    limit: u64,
+    /// The largest batch that fits, at most the one asked for.
+    pub(super) largest: usize,
+    /// The same with blocks that run again in backward; `None` where they do so.
+    pub(super) largest_again: Option<usize>,
     #[source]
     source: swav_cuda::Error,
+}
+
+fn advice(largest: usize, again: Option<usize>) -> String {
+    let most = match largest {
+        0 => "not a single image would fit".to_owned(),
+        1 => "1 image would fit".to_owned(),
+        most => format!("{most} images would fit"),
+    };
+    match again.filter(|&again| again > largest) {
+        Some(again) => format!("{most}, and {again} with checkpointing = \"blocks\""),
+        None => most,
+    }
 }
 
 /// Says what would fit, where memory does not suffice.
@@ -163,10 +187,14 @@ fn too_large(
     let swav_cuda::Error::OutOfMemory { total, .. } = error else {
         return super::session::failed(device, error);
     };
+    let limit = session.machine.memory_limit().unwrap_or(total);
+    let again = (!options.checkpointing).then_some(Options { checkpointing: true, ..*options });
     let error = TooLarge {
         batch: spec.scores.batch,
-        needed: session.network.step_bytes(spec, options) >> 20,
-        largest: session.network.largest_batch(spec, options, total),
+        needed: session.network.step_bytes(spec, options),
+        limit,
+        largest: session.network.largest_batch(spec, options, limit),
+        largest_again: again.map(|again| session.network.largest_batch(spec, &again, limit)),
         source: error,
     };
     EncoderError::Device { device: device.to_owned(), source: Box::new(error) }

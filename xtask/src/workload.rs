@@ -68,6 +68,9 @@ pub struct Options {
     /// Use only kernels with the rounding of the direct formula.
     #[arg(long)]
     exact: bool,
+    /// Let training take the CPU's matrix unit, where there is one.
+    #[arg(long)]
+    matrix_unit: bool,
     /// What is kept for the backward pass: off (everything) or blocks (less memory, more time).
     #[arg(long, default_value = "off")]
     checkpointing: String,
@@ -120,6 +123,7 @@ impl Workload {
             dim: options.dim,
             precision: named::<Precision>("--precision", &options.precision)?,
             exact: options.exact,
+            matrix_unit: options.matrix_unit,
             checkpointing: named::<Checkpointing>("--checkpointing", &options.checkpointing)?,
             init: None,
         };

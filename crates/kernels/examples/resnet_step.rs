@@ -1,5 +1,5 @@
 //! Times one training step (forward and backward) of a ResNet's backbone on random images, group by group, as
-//! multi-crop training runs it; with `--profile` also by operation.
+//! multi-crop training runs it; with `--profile` also by operation, with `--matrix-unit` on that where there is one.
 //!
 //! `cargo run --release -p swav-kernels --example resnet_step -- 18 cifar 64 2x32+4x16 32 f32 winograd`
 
@@ -26,7 +26,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let exact = get(6, "winograd") == "exact";
     let checkpointing =
         if args.iter().any(|a| a == "--checkpoint") { Checkpointing::Blocks } else { Checkpointing::Off };
-    let ctx = Context::new(Options { precision, exact, checkpointing, isa: None })?;
+    let matrix_unit = args.iter().any(|a| a == "--matrix-unit");
+    let ctx = Context::new(Options { precision, exact, matrix_unit, checkpointing, isa: None })?;
 
     let units = network(&arch, &stem, width);
     let values: Vec<Vec<Vec<f32>>> = units.iter().enumerate().map(|(i, u)| initial(u.as_ref(), i)).collect();

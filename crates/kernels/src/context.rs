@@ -4,12 +4,15 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 
 use crate::activations::words_for;
+use crate::amx::Amx;
 use crate::simd::Vectors;
 use crate::{Activations, Error, Precision, SumAcross, pages};
 
 /// The instruction sets there are kernels for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Isa {
+    /// x86-64 with AVX-512 as below, its instructions for bf16, and the matrix unit AMX; Linux.
+    Amx,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
     /// x86-64 with AVX2 and FMA.
@@ -22,11 +25,12 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, best first.
-    pub const ALL: [Isa; 4] = [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
+    pub const ALL: [Isa; 5] = [Isa::Amx, Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable];
 
     /// The name that `KERNELS_ISA` takes.
     pub fn name(self) -> &'static str {
         match self {
+            Isa::Amx => "amx",
             Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2",
             Isa::Neon => "neon",
@@ -40,7 +44,7 @@ impl Isa {
     }
 
     /// The best available instruction set, or the one that the environment variable `KERNELS_ISA` names
-    /// (`avx512`, `avx2`, `neon` or `portable`).
+    /// (`amx`, `avx512`, `avx2`, `neon` or `portable`).
     ///
     /// # Errors
     /// [`Error::Isa`] if `KERNELS_ISA` names none of them or one that this machine lacks.
@@ -78,8 +82,12 @@ pub struct Options {
     /// Storage of feature maps and their gradients.
     pub precision: Precision,
     /// Avoids Strassen's and Winograd's algorithms, whose rounding errors are some 2 to 3, and 15 to 45, times those of a direct
-    /// sum (still about 5e-5 of the output's RMS).
+    /// sum (still about 5e-5 of the output's RMS), and the matrix unit, which multiplies numbers of f32 cut into two of bf16:
+    /// some 10 times.
     pub exact: bool,
+    /// Whether training passes, too, take the matrix unit where there is one ([`Isa::Amx`]), as inference always does without
+    /// `exact`. Layers that vectors would multiply exactly are rounded to some 17 bits then.
+    pub matrix_unit: bool,
     /// What blocks keep for the backward pass.
     pub checkpointing: Checkpointing,
     /// The instruction set; `None` chooses the best one, see [`Isa::detect`].
@@ -91,6 +99,7 @@ pub struct Options {
 pub struct Context {
     precision: Precision,
     exact: bool,
+    trains_on_matrix_unit: bool,
     checkpointing: Checkpointing,
     isa: Isa,
     vectors: Vectors,
@@ -112,6 +121,7 @@ impl Context {
         Ok(Self {
             precision: options.precision,
             exact: options.exact,
+            trains_on_matrix_unit: options.matrix_unit && vectors.matrix_unit().is_some(),
             checkpointing: options.checkpointing,
             isa,
             vectors,
@@ -139,7 +149,7 @@ impl Context {
         self.precision
     }
 
-    /// Whether Winograd's algorithm is avoided.
+    /// Whether algorithms with larger rounding errors are avoided.
     pub fn exact(&self) -> bool {
         self.exact
     }
@@ -157,6 +167,19 @@ impl Context {
     /// The token of the instruction set in use.
     pub(crate) fn vectors(&self) -> Vectors {
         self.vectors
+    }
+
+    /// Whether training passes may take the matrix unit.
+    pub(crate) fn trains_on_matrix_unit(&self) -> bool {
+        self.trains_on_matrix_unit
+    }
+
+    /// The proof of a matrix unit, for plans that are made where there is one.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn matrix_unit(&self) -> Amx {
+        self.vectors.matrix_unit().expect("a plan for this machine")
     }
 
     /// Whether direct convolutions of activations stored as bf16 also multiply in bf16 (with weights rounded to
@@ -186,7 +209,7 @@ impl Context {
 /// measurement at run time, so that results on a machine are always the same.
 fn multiplies_bf16(vectors: Vectors) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if let Vectors::Avx512Bf16(_) = vectors {
+    if let Vectors::Avx512Bf16(_) | Vectors::Amx(..) = vectors {
         let leaf = std::arch::x86_64::__cpuid(0);
         let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
         return name == b"AuthenticAMD";

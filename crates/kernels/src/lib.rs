@@ -34,6 +34,7 @@
 mod across;
 mod activations;
 mod alloc;
+mod amx;
 pub mod bounds;
 mod context;
 mod conv;

@@ -380,29 +380,57 @@ pub(crate) unsafe fn copy_block_pairs<S: Simd, L: Load>(
     }
 }
 
-/// Copies one block of up to 16 channels of two pixels as words of two bf16 each; a missing pixel and missing
-/// channels become zero.
+/// Copies one block of up to 32 channels, cut in two: 16 words of two high parts each, and `low` words further on those of the
+/// low parts; missing channels become zero.
 ///
 /// # Safety
-/// The channels of both pixels must lie in the feature map, and `dst` be valid for 16 words.
+/// The channels must lie in the feature map, and `dst` be valid for 16 words at both places.
+#[inline(always)]
+pub(crate) unsafe fn copy_block_split<S: Simd, L: Load>(
+    simd: S,
+    load: &L,
+    (at, c): (usize, usize),
+    valid: usize,
+    dst: *mut f32,
+    low: usize,
+) {
+    // SAFETY: valid channels lie in the feature map; the words have room for 32 bf16 at both places.
+    unsafe {
+        let (high, low) = (dst.cast::<u16>(), dst.add(low).cast::<u16>());
+        for l in (0..2 * BLOCK).step_by(S::LANES) {
+            let v = some_lanes::<S, L>(simd, load, at + l, c + l, valid.saturating_sub(l).min(S::LANES));
+            simd.store_split(high.add(l), low.add(l), v);
+        }
+    }
+}
+
+/// Copies one block of up to 16 channels of two pixels as words of two bf16 each, and what is left of the values `low` words further
+/// on, if that is asked for; a missing pixel and missing channels become zero.
+///
+/// # Safety
+/// The channels of both pixels must lie in the feature map, and `dst` be valid for 16 words, at both places.
 #[inline(always)]
 pub(crate) unsafe fn copy_two_pixels<S: Simd, L: Load>(
     simd: S,
     load: &L,
-    at: (usize, Option<usize>),
-    c: usize,
+    (at, c): ((usize, Option<usize>), usize),
     valid: usize,
     dst: *mut f32,
+    low: Option<usize>,
 ) {
     // SAFETY: valid channels of both pixels lie in the feature map; a block has 16 words.
     unsafe {
         for l in (0..BLOCK).step_by(S::LANES) {
             let n = valid.saturating_sub(l).min(S::LANES);
-            let high = match at.1 {
+            let second = match at.1 {
                 Some(at) => some_lanes::<S, L>(simd, load, at + l, c + l, n),
                 None => simd.zero(),
             };
-            simd.store(dst.add(l), simd.pair(some_lanes::<S, L>(simd, load, at.0 + l, c + l, n), high));
+            let first = some_lanes::<S, L>(simd, load, at.0 + l, c + l, n);
+            simd.store(dst.add(l), simd.pair(first, second));
+            if let Some(low) = low {
+                simd.store(dst.add(low + l), simd.pair(simd.remainder(first), simd.remainder(second)));
+            }
         }
     }
 }

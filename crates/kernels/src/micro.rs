@@ -277,7 +277,7 @@ pub(crate) unsafe fn pair_grad_tile<S: Simd, const MR: usize, const NV: usize>(s
 
 /// Floating-point operations per second of the widest product tile on data in the first-level cache, all
 /// threads of the current rayon pool together: what the convolutions are to be compared with. The tile is that of
-/// direct convolutions: of bf16 where [`Context::bf16_products`](crate::Context::bf16_products) says so. Takes about a
+/// direct convolutions: of bf16 where [`Context::bf16_products`](crate::Context::bf16_products) says so; never the matrix unit's. Takes about a
 /// quarter of a second; the best of several short runs counts.
 pub fn peak_flops(ctx: &crate::Context) -> f64 {
     fn run<S: Simd>(simd: S, pairs: bool) -> f64 {

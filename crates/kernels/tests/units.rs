@@ -11,7 +11,7 @@ use swav_kernels::net::{
     Backward, BatchNorm1d, Block, BlockKind, GlobalAvgPool, Linear, Ready, RunningStats, Stem, Unit, infer,
 };
 use swav_kernels::{
-    Activations, BatchStats, Checkpointing, Context, ConvSpec, Error, Options, Precision, reference,
+    Activations, BatchStats, Checkpointing, Context, ConvSpec, Error, Isa, Options, Precision, reference,
 };
 
 const BLOCKS: [(BlockKind, usize, usize, usize, [usize; 3]); 9] = [
@@ -494,6 +494,11 @@ fn infer_all(ctx: &Context, ready: &[Box<dyn Ready>], images: &[f32], shape: [us
     infer(ctx, &units, images, shape).unwrap()
 }
 
+/// Whether numbers may be cut in two for the matrix unit.
+fn cuts_in_two(ctx: &Context) -> bool {
+    ctx.isa() == Isa::Amx && !ctx.exact()
+}
+
 #[test]
 fn folded_units_give_what_unfolded_ones_give() {
     for exact in [true, false] {
@@ -506,7 +511,13 @@ fn folded_units_give_what_unfolded_ones_give() {
                 assert_eq!(out.shape, expected.shape);
                 let error = error(&out.words, &wide(&expected.words));
                 // The algorithm may be another one, since kept weights cost less.
-                assert!(error < if exact { 2e-5 } else { 1e-3 }, "{:?} {:?}: {error}", block.unit, ctx.isa());
+                let limit = if cuts_in_two(&ctx) { 1e-4 } else { 2e-5 };
+                assert!(
+                    error < if exact { limit } else { 1e-3 },
+                    "{:?} {:?}: {error}",
+                    block.unit,
+                    ctx.isa()
+                );
             }
         }
     }
@@ -525,7 +536,11 @@ fn a_folded_network_gives_what_an_unfolded_one_gives() {
             let out = infer_all(&ctx, &ready, &images, shape);
             assert_eq!(out.shape, [5, 1, 1, 7]);
             let error = error(&out.words, &wide(&expected.words));
-            assert!(error < 1e-5, "{precision:?} {:?}: {error}", ctx.isa());
+            assert!(
+                error < if cuts_in_two(&ctx) { 1e-4 } else { 1e-5 },
+                "{precision:?} {:?}: {error}",
+                ctx.isa()
+            );
             let kept: usize = ready.iter().map(|unit| unit.words()).sum();
             assert!(precision == Precision::Mixed || kept > 96 * 96 * 9);
         }

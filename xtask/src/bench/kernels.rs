@@ -20,12 +20,15 @@ pub struct Args {
     /// Storage of activations: f32 or mixed.
     #[arg(long, default_value = "f32")]
     precision: String,
-    /// Instruction set: avx512, avx2, neon or portable; the best one by default.
+    /// Instruction set: amx, avx512, avx2, neon or portable; the best one by default.
     #[arg(long)]
     isa: Option<String>,
     /// Without Strassen's and Winograd's algorithms.
     #[arg(long)]
     exact: bool,
+    /// With the matrix unit, where there is one.
+    #[arg(long)]
+    matrix_unit: bool,
     /// Print how each convolution of ResNet-18 and ResNet-50 is computed, and measure nothing.
     #[arg(long)]
     plan: bool,
@@ -67,11 +70,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(name) => {
             let found = Isa::ALL.into_iter().find(|isa| isa.name() == name);
             Some(found.with_context(|| {
-                format!("instruction set {name}: expected avx512, avx2, neon or portable")
+                format!("instruction set {name}: expected amx, avx512, avx2, neon or portable")
             })?)
         }
     };
-    let options = Options { precision, exact: args.exact, isa, ..Options::default() };
+    let Args { exact, matrix_unit, .. } = args;
+    let options = Options { precision, exact, matrix_unit, isa, ..Options::default() };
     if args.plan {
         return print_plans(&Context::new(options)?);
     }
@@ -80,7 +84,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let scaling = scaling(options, pool.current_num_threads())?;
     let ctx = Context::new(options)?;
     let summary = json!({
-        "mode": "kernels", "isa": ctx.isa().name(), "precision": args.precision, "exact": args.exact,
+        "mode": "kernels", "isa": ctx.isa().name(), "precision": args.precision, "exact": exact,
+        "matrix_unit": matrix_unit,
         "threads": pool.current_num_threads(), "layers": rows, "scaling": scaling,
     });
     println!("{summary}");
@@ -176,7 +181,10 @@ fn layers(options: Options, seconds: f64) -> anyhow::Result<Vec<serde_json::Valu
             "forward_gflops": rate[0] / 1e9, "data_gflops": rate[1] / 1e9, "weights_gflops": rate[2] / 1e9,
         }));
     }
-    println!("Shares above 100% are Winograd's savings: rates count the textbook algorithm's operations.");
+    println!(
+        "Shares above 100% are Winograd's savings, or the matrix unit's: rates count the textbook algorithm's operations, and the\n\
+         peak is that of vectors."
+    );
     Ok(rows)
 }
 

@@ -52,6 +52,7 @@ impl Kernels {
         let options = kernels::Options {
             precision: config.precision,
             exact: config.exact,
+            matrix_unit: config.matrix_unit,
             checkpointing: config.checkpointing,
             isa: None,
         };

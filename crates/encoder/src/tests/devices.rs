@@ -95,8 +95,12 @@ fn checkpointing_changes_no_bit() {
 
 #[test]
 fn threads_change_no_bit() {
-    for exact in [false, true] {
-        let config = EncoderConfig { exact, ..small(BlockKind::Basic, Stem::Cifar, Head::Mlp { hidden: 7 }) };
+    for (exact, matrix_unit) in [(false, false), (false, true), (true, false)] {
+        let config = EncoderConfig {
+            exact,
+            matrix_unit,
+            ..small(BlockKind::Basic, Stem::Cifar, Head::Mlp { hidden: 7 })
+        };
         let [one, two] = [1, 2].map(|n| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
             pool.install(|| step(&mut *encoder("cpu", &config), &LARC, 4))
@@ -111,6 +115,9 @@ fn fast_algorithms_and_mixed_precision_stay_close() {
     let expected = step(&mut *encoder("cpu", &exact), &LARC, 5);
     let fast = EncoderConfig { exact: false, ..exact.clone() };
     compare("fast", &step(&mut *encoder("cpu", &fast), &LARC, 5), &expected, 1e-2);
+    // Where there is no such unit, these are the same.
+    let matrix_unit = EncoderConfig { matrix_unit: true, ..fast };
+    compare("matrix unit", &step(&mut *encoder("cpu", &matrix_unit), &LARC, 5), &expected, 1e-2);
     let mixed = EncoderConfig { precision: Precision::Mixed, ..exact };
     let actual = step(&mut *encoder("cpu", &mixed), &LARC, 5);
     // bfloat16 has 8 bits: embeddings and the state hold to a few percent.

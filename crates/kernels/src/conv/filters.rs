@@ -1,6 +1,7 @@
 //! Filters, packed into panels as wide as the product tile.
 
 use super::kept::Weights;
+use super::plan::Products;
 use crate::simd::{BLOCK, Job, SQUARE, Simd};
 use crate::work::{Shared, tasks};
 
@@ -85,8 +86,8 @@ pub(super) struct Filters<'a> {
     /// A factor for each output channel.
     scale: Option<&'a [f32]>,
     direction: Direction,
-    /// Whether two rows are packed into one word as bf16.
-    pairs: bool,
+    /// Whether two rows are packed into one word as bf16, and whether they are cut in two.
+    products: Products,
 }
 
 /// A block of filters: [`BLOCK`] rows (twice as many where two share a word) of a number of columns.
@@ -107,10 +108,10 @@ impl<'a> Filters<'a> {
         Weights { values, scale, .. }: Weights<'a>,
         [c_out, taps, c_in]: [usize; 3],
         direction: Direction,
-        pairs: bool,
+        products: Products,
     ) -> Self {
         assert_eq!(values.len(), c_out * taps * c_in, "weights of a convolution");
-        Self { values, c_in, c_out, taps, scale, direction, pairs }
+        Self { values, c_in, c_out, taps, scale, direction, products }
     }
 
     /// The same with all taps of an input as channels: what an output reads is one column.
@@ -123,9 +124,9 @@ impl<'a> Filters<'a> {
         self.direction
     }
 
-    /// Whether two rows are packed into one word as bf16.
-    pub fn pairs(&self) -> bool {
-        self.pairs
+    /// What they are multiplied as.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// Channels summed over.
@@ -151,19 +152,26 @@ impl<'a> Filters<'a> {
 
     /// Channels summed over in a block.
     pub fn block_depth(&self) -> usize {
-        if self.pairs { 2 * BLOCK } else { BLOCK }
+        if self.products == Products::F32 { BLOCK } else { 2 * BLOCK }
     }
 
-    /// Writes a block: its rows, zero where there are no weights.
+    /// Words of a packed block of a number of columns.
+    fn block_len(&self, width: usize) -> usize {
+        let planes = if self.products == Products::Split { 2 } else { 1 };
+        planes * BLOCK * width
+    }
+
+    /// Writes a block: its rows, zero where there are no weights. Those that are cut in two: all high parts, and then the low ones.
     ///
     /// # Panics
     /// If `dst` has no room for it, or it begins outside the filters.
     pub fn block<S: Simd>(&self, simd: S, block: FilterBlock, dst: &mut [f32]) {
-        assert!(block.tap < self.taps && dst.len() >= BLOCK * block.width, "a block of filters");
-        if self.pairs {
-            self.block_of_pairs(simd, block, dst);
-        } else {
+        let room = dst.len() >= self.block_len(block.width);
+        assert!(block.tap < self.taps && room, "a block of filters");
+        if self.products == Products::F32 {
             self.block_of_singles(simd, block, dst);
+        } else {
+            self.block_of_pairs(simd, block, dst);
         }
     }
 
@@ -181,13 +189,9 @@ impl<'a> Filters<'a> {
                 rows.fill(0.0);
             }
         }
-        let bits = |x: f32| u32::from(half::bf16::from_f32(x).to_bits());
-        for k in 0..BLOCK {
-            for n in 0..width {
-                let (low, high) = (rows[2 * k * width + n], rows[(2 * k + 1) * width + n]);
-                dst[k * width + n] = f32::from_bits(bits(low) | bits(high) << 16);
-            }
-        }
+        let split = self.products == Products::Split;
+        // SAFETY: there are twice 16 rows, and the caller has checked the room for one plane, or for two.
+        unsafe { simd.run(PairRows { rows: &rows[..2 * half], width, split, to: dst }) };
     }
 
     /// f32 of [`BLOCK`] rows.
@@ -232,6 +236,36 @@ impl<'a> Filters<'a> {
     }
 }
 
+/// Packs two successive rows each of a block into words, and what remains of them into more.
+struct PairRows<'a> {
+    rows: &'a [f32],
+    width: usize,
+    split: bool,
+    to: &'a mut [f32],
+}
+
+impl Job for PairRows<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn call<S: Simd>(self, simd: S) {
+        for k in 0..BLOCK {
+            for lane in (0..self.width).step_by(S::LANES) {
+                // SAFETY: `block_of_pairs` has as many rows, and room for their words.
+                unsafe {
+                    let from = self.rows.as_ptr().add(2 * k * self.width + lane);
+                    let rows = [simd.load(from), simd.load(from.add(self.width))];
+                    let to = self.to.as_mut_ptr().add(k * self.width + lane);
+                    simd.store(to, simd.pair(rows[0], rows[1]));
+                    if self.split {
+                        let low = simd.pair(simd.remainder(rows[0]), simd.remainder(rows[1]));
+                        simd.store(to.add(BLOCK * self.width), low);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Copies the rows of a block. Calls for them would take longer.
 struct CopyRows<'a> {
     /// The first row, and how far it is to the next.
@@ -259,10 +293,10 @@ impl Job for CopyRows<'_> {
 
 /// Words of packed filters.
 pub(super) fn packed_len(filters: &Filters<'_>, panels: Panels) -> usize {
-    filters.blocks() * filters.taps * BLOCK * panels.total_width()
+    filters.blocks() * filters.taps * filters.block_len(panels.total_width())
 }
 
-/// Packs filters: `[panel][block][tap][16][width]`.
+/// Packs filters: `[panel][block][tap][16][width]`, those that are cut in two `[panel][block][tap][plane][16][width]`.
 ///
 /// # Panics
 /// If there are not as many words as they need.
@@ -273,8 +307,8 @@ pub(super) fn pack<S: Simd>(simd: S, filters: Filters<'_>, panels: Panels, packe
     filters.direction.each_block(panels.count(), blocks, |j, block| {
         let width = panels.width(j);
         for tap in 0..taps {
-            let size = BLOCK * width;
-            let at = j * panels.full() * blocks * taps * BLOCK + (block * taps + tap) * size;
+            let size = filters.block_len(width);
+            let at = j * blocks * taps * filters.block_len(panels.full()) + (block * taps + tap) * size;
             // SAFETY: the buffer holds every panel's blocks; each is written once.
             let dst = unsafe { std::slice::from_raw_parts_mut(out.get().add(at), size) };
             let (row, column) = (block * filters.block_depth(), j * panels.full());

@@ -1,5 +1,7 @@
 //! How outputs are finished while they are in cache: stored, added, masked, and summed for batch norm.
 
+use std::ops::Range;
+
 use super::partials::{ChannelSums, PartialsPtr};
 use super::{Fused, Post};
 use crate::activations::{Activations, DataMut};
@@ -284,6 +286,21 @@ impl Finisher<'_> {
                 (0..2 * S::LANES).step_by(BLOCK).for_each(|lane| join.prefetch(simd, at + c0 + lane));
             }
         }
+    }
+
+    /// Asks for what a tile of any pass will touch, whose channels are given.
+    ///
+    /// Product tiles of vectors, which are smaller, ask for it themselves, or are too many for it.
+    pub fn prefetch_tile<S: Simd>(&self, simd: S, output: OutputPtr, at: &[usize], channels: Range<usize>) {
+        struct Ask<'a, S>(S, &'a [usize], Range<usize>);
+        impl<S: Simd> FinishVisitor for Ask<'_, S> {
+            fn visit<F: Finish>(self, finish: F) {
+                for &at in self.1 {
+                    self.2.clone().step_by(BLOCK).for_each(|channel| finish.prefetch(self.0, at + channel));
+                }
+            }
+        }
+        self.visit(output, Ask(simd, at, channels));
     }
 
     /// Whether batch norm's sums are gathered.

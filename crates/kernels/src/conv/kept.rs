@@ -32,6 +32,8 @@ impl<'a> From<&'a [f32]> for Weights<'a> {
 pub(super) enum Layout {
     /// Panels.
     Panels,
+    /// Panels of words of bf16 that are cut in two.
+    Split,
     /// Panels of sums of halves.
     Strassen,
     /// Panels of each of Winograd's points, of a tile with these sides.

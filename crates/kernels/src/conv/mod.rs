@@ -30,7 +30,7 @@ use finish::Finisher;
 pub(crate) use kept::{Kept, Weights};
 pub(crate) use operands::{Fused, Post, Source};
 use partials::Partials;
-use plan::{Algorithm, Pass, Plan, Products, Reading};
+use plan::{Algorithm, Pass, Plan, Reading};
 
 /// A square convolution without bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -276,8 +276,7 @@ impl Product<'_> {
             Reading::Pixels => (c_in, taps),
             Reading::Columns => (taps * c_in, 1),
         };
-        let pairs = self.plan.products == Products::Bf16;
-        Filters::new(self.weights, [c_out, taps, c_in], self.direction, pairs)
+        Filters::new(self.weights, [c_out, taps, c_in], self.direction, self.plan.products)
     }
 
     /// How the source gets into scratch memory, and which of its pixels meets which tap there.

@@ -82,6 +82,8 @@ pub enum Products {
     F32,
     /// Pairs of bf16, summed in f32.
     Bf16,
+    /// f32, each cut into two of bf16, on the matrix unit.
+    Split,
 }
 
 /// The decision for a pass.
@@ -102,6 +104,7 @@ impl Plan {
             exact: ctx.exact(),
             bf16: ctx.bf16_products() && stored == Precision::Mixed,
             kept: false,
+            matrix_unit: ctx.trains_on_matrix_unit(),
         };
         machine.choose(spec, input, pass)
     }
@@ -109,7 +112,12 @@ impl Plan {
     /// Decides for an inference pass of f32 whose packed weights are kept.
     pub fn choose_kept(spec: &ConvSpec, input: [usize; 4], ctx: &Context) -> Self {
         let registers = Registers::of(ctx.vectors());
-        Machine { registers, exact: ctx.exact(), bf16: false, kept: true }.choose(spec, input, Pass::Forward)
+        let matrix_unit = ctx.vectors().matrix_unit().is_some();
+        Machine { registers, exact: ctx.exact(), bf16: false, kept: true, matrix_unit }.choose(
+            spec,
+            input,
+            Pass::Forward,
+        )
     }
 
     /// What is copied, for algorithms that copy.
@@ -134,7 +142,11 @@ impl fmt::Display for Plan {
             Algorithm::Winograd(WinogradOrder::Points) => "Winograd by points",
             Algorithm::Winograd(WinogradOrder::Blocks) => "Winograd by blocks",
         };
-        f.pad(&if self.products == Products::Bf16 { format!("{name}, bf16") } else { name.into() })
+        f.pad(&match self.products {
+            Products::F32 => name.to_owned(),
+            Products::Bf16 => format!("{name}, bf16"),
+            Products::Split => format!("{name}, split"),
+        })
     }
 }
 
@@ -147,6 +159,8 @@ struct Machine {
     bf16: bool,
     /// Whether packed weights are kept from pass to pass.
     kept: bool,
+    /// Whether there is a matrix unit.
+    matrix_unit: bool,
 }
 
 impl Machine {
@@ -164,6 +178,10 @@ impl Machine {
     }
 
     fn choose(&self, spec: &ConvSpec, input: [usize; 4], pass: Pass) -> Plan {
+        if self.splits(spec, input, pass) {
+            let reading = if pass == Pass::Data { Reading::Pixels } else { reading(spec) };
+            return Plan { algorithm: Algorithm::Direct(reading), products: Products::Split };
+        }
         let products = if self.multiplies_bf16(spec) { Products::Bf16 } else { Products::F32 };
         if self.winograd_pays(spec, input) {
             let order = winograd_order(spec, input, pass);
@@ -182,6 +200,24 @@ impl Machine {
             return Plan { algorithm: Algorithm::Strassen(reading), products };
         }
         Plan { algorithm: Algorithm::Direct(reading), products }
+    }
+
+    /// Whether numbers are cut in two for the matrix unit: where blocks of 32 channels are not mostly empty. Columns of several
+    /// taps stay f32, and so do single pixels: linear layers, whose results are compared with each other, take little time.
+    fn splits(&self, spec: &ConvSpec, input: [usize; 4], pass: Pass) -> bool {
+        let [_, h, w, _] = input;
+        let depth = if pass == Pass::Data { spec.c_out } else { spec.c_in };
+        let whole = depth >= 2 * BLOCK && spec.c_in >= BLOCK && h * w > 1;
+        if !self.matrix_unit || self.exact || !whole {
+            return false;
+        }
+        let winograd = spec.stride == 1 && self.winograd_pays(spec, input);
+        if pass == Pass::Weights {
+            let few = winograd_order(spec, input, pass) == WinogradOrder::Points && h * w >= SMALL_MAP;
+            return (!winograd || few) && self.tasks_have_pairs(spec, input, reading(spec));
+        }
+        // A map of two pixels a side takes Winograd's algorithm a quarter of the products.
+        !winograd || h.min(w) > 2
     }
 
     /// Whether the direct path multiplies in bf16. Columns of several taps stay f32.
@@ -261,6 +297,9 @@ const TRANSFORMED_WEIGHT: f64 = 24.0;
 /// What it costs, in multiply-adds, to read a kept weight, mostly from the last-level cache or from memory.
 const KEPT_WEIGHT: f64 = 14.0;
 
+/// Pixels of a map from which on sums of products over them outweigh that they are added to all weights, on the matrix unit.
+const SMALL_MAP: usize = 49;
+
 /// How forward and weight passes of the direct path read.
 fn reading(spec: &ConvSpec) -> Reading {
     let few_channels = spec.kernel > 1 && spec.c_in < BLOCK;
@@ -321,7 +360,7 @@ mod tests {
             8 => Registers { lanes: 8, tile_rows: 6, gradient_columns: 16 },
             _ => Registers::new::<Portable>(),
         };
-        Machine { registers, exact: false, bf16: false, kept: false }
+        Machine { registers, exact: false, bf16: false, kept: false, matrix_unit: false }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -409,6 +448,32 @@ mod tests {
         // No padding: no Winograd.
         let spec = ConvSpec { c_in: 64, c_out: 64, kernel: 3, stride: 1, padding: 0 };
         assert_eq!(m.choose(&spec, [8, 32, 32, 64], Pass::Forward).algorithm, DIRECT);
+    }
+
+    #[test]
+    fn the_matrix_unit_takes_whole_blocks_of_feature_maps() {
+        let m = Machine { matrix_unit: true, ..machine(16) };
+        let products = |[n, side, c_in, c_out, kernel, stride]: [usize; 6]| {
+            let spec = ConvSpec { c_in, c_out, kernel, stride, padding: kernel / 2 };
+            Pass::ALL.map(|pass| m.choose(&spec, [n, side, side, c_in], pass).products)
+        };
+        const SPLIT: Products = Products::Split;
+        const F32: Products = Products::F32;
+        for case in [
+            [64, 32, 64, 64, 3, 1],
+            [8, 14, 1024, 256, 1, 1],
+            [8, 28, 256, 512, 1, 2],
+            [1, 7, 512, 512, 3, 1],
+        ] {
+            let pairs = if case[0] > 1 { SPLIT } else { F32 };
+            assert_eq!(products(case), [SPLIT, SPLIT, pairs], "{case:?}");
+        }
+        assert_eq!(products([64, 32, 3, 64, 3, 1]), [F32; 3]);
+        assert_eq!(products([64, 8, 16, 32, 3, 2]), [F32, SPLIT, F32]);
+        assert_eq!(products([64, 1, 512, 128, 1, 1]), [F32; 3]);
+        let exact = Machine { exact: true, ..m };
+        let spec = ConvSpec { c_in: 64, c_out: 64, kernel: 3, stride: 1, padding: 1 };
+        assert!(Pass::ALL.iter().all(|&pass| exact.choose(&spec, [8, 14, 14, 64], pass).products == F32));
     }
 
     #[test]

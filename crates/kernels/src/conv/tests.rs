@@ -2,7 +2,7 @@
 
 #![allow(clippy::needless_range_loop, reason = "several arrays are indexed by channel")]
 
-use super::plan::{WinogradOrder, winograd_order};
+use super::plan::{Products, WinogradOrder, winograd_order};
 use super::*;
 use crate::activations::DataMut;
 use crate::norm::{Affine, GradAffine};
@@ -203,7 +203,8 @@ fn winograd_passes_match_f64() {
 
 #[test]
 fn seven_products_match_f64() {
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+    // The matrix unit takes the place of Strassen's step.
+    for isa in Isa::ALL.into_iter().filter(|&isa| isa.is_available() && isa != Isa::Amx) {
         let ctx = Context::new(Options { isa: Some(isa), ..Options::default() }).unwrap();
         // Most are deep enough in one direction only.
         for [c_in, c_out, stride, n, h, w] in [
@@ -272,6 +273,11 @@ fn sources_apply_batch_norm(ctx: &Context, stride: usize) {
         assert!(error(&y.words, &expected) < 1e-5);
         winograd_forward(&spec, source, &weights, false).run(ctx, &mut y);
         assert!(error(&y.words, &expected) < 3e-4);
+        if ctx.vectors().matrix_unit().is_some() {
+            let pass = winograd_forward(&spec, source, &weights, false);
+            Product { plan: split(&spec), ..pass }.run(ctx, &mut y);
+            assert!(error(&y.words, &expected) < 2e-5);
+        }
     }
 }
 
@@ -312,13 +318,16 @@ fn data_pass_masks_and_sums(ctx: &Context, precision: Precision, stride: usize) 
         .collect();
     let post = Post::ReluNorm { raw: &raw, affine: &affine, mean: &mean };
     let tolerance = if precision == Precision::F32 { 3e-4 } else { 2e-2 };
-    for winograd in [false, true] {
+    let unit = ctx.vectors().matrix_unit().map(|_| split(&spec));
+    for plan in [None, Some(winograd(&spec, shape, Pass::Data))].into_iter().chain(unit.map(Some)) {
         let mut out = ctx.activations(shape, precision);
         let source = Source::Plain(&dy);
-        let sums = if winograd {
-            winograd_data(&spec, shape, source, &weights, post).run(ctx, &mut out).0.grad_sums()
-        } else {
-            backward_data(ctx, &spec, source, &weights, &mut out, post).unwrap()
+        let sums = match plan {
+            Some(plan) => {
+                let pass = winograd_data(&spec, shape, source, &weights, post);
+                Product { plan, ..pass }.run(ctx, &mut out).0.grad_sums()
+            }
+            None => backward_data(ctx, &spec, source, &weights, &mut out, post).unwrap(),
         };
         assert!(error(&out.to_f32(), &masked) < tolerance);
         for c in 0..34 {
@@ -374,8 +383,112 @@ fn products_of_bf16_are_summed_in_f32() {
     }
 }
 
+/// A pass in which numbers are cut in two, whether that pays or not.
+fn split(spec: &ConvSpec) -> Plan {
+    let columns = spec.kernel == 1 && spec.stride > 1;
+    let reading = if columns { Reading::Columns } else { Reading::Pixels };
+    Plan { algorithm: Algorithm::Direct(reading), products: Products::Split }
+}
+
+/// A context with the matrix unit, where there is one.
+fn with_matrix_unit() -> Option<Context> {
+    Isa::Amx
+        .is_available()
+        .then(|| Context::new(Options { isa: Some(Isa::Amx), ..Options::default() }).unwrap())
+}
+
+#[test]
+fn split_products_match_f64() {
+    let Some(ctx) = with_matrix_unit() else { return };
+    let large = [[32, 64, 3, 1, 1, 17, 14, 14], [64, 24, 1, 1, 0, 40, 7, 9], [128, 70, 3, 1, 1, 1, 7, 7]];
+    for [c_in, c_out, kernel, stride, padding, n, h, w] in CONVOLUTIONS.into_iter().chain(large) {
+        let spec = ConvSpec { c_in, c_out, kernel, stride, padding };
+        let shape = [n, h, w, c_in];
+        let (x, weights) = (activations(shape, 1), values(spec.weight_len(), 2));
+        let dy = activations(spec.output_shape(shape), 3);
+        let what = format!("{spec:?} {shape:?}");
+        // What is left of a number that is cut in two is up to 2⁻¹⁸ of it. In a strided data pass many values are zero, and the
+        // RMS is small.
+        let tolerance = 5e-5;
+
+        let mut y = activations(dy.shape, 4);
+        let (direction, finisher) = (Direction::Forward, Finisher::Forward { stats: true });
+        let (source, plan) = (Source::Plain(&x), split(&spec));
+        let pass = Product {
+            spec: &spec,
+            input: shape,
+            direction,
+            source,
+            weights: weights.as_slice().into(),
+            finisher,
+            plan,
+        };
+        let (partials, counts) = pass.run(&ctx, &mut y);
+        let expected = reference::conv_forward(&spec, shape, &wide(&x.words), &wide(&weights));
+        assert!(error(&y.words, &expected) < tolerance, "forward {what}: {}", error(&y.words, &expected));
+        let (stats, (mean, var)) = (partials.batch_stats(&counts), reference::batch_stats(&expected, c_out));
+        assert_eq!(stats.count, dy.words.len() / c_out);
+        let scale = (var.iter().sum::<f64>() / c_out as f64).sqrt();
+        let of_mean = stats.mean.iter().zip(&mean).map(|(got, mean)| (f64::from(*got) - mean).abs());
+        assert!(
+            of_mean.fold(0.0, f64::max) < 1e-5 * scale && error(&stats.var, &var) < 1e-4,
+            "statistics {what}"
+        );
+
+        let mut dx = activations(shape, 5);
+        let mut expected = reference::conv_backward_data(&spec, shape, &wide(&dy.words), &wide(&weights));
+        let (direction, source) = (Direction::Backward, Source::Plain(&dy));
+        let plan = Plan { algorithm: Algorithm::Direct(Reading::Pixels), ..plan };
+        let pass = |post| {
+            let finisher = Finisher::Backward(post);
+            Product {
+                spec: &spec,
+                input: shape,
+                direction,
+                source,
+                weights: weights.as_slice().into(),
+                finisher,
+                plan,
+            }
+        };
+        pass(Post::Store).run(&ctx, &mut dx);
+        assert!(error(&dx.words, &expected) < tolerance, "data {what}: {}", error(&dx.words, &expected));
+        expected.iter_mut().for_each(|e| *e *= 2.0);
+        pass(Post::Accumulate).run(&ctx, &mut dx);
+        assert!(error(&dx.words, &expected) < tolerance, "data, added, {what}");
+        check_inference(&ctx, &spec, shape, split(&spec), tolerance);
+
+        let mut dw = vec![0.25; spec.weight_len()];
+        let (x, dy) = (Source::Plain(&x), Source::Plain(&dy));
+        Gradient { spec: &spec, x, dy, plan: split(&spec) }.run(&ctx, &mut dw);
+        let [wide_x, wide_dy] = [x, dy].map(|source| match source {
+            Source::Plain(values) => wide(&values.words),
+            _ => unreachable!("both are plain"),
+        });
+        let mut expected = reference::conv_backward_weights(&spec, shape, &wide_x, &wide_dy);
+        expected.iter_mut().for_each(|e| *e += 0.25);
+        assert!(error(&dw, &expected) < tolerance, "weights {what}: {}", error(&dw, &expected));
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_so_when_it_is_cut_in_two() {
+    let Some(ctx) = with_matrix_unit() else { return };
+    let spec = ConvSpec { c_in: 32, c_out: 16, kernel: 1, stride: 1, padding: 0 };
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut x = activations([1, 3, 3, 32], 1);
+        x.words[4 * 32 + 7] = bad;
+        let mut y = activations([1, 3, 3, 16], 2);
+        let fused = Fused { bias: &[0.0; 16], add: false, relu: true };
+        infer(&ctx, &spec, &x, values(spec.weight_len(), 2).as_slice().into(), fused, &mut y);
+        for (pixel, channels) in y.words.chunks_exact(16).enumerate() {
+            assert!(channels.iter().all(|v| v.is_finite() != (pixel == 4)), "{bad} {pixel} {channels:?}");
+        }
+    }
+}
+
 /// An inference pass, with all that can be fused into it and with nothing, and the same from kept weights.
-fn check_inference(ctx: &Context, spec: &ConvSpec, shape: [usize; 4], algorithm: Algorithm, tolerance: f64) {
+fn check_inference(ctx: &Context, spec: &ConvSpec, shape: [usize; 4], plan: Plan, tolerance: f64) {
     let (x, weights) = (activations(shape, 1), values(spec.weight_len(), 2));
     let (scale, bias) = (values(spec.c_out, 3), values(spec.c_out, 4));
     let side = activations(spec.output_shape(shape), 5);
@@ -392,7 +505,6 @@ fn check_inference(ctx: &Context, spec: &ConvSpec, shape: [usize; 4], algorithm:
                 if relu { sum.max(0.0) } else { sum }
             })
             .collect();
-        let plan = Plan { algorithm, products: Products::F32 };
         let pass = |weights| {
             let mut out = side.clone();
             let finisher = Finisher::Fused(Fused { bias: &bias, add, relu });
@@ -409,6 +521,10 @@ fn check_inference(ctx: &Context, spec: &ConvSpec, shape: [usize; 4], algorithm:
     }
 }
 
+fn of_f32(algorithm: Algorithm) -> Plan {
+    Plan { algorithm, products: Products::F32 }
+}
+
 #[test]
 fn inference_passes_match_f64() {
     each_isa(|ctx| {
@@ -416,19 +532,19 @@ fn inference_passes_match_f64() {
             let spec = ConvSpec { c_in, c_out, kernel, stride, padding };
             let shape = [n, h, w, c_in];
             let plan = Plan::choose_kept(&spec, shape, ctx);
-            check_inference(ctx, &spec, shape, plan.algorithm, 1e-5);
+            check_inference(ctx, &spec, shape, plan, 1e-5);
         }
         for [c_in, c_out, n, h, w] in WINOGRAD.into_iter().step_by(3) {
             for stride in [1, 2] {
                 let spec = ConvSpec { c_in, c_out, kernel: 3, stride, padding: 1 };
                 for order in [WinogradOrder::Tiles, WinogradOrder::Panels] {
-                    check_inference(ctx, &spec, [n, h, w, c_in], Algorithm::Winograd(order), 3e-4);
+                    check_inference(ctx, &spec, [n, h, w, c_in], of_f32(Algorithm::Winograd(order)), 3e-4);
                 }
             }
         }
         let deep = ConvSpec { c_in: 512, c_out: 128, kernel: 1, stride: 1, padding: 0 };
-        check_inference(ctx, &deep, [2, 9, 11, 512], Algorithm::Strassen(Reading::Pixels), 3e-5);
+        check_inference(ctx, &deep, [2, 9, 11, 512], of_f32(Algorithm::Strassen(Reading::Pixels)), 3e-5);
         // Deeper than what is summed at once.
-        check_inference(ctx, &deep, [2, 9, 11, 512], Algorithm::Direct(Reading::Pixels), 1e-5);
+        check_inference(ctx, &deep, [2, 9, 11, 512], of_f32(Algorithm::Direct(Reading::Pixels)), 1e-5);
     });
 }

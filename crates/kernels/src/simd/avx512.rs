@@ -61,6 +61,16 @@ unsafe fn narrow(v: __m512) -> __m256i {
     unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)) }
 }
 
+/// The values of bf16.
+///
+/// # Safety
+/// The machine must have AVX-512 F.
+#[inline(always)]
+unsafe fn widen(bits: __m256i) -> __m512 {
+    // SAFETY: the machine has AVX-512 F.
+    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits))) }
+}
+
 #[inline(always)]
 fn mask(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
@@ -182,10 +192,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u16) -> __m512 {
         // SAFETY: `self` exists only where the instructions do, and the pointer is valid for the lanes.
-        unsafe {
-            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
-        }
+        unsafe { widen(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16, v: __m512) {
@@ -194,6 +201,23 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let bits =
                 if BF16 { narrow(v) } else { _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round(v))) };
             _mm256_storeu_si256(p.cast(), bits);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_split(self, high: *mut u16, low: *mut u16, v: __m512) {
+        // SAFETY: `self` exists only where the instructions do, and the pointers are valid for the lanes.
+        unsafe {
+            self.store_bf16(high, v);
+            self.store_bf16(low, self.remainder(v));
+        }
+    }
+    #[inline(always)]
+    fn remainder(self, v: __m512) -> __m512 {
+        // SAFETY: `self` exists only where the instructions do.
+        unsafe {
+            let bits =
+                if BF16 { narrow(v) } else { _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round(v))) };
+            _mm512_sub_ps(v, widen(bits))
         }
     }
     #[inline(always)]

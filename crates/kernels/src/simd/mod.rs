@@ -26,11 +26,15 @@ pub(crate) use neon::Neon;
 pub(crate) use portable::Portable;
 
 use crate::Isa;
+use crate::amx::Amx;
 use crate::micro::{GradientTiles, ProductTileFn};
 
 /// An instruction set that this machine has: its token is the proof.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Vectors {
+    /// The same, and the matrix unit.
+    #[cfg(target_arch = "x86_64")]
+    Amx(Avx512<true>, Amx),
     /// AVX-512 with the instructions for bf16.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512<true>),
@@ -52,6 +56,8 @@ impl Vectors {
     pub fn detect(isa: Isa) -> Option<Self> {
         match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Some(Vectors::Amx(Avx512::<true>::detect()?, Amx::detect()?)),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => match Avx512::<true>::detect() {
                 Some(simd) => Some(Vectors::Avx512Bf16(simd)),
                 None => Avx512::<false>::detect().map(Vectors::Avx512),
@@ -67,10 +73,23 @@ impl Vectors {
     }
 }
 
+impl Vectors {
+    /// The matrix unit, if there is one beside the vectors.
+    pub fn matrix_unit(self) -> Option<Amx> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Amx(_, unit) => Some(unit),
+            _ => None,
+        }
+    }
+}
+
 /// Evaluates an expression with `$simd` naming the token of some [`Vectors`].
 macro_rules! dispatch {
     ($vectors:expr, $simd:ident => $body:expr) => {
         match $vectors {
+            #[cfg(target_arch = "x86_64")]
+            $crate::simd::Vectors::Amx($simd, _) => $body,
             #[cfg(target_arch = "x86_64")]
             $crate::simd::Vectors::Avx512Bf16($simd) => $body,
             #[cfg(target_arch = "x86_64")]
@@ -158,6 +177,25 @@ pub(crate) trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
     unsafe fn load_bf16(self, p: *const u16) -> Self::V;
     /// Rounds to bfloat16, to nearest even; NaN stays NaN.
     unsafe fn store_bf16(self, p: *mut u16, v: Self::V);
+    /// Cuts `v` into two bfloat16 whose sum it is up to 2⁻¹⁸ of it.
+    #[inline(always)]
+    unsafe fn store_split(self, high: *mut u16, low: *mut u16, v: Self::V) {
+        // SAFETY: both pointers are valid for the lanes.
+        unsafe {
+            self.store_bf16(high, v);
+            self.store_bf16(low, self.sub(v, self.load_bf16(high)));
+        }
+    }
+    /// What [`store_split`](Self::store_split) leaves for the second.
+    #[inline(always)]
+    fn remainder(self, v: Self::V) -> Self::V {
+        let mut rounded = [0u16; BLOCK];
+        // SAFETY: no vector has more lanes than a block.
+        unsafe {
+            self.store_bf16(rounded.as_mut_ptr(), v);
+            self.sub(v, self.load_bf16(rounded.as_ptr()))
+        }
+    }
     /// `a + b`
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a - b`

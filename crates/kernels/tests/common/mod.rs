@@ -58,12 +58,14 @@ pub fn error(got: &[f32], expected: &[f64]) -> f64 {
     worst.fold(0.0, |a, b| if b <= a { a } else { b }) / rms.max(1e-30)
 }
 
-/// A context for every instruction set that runs here, with and without Winograd.
+/// A context for every instruction set that runs here, with and without Winograd; where there is a matrix unit, training passes
+/// without `exact` take it.
 pub fn contexts(options: Options) -> Vec<Context> {
     let mut all = Vec::new();
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         for exact in [false, true] {
-            all.push(Context::new(Options { isa: Some(isa), exact, ..options }).unwrap());
+            let matrix_unit = isa == Isa::Amx;
+            all.push(Context::new(Options { isa: Some(isa), exact, matrix_unit, ..options }).unwrap());
         }
     }
     all

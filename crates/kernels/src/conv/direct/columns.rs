@@ -3,7 +3,8 @@
 use super::fill::{TOGETHER, Words};
 use crate::conv::{ConvSpec, Source};
 use crate::load::{
-    Load, LoadVisitor, Pixels, block_coefficients, copy_block_pairs, copy_pixels, copy_two_pixels,
+    Load, LoadVisitor, Pixels, block_coefficients, copy_block_pairs, copy_block_split, copy_pixels,
+    copy_two_pixels,
 };
 use crate::simd::{BLOCK, Job, Simd};
 
@@ -90,7 +91,8 @@ impl<L: Load> TapColumnsJob<'_, L> {
     unsafe fn strided_pairs<S: Simd>(&self, simd: S) {
         let TapColumns { spec, shape, pixels, blocks, words, dst } = self.columns;
         let (c, n) = (shape[3], words.images(pixels.1 - pixels.0));
-        let step = if words == Words::Images { 2 } else { 1 };
+        let step = words.images_in_a_word();
+        let plane = n * BLOCK;
         let mut sources = Sources::new(spec, shape, pixels.0);
         let mut dst = dst;
         for pixel in (pixels.0..pixels.1).step_by(step) {
@@ -102,14 +104,21 @@ impl<L: Load> TapColumnsJob<'_, L> {
                 let (at, dst) = (from + ch, block_dst);
                 // SAFETY: `from` and `other` are pixels of the source, and `dst` holds all blocks of all positions.
                 unsafe {
-                    if words == Words::Channels {
-                        copy_block_pairs::<S, L>(simd, self.load, at, ch, c - ch, dst);
-                    } else {
-                        let other = other.map(|other| other + ch);
-                        copy_two_pixels::<S, L>(simd, self.load, (at, other), ch, c - ch, dst);
+                    match words {
+                        Words::Channels => {
+                            copy_block_pairs::<S, L>(simd, self.load, at, ch, c - ch, dst);
+                        }
+                        Words::Split => {
+                            copy_block_split::<S, L>(simd, self.load, (at, ch), c - ch, dst, plane);
+                        }
+                        Words::Images | Words::SplitImages | Words::Single => {
+                            let other = other.map(|other| other + ch);
+                            let low = (words.planes() > 1).then_some(plane);
+                            copy_two_pixels::<S, L>(simd, self.load, ((at, other), ch), c - ch, dst, low);
+                        }
                     }
                 }
-                block_dst = block_dst.wrapping_add(n * BLOCK);
+                block_dst = block_dst.wrapping_add(words.planes() * plane);
             }
             dst = dst.wrapping_add(BLOCK);
         }

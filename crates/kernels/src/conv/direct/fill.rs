@@ -4,7 +4,8 @@ use super::columns::{TapColumns, fill_columns};
 use super::geometry::Geometry;
 use crate::conv::{ConvSpec, Source};
 use crate::load::{
-    Load, LoadVisitor, Pixels, block_coefficients, copy_block_pairs, copy_pixels, copy_two_pixels,
+    Load, LoadVisitor, Pixels, block_coefficients, copy_block_pairs, copy_block_split, copy_pixels,
+    copy_two_pixels,
 };
 use crate::simd::{BLOCK, Job, Simd};
 
@@ -17,17 +18,34 @@ pub(in crate::conv) enum Words {
     Channels,
     /// bf16 of 16 channels of two images, which share words.
     Images,
+    /// bf16 of 32 channels cut in two: a plane of all high parts, and then one of the low parts.
+    Split,
+    /// bf16 of 16 channels of two images, cut in two.
+    SplitImages,
 }
 
 impl Words {
     /// Channels in a block.
     pub fn block(self) -> usize {
-        if self == Words::Channels { 2 * BLOCK } else { BLOCK }
+        match self {
+            Words::Channels | Words::Split => 2 * BLOCK,
+            Words::Single | Words::Images | Words::SplitImages => BLOCK,
+        }
+    }
+
+    /// Planes of words that a block has.
+    pub fn planes(self) -> usize {
+        if matches!(self, Words::Split | Words::SplitImages) { 2 } else { 1 }
     }
 
     /// Positions that `n` images take.
     pub fn images(self, n: usize) -> usize {
-        if self == Words::Images { n.div_ceil(2) } else { n }
+        n.div_ceil(self.images_in_a_word())
+    }
+
+    /// Images that share a word.
+    pub fn images_in_a_word(self) -> usize {
+        if matches!(self, Words::Images | Words::SplitImages) { 2 } else { 1 }
     }
 }
 
@@ -45,8 +63,13 @@ pub(in crate::conv) struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// f32 from one block of channels to the next.
+    /// Words from one block of channels to the next.
     pub fn block_stride(&self) -> usize {
+        self.words.planes() * self.plane()
+    }
+
+    /// Words of a plane of a block.
+    fn plane(&self) -> usize {
         (self.rows.1 - self.rows.0)
             * self.geometry.columns()
             * self.words.images(self.images.1 - self.images.0)
@@ -145,11 +168,12 @@ impl<L: Load> FillPixels<'_, L> {
     unsafe fn row_of_pairs<S: Simd>(&self, simd: S, y: usize) {
         let r = &self.fill;
         let [h, w, c] = r.geometry.src;
-        let (n, step) =
-            (r.words.images(r.images.1 - r.images.0), if r.words == Words::Images { 2 } else { 1 });
-        let image_len = h * w * c;
+        let (n, step) = (r.words.images(r.images.1 - r.images.0), r.words.images_in_a_word());
+        let (image_len, plane) = (h * w * c, r.plane());
+        let low = (r.words.planes() > 1).then_some(plane);
         // SAFETY: images, row and blocks lie in the source, and `dst` is valid for them.
         unsafe {
+            self.margins(y, n);
             for x in 0..w {
                 let column = (y - r.rows.0) * r.geometry.columns() + r.geometry.column(x);
                 for (position, image) in (r.images.0..r.images.1).step_by(step).enumerate() {
@@ -164,9 +188,65 @@ impl<L: Load> FillPixels<'_, L> {
                             copy_block_pairs::<S, L>(simd, self.load, at + ch, ch, c - ch, dst);
                         } else {
                             let other = (image + 1 < r.images.1).then_some(at + ch + image_len);
-                            copy_two_pixels::<S, L>(simd, self.load, (at + ch, other), ch, c - ch, dst);
+                            copy_two_pixels::<S, L>(
+                                simd,
+                                self.load,
+                                ((at + ch, other), ch),
+                                c - ch,
+                                dst,
+                                low,
+                            );
                         }
                         dst = dst.add(r.block_stride());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes zeros to a row's margins, and to columns that no pixel has, of so many positions in each column.
+    ///
+    /// # Safety
+    /// The row must lie in the source.
+    #[inline(always)]
+    unsafe fn margins(&self, y: usize, n: usize) {
+        let (r, geometry) = (&self.fill, self.fill.geometry);
+        let [left, _] = geometry.margins;
+        let (row, w) = ((y - r.rows.0) * geometry.columns(), geometry.src[1]);
+        for x in (0..left).chain(left + w..geometry.columns()) {
+            for plane in 0..r.words.planes() * (r.blocks.1 - r.blocks.0) {
+                let at = plane * r.plane() + (row + geometry.padded_column(x)) * n * BLOCK;
+                // SAFETY: `dst` is valid for all planes of the row's columns, margins among them.
+                unsafe { r.dst.add(at).write_bytes(0, n * BLOCK) };
+            }
+        }
+    }
+
+    /// Copies a row of all images, cut in two, and writes its margins.
+    ///
+    /// # Safety
+    /// The row must lie in the source.
+    #[inline(always)]
+    unsafe fn row_split<S: Simd>(&self, simd: S, y: usize) {
+        let r = &self.fill;
+        let [h, w, c] = r.geometry.src;
+        let (n, plane) = (r.images.1 - r.images.0, r.plane());
+        let row = (y - r.rows.0) * r.geometry.columns();
+        // SAFETY: images, row and blocks lie in the source, and `dst` is valid for them and the margins.
+        unsafe {
+            self.margins(y, n);
+            for x in 0..w {
+                let column = row + r.geometry.column(x);
+                for (position, image) in (r.images.0..r.images.1).enumerate() {
+                    let at = ((image * h + y) * w + x) * c;
+                    for line in 0..2 * (r.blocks.1 - r.blocks.0) {
+                        self.load.prefetch(simd, at + AHEAD * c + (2 * r.blocks.0 + line) * BLOCK);
+                    }
+                    let mut dst = r.dst.add((column * n + position) * BLOCK);
+                    for block in r.blocks.0..r.blocks.1 {
+                        let ch = block * r.words.block();
+                        copy_block_split::<S, L>(simd, self.load, (at + ch, ch), c - ch, dst, plane);
+                        dst = dst.add(2 * plane);
                     }
                 }
             }
@@ -182,6 +262,12 @@ impl<L: Load> Job for FillPixels<'_, L> {
         let r = &self.fill;
         // SAFETY: images, rows and blocks lie in the source, and `dst` is valid for them.
         unsafe {
+            if r.words == Words::Split {
+                for y in r.rows.0..r.rows.1 {
+                    self.row_split(simd, y);
+                }
+                return;
+            }
             if r.words != Words::Single {
                 for y in r.rows.0..r.rows.1 {
                     self.row_of_pairs(simd, y);

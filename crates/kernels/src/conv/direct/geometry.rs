@@ -22,6 +22,8 @@ pub(in crate::conv) struct Geometry {
     pub src: [usize; 3],
     /// Height, width and channels of what is written.
     pub dst: [usize; 3],
+    /// Columns of zeros to the left and to the right of what is read, in scratch memory.
+    pub margins: [usize; 2],
 }
 
 /// Destination columns `x0, x0 + step, ..` that meet the same taps, each tap in consecutive scratch columns.
@@ -46,6 +48,7 @@ impl Geometry {
             n,
             src: [h, w, c],
             dst: [oh, ow, co],
+            margins: [0; 2],
         }
         .flattened()
     }
@@ -79,6 +82,36 @@ impl Geometry {
         Self { n: self.n * h * w, src: [1, 1, c], dst: [1, 1, self.dst[2]], ..self }
     }
 
+    /// The same with margins as wide as taps reach beyond the source: all destination columns meet all taps then, so that runs are
+    /// long, and some products are with zero.
+    pub fn padded(self) -> Self {
+        let reach = |d: usize| (0..self.kernel).filter_map(move |t| self.position(d, t));
+        let (mut low, mut high) = (0, self.src[1] as isize - 1);
+        for s in (0..self.dst[1]).flat_map(reach) {
+            (low, high) = (low.min(s), high.max(s));
+        }
+        Self { margins: [low.unsigned_abs(), high.unsigned_abs() + 1 - self.src[1]], ..self }
+    }
+
+    /// The source coordinate that tap `t` reads for destination coordinate `d`, which may lie outside of the source.
+    fn position(&self, d: usize, t: usize) -> Option<isize> {
+        let [d, t, stride, padding] = [d, t, self.stride, self.padding].map(usize::cast_signed);
+        match self.direction {
+            Direction::Forward => Some(d * stride + t - padding),
+            Direction::Backward => {
+                let s = d + padding - t;
+                (s % stride == 0).then_some(s / stride)
+            }
+        }
+    }
+
+    /// The scratch column that tap `t` reads for destination column `x`.
+    pub fn tap_column(&self, x: usize, t: usize) -> Option<usize> {
+        let [left, right] = self.margins;
+        let padded = usize::try_from(self.position(x, t)? + left.cast_signed()).ok()?;
+        (padded < left + self.src[1] + right).then(|| self.padded_column(padded))
+    }
+
     /// The source coordinate that tap `t` reads for destination coordinate `d`, along a side of `len`.
     fn source(&self, d: usize, t: usize, len: usize) -> Option<usize> {
         let s = match self.direction {
@@ -97,12 +130,21 @@ impl Geometry {
     /// Columns of scratch memory: where a forward pass strides, columns are sorted by remainder so that
     /// consecutive destinations read consecutive columns.
     pub fn columns(&self) -> usize {
-        self.remainders() * self.src[1].div_ceil(self.remainders())
+        self.remainders() * self.per_remainder()
+    }
+
+    fn per_remainder(&self) -> usize {
+        (self.src[1] + self.margins[0] + self.margins[1]).div_ceil(self.remainders())
     }
 
     /// The scratch column of source column `x`.
     pub fn column(&self, x: usize) -> usize {
-        x % self.remainders() * self.src[1].div_ceil(self.remainders()) + x / self.remainders()
+        self.padded_column(x + self.margins[0])
+    }
+
+    /// The scratch column of a column of the source or its margins, counted from the left margin.
+    pub fn padded_column(&self, x: usize) -> usize {
+        x % self.remainders() * self.per_remainder() + x / self.remainders()
     }
 
     /// Remainders by which source columns are sorted.
@@ -132,9 +174,8 @@ impl Geometry {
         for phase in 0..step {
             let mut first = true;
             for x in (phase..self.dst[1]).step_by(step) {
-                let taps: Vec<(usize, usize)> = (0..self.kernel)
-                    .filter_map(|t| Some((t, self.column(self.source(x, t, self.src[1])?))))
-                    .collect();
+                let taps: Vec<(usize, usize)> =
+                    (0..self.kernel).filter_map(|t| Some((t, self.tap_column(x, t)?))).collect();
                 match runs.last_mut() {
                     Some(run) if !first && run.continues(&taps) => run.count += 1,
                     _ => runs.push(ColumnRun { x0: x, step, count: 1, taps }),
@@ -171,6 +212,16 @@ pub(in crate::conv) struct Partition {
 /// outputs.
 const SCRATCH: usize = 96 << 10;
 
+/// Tasks to aim for.
+pub(super) const TASKS: usize = 16;
+
+/// Words that a task with the matrix unit copies and writes: it needs longer runs of rows.
+const MATRIX_SCRATCH: usize = 256 << 10;
+
+/// The most images, and the most single pixels, of a task with the matrix unit.
+const MATRIX_IMAGES: usize = 16;
+const MATRIX_PIXELS: usize = 512;
+
 impl Partition {
     /// For a gather, with `extra` channels of destination pixels that are in scratch memory as well.
     pub fn new(g: &Geometry, tile_rows: usize, extra: usize) -> Self {
@@ -198,6 +249,37 @@ impl Partition {
             }
             images /= 2;
         }
+    }
+
+    /// For products on the matrix unit, whose filters have so many panels: the parts that are expected to take the least time.
+    pub fn for_matrix_unit(g: &Geometry, panels: usize) -> Self {
+        let step = if g.is_flat() { MATRIX_PIXELS / MATRIX_IMAGES } else { 1 };
+        let sizes = (1..=MATRIX_IMAGES).map(|i| g.n.div_ceil(i * step).max(1));
+        let all = sizes.flat_map(|image_parts| {
+            (1..=g.dst[0].max(1)).map(move |row_parts| Self { image_parts, row_parts })
+        });
+        let counts: Vec<usize> = g.runs().iter().map(|run| run.count).collect();
+        let fitting = all.filter_map(|parts| Some((parts.matrix_time(g, &counts, panels)?, parts)));
+        let smallest = Self { image_parts: g.n.max(1), row_parts: g.dst[0].max(1) };
+        fitting.min_by(|a, b| a.0.total_cmp(&b.0)).map_or(smallest, |(_, parts)| parts)
+    }
+
+    /// The cycles that products on the matrix unit are expected to take: rows of tiles are filled up to whole registers, each part
+    /// reads all weights, and copies what it reads. `None` if that does not fit.
+    fn matrix_time(&self, g: &Geometry, counts: &[usize], panels: usize) -> Option<f64> {
+        let [n, rows] =
+            [(g.n, self.image_parts), (g.dst[0], self.row_parts)].map(|(all, parts)| all.div_ceil(parts));
+        let read = (rows * g.src[0].div_ceil(g.dst[0].max(1)) + g.kernel - 1).min(g.src[0]);
+        let depth = g.src[2].next_multiple_of(2 * BLOCK);
+        let copied = n * read * g.columns() * depth;
+        let weights = g.kernel * g.kernel * depth * g.dst[2].next_multiple_of(BLOCK);
+        let positions: usize = counts.iter().map(|count| (count * n).next_multiple_of(BLOCK)).sum();
+        let of_part =
+            (rows * positions * weights) as f64 / 150.0 + weights as f64 / 2.0 + copied as f64 / 2.0;
+        let tasks = self.count() * TASKS.div_ceil(self.count()).min(panels.max(1));
+        let idle = (TASKS as f64 / tasks as f64).max(1.0);
+        let written = n * rows * g.dst[1] * g.dst[2];
+        (copied + written <= MATRIX_SCRATCH).then_some(of_part * self.count() as f64 * idle)
     }
 
     /// Parts in all.
@@ -233,6 +315,28 @@ mod tests {
                 assert_eq!(seen, (0..g.dst[1]).collect::<Vec<_>>(), "{g:?}");
             }
         }
+    }
+
+    #[test]
+    fn margins_make_one_run_of_each_phase() {
+        for (k, s, w) in [(3, 1, 8), (3, 2, 9), (3, 2, 8), (5, 3, 11), (7, 2, 4), (3, 1, 1), (1, 1, 5)] {
+            for g in [
+                Geometry::forward(&spec(k, s), [2, w, w, 16]).padded(),
+                Geometry::backward(&spec(k, s), [2, w, w, 16]).padded(),
+            ] {
+                let phases = if g.direction == Direction::Backward { s.min(g.dst[1]) } else { 1 };
+                assert_eq!(g.runs().len(), phases, "{g:?}");
+                assert!(
+                    g.runs()
+                        .iter()
+                        .flat_map(|run| run.taps.iter().map(|tap| tap.1 + run.count))
+                        .all(|end| end <= g.columns())
+                );
+            }
+        }
+        assert_eq!(Geometry::forward(&spec(3, 1), [1, 8, 8, 16]).padded().margins, [1, 1]);
+        assert_eq!(Geometry::forward(&spec(3, 2), [1, 8, 8, 16]).padded().margins, [1, 0]);
+        assert_eq!(Geometry::backward(&spec(3, 2), [1, 8, 8, 16]).padded().margins, [0, 1]);
     }
 
     #[test]

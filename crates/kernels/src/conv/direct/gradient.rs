@@ -4,11 +4,14 @@
 //! output channels as rows and input channels as columns. Where weights are few, tasks sum over different pixels
 //! into separate buffers, which are added up in order.
 
+mod matrix;
+
 use std::ops::Range;
 
 use super::fill::{Fill, Reader, Words, fill};
 use super::geometry::{ColumnRun, Geometry, Partition};
 use crate::Context;
+use crate::amx::{self, Amx};
 use crate::conv::plan::Products;
 use crate::conv::{ConvSpec, Gradient, Source};
 use crate::micro::{GradientTile, GradientTiles};
@@ -31,6 +34,8 @@ struct DirectGradient<'a, S> {
     partition: Partition,
     parts: GradientParts,
     words: Words,
+    /// Where operands are cut in two.
+    matrix_unit: Option<Amx>,
 }
 
 /// Into how many parts the work of a weight pass is cut.
@@ -53,10 +58,20 @@ impl GradientParts {
 /// Adds `Σ dy ⊗ x` to `grad`, whose layout is `[c_out][taps][c_in]`.
 pub(in crate::conv) fn run<S: Simd>(simd: S, ctx: &Context, gradient: &Gradient<'_>, grad: &mut [f32]) {
     gradient.check(grad);
-    let (x, geometry) = gradient.spec.reader(gradient.x, gradient.plan.reading());
+    let (x, mut geometry) = gradient.spec.reader(gradient.x, gradient.plan.reading());
+    let mut registers = Registers::new::<S>();
+    let (words, matrix_unit) = match gradient.plan.products {
+        Products::F32 => (Words::Single, None),
+        Products::Bf16 => (Words::Images, None),
+        Products::Split => {
+            geometry = geometry.padded();
+            registers.tile_rows = amx::ROWS;
+            (Words::SplitImages, Some(ctx.matrix_unit()))
+        }
+    };
     let [dh, dw, co] = geometry.dst;
     let per_part = grad.len().max(1);
-    let (partition, parts) = share_out(Registers::new::<S>(), &geometry, per_part);
+    let (partition, parts) = share_out(registers, &geometry, per_part);
     let dy_spec = ConvSpec { c_in: co, c_out: co, kernel: 1, stride: 1, padding: 0 };
     let pass = DirectGradient {
         simd,
@@ -71,7 +86,8 @@ pub(in crate::conv) fn run<S: Simd>(simd: S, ctx: &Context, gradient: &Gradient<
         runs: geometry.runs(),
         partition,
         parts,
-        words: if gradient.plan.products == Products::Bf16 { Words::Images } else { Words::Single },
+        words,
+        matrix_unit,
     };
     let mut partial = ctx.pool().scratch(if parts.pixels > 1 { parts.pixels * per_part } else { 0 });
     let out = if parts.pixels > 1 { Shared::new(&mut partial) } else { Shared::new(grad) };
@@ -223,6 +239,11 @@ impl<S: Simd> DirectGradient<'_, S> {
         };
         for i in part(self.partition.count(), self.parts.pixels, weights.pixels) {
             let (images, rows) = self.partition.part(g, i);
+            if let Some(unit) = self.matrix_unit {
+                // SAFETY: the part is one of the partition's, and this thread alone has the task.
+                unsafe { self.add_split(unit, &weights, images, rows) };
+                continue;
+            }
             let source_rows = g.source_rows(rows.clone());
             let n = self.words.images(images.len());
             let x_stride = source_rows.len() * g.columns() * n * BLOCK;

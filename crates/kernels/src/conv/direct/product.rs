@@ -7,23 +7,25 @@
 use std::ops::Range;
 
 use super::fill::{Fill, Reader, Words};
-use super::geometry::{ColumnRun, Geometry, Partition};
+use super::geometry::{ColumnRun, Geometry, Partition, TASKS};
 use crate::Context;
 use crate::activations::Activations;
+use crate::amx::{self, Amx, SplitTile};
 use crate::conv::Product;
 use crate::conv::filters::{Panels, pack, packed_len};
 use crate::conv::finish::{Finisher, OutputPtr, ReadyTile};
 use crate::conv::kept::Layout;
 use crate::conv::partials::{Partials, PartialsPtr};
+use crate::conv::plan::Products;
 use crate::micro::ProductTile;
 use crate::simd::{BLOCK, Simd};
-use crate::work::{Shared, part, parts, sweep, tasks, with_scratch};
+use crate::work::{Shared, part, sweep, tasks, with_scratch};
 
 /// Reduction blocks (of 16), of all taps together, that are summed before the next outputs.
 pub(crate) const DEPTH: usize = 30;
 
-/// Tasks to aim for where a part's panels are shared out.
-const TASKS: usize = 16;
+/// f32 behind copies of sources.
+const SLACK: usize = amx::SLACK;
 
 struct DirectProduct<'a, S> {
     simd: S,
@@ -32,6 +34,10 @@ struct DirectProduct<'a, S> {
     panels: Panels,
     packed: &'a [f32],
     words: Words,
+    /// Where operands are cut in two.
+    matrix_unit: Option<Amx>,
+    /// The most rows in a tile.
+    tile_rows: usize,
     blocks: usize,
     runs: Vec<ColumnRun>,
     partition: Partition,
@@ -50,12 +56,23 @@ pub(in crate::conv) fn run<S: Simd>(
     out: &mut Activations,
 ) -> (Partials, Vec<usize>) {
     product.check(out);
-    let (filters, (reader, geometry)) = (product.filters(), product.reader());
+    let (filters, (reader, mut geometry)) = (product.filters(), product.reader());
+    let (words, layout, matrix_unit, tile_rows) = match filters.products() {
+        Products::F32 => (Words::Single, Layout::Panels, None, S::TILE_ROWS),
+        Products::Bf16 => (Words::Channels, Layout::Panels, None, S::TILE_ROWS),
+        Products::Split => {
+            geometry = geometry.padded();
+            (Words::Split, Layout::Split, Some(ctx.matrix_unit()), amx::ROWS)
+        }
+    };
     let panels = Panels::new::<S>(filters.channels());
     let len = packed_len(&filters, panels);
     let pack = |words: &mut [f32]| pack(simd, filters, panels, words);
-    let packed = product.weights.packed(ctx, Layout::Panels, len, pack);
-    let partition = Partition::new(&geometry, S::TILE_ROWS, 0);
+    let packed = product.weights.packed(ctx, layout, len, pack);
+    let partition = match matrix_unit {
+        Some(_) => Partition::for_matrix_unit(&geometry, panels.count()),
+        None => Partition::new(&geometry, tile_rows, 0),
+    };
     let finisher = product.finisher;
     let mut partials = Partials::new(partition.count(), filters.channels(), finisher.sums());
     let pass = DirectProduct {
@@ -64,7 +81,9 @@ pub(in crate::conv) fn run<S: Simd>(
         geometry,
         panels,
         packed: &packed,
-        words: if filters.pairs() { Words::Channels } else { Words::Single },
+        words,
+        matrix_unit,
+        tile_rows,
         blocks: filters.blocks(),
         runs: geometry.runs(),
         partition,
@@ -79,7 +98,7 @@ pub(in crate::conv) fn run<S: Simd>(
         sweep(partition.count(), |part| {
             let of_task = pass.task_part(part, 0..panels.count());
             let [temporary, tile] = pass.buffers(&of_task);
-            with_scratch([pass.source_len(&of_task), temporary, tile], |[a, temporary, tile]| {
+            with_scratch([pass.source_len(&of_task) + SLACK, temporary, tile], |[a, temporary, tile]| {
                 // SAFETY: `a` has room for the part's source, and no other task has the part.
                 unsafe {
                     pass.fill(&of_task, 0..pass.blocks, a);
@@ -141,7 +160,7 @@ impl<S: Simd> DirectProduct<'_, S> {
     fn run_by_panels(&self, ctx: &Context) {
         let parts = self.partition.count();
         let longest = (0..parts).map(|i| self.source_len(&self.task_part(i, 0..0))).max().unwrap_or(0);
-        let mut sources = ctx.pool().scratch(parts * longest);
+        let mut sources = ctx.pool().scratch(parts * longest + SLACK);
         let shared = Shared::new(&mut sources);
         let of_part = |i: usize| shared.offset(i * longest);
         let block_parts = TASKS.div_ceil(parts).min(self.blocks);
@@ -172,7 +191,7 @@ impl<S: Simd> DirectProduct<'_, S> {
     /// The f32 of what a task reads.
     fn source_len(&self, of_task: &TaskPart) -> usize {
         let pixels = of_task.source_rows.len() * self.geometry.columns() * of_task.images.len();
-        pixels * self.blocks * BLOCK
+        pixels * self.blocks * self.words.planes() * BLOCK
     }
 
     /// The f32 of scratch memory that a task needs: for sums that wait for others, and for a tile.
@@ -181,12 +200,12 @@ impl<S: Simd> DirectProduct<'_, S> {
         let waits = matches!(self.output, OutputPtr::Bf16(_)) && self.blocks > self.depth();
         let pixels = of_task.images.len() * of_task.rows.len() * self.geometry.dst[1];
         let temporary = if waits { pixels * self.channels(of_task).len() } else { 0 };
-        [temporary, S::TILE_ROWS * self.panels.full()]
+        [temporary, self.tile_rows * self.panels.full()]
     }
 
     /// Whether sums need nothing but to be stored or added where they belong.
     fn is_plain(&self) -> bool {
-        matches!(self.output, OutputPtr::F32(_)) && !self.finisher.reads_tiles()
+        matches!(self.output, OutputPtr::F32(_)) && !self.finisher.reads_tiles() && self.matrix_unit.is_none()
     }
 
     /// The output's channels that a task computes.
@@ -218,7 +237,12 @@ impl<S: Simd> DirectProduct<'_, S> {
         };
         let tile = if self.is_plain() { None } else { Some(tile) };
         // SAFETY: the source is copied, and the target covers the part's pixels and channels, which no other task touches.
-        unsafe { self.multiply(of_task, a, &target, tile) };
+        unsafe {
+            match (self.matrix_unit, tile) {
+                (Some(unit), Some(tile)) => self.multiply_split(unit, of_task, a, &target, tile),
+                (_, tile) => self.multiply(of_task, a, &target, tile),
+            }
+        }
     }
 
     /// Copies some blocks of what a task reads.
@@ -240,7 +264,7 @@ impl<S: Simd> DirectProduct<'_, S> {
 
     /// Blocks of channels that are summed before the next outputs.
     fn depth(&self) -> usize {
-        if self.finisher.reads_output() {
+        if self.finisher.reads_output() || self.matrix_unit.is_some() {
             return self.blocks;
         }
         (DEPTH / (self.geometry.kernel * self.geometry.kernel)).clamp(1, self.blocks)
@@ -252,7 +276,8 @@ impl<S: Simd> DirectProduct<'_, S> {
         let [dh, dw, dc] = g.dst;
         let (n, taps) = (of_task.images.len(), g.kernel * g.kernel);
         let columns = g.columns();
-        let block_stride = of_task.source_rows.len() * columns * n * BLOCK;
+        let planes = self.words.planes();
+        let block_stride = planes * of_task.source_rows.len() * columns * n * BLOCK;
         let (full, last) = (self.panels.full(), self.panels.width(self.panels.count() - 1));
         let mut all = RunLists::default();
         let pixels = of_task.rows.len() * dw * n;
@@ -268,7 +293,7 @@ impl<S: Simd> DirectProduct<'_, S> {
                             for &(tx, column) in &run.taps {
                                 let a = c * block_stride
                                     + ((sy - of_task.source_rows.start) * columns + column) * n * BLOCK;
-                                let b = (c * taps + ty * g.kernel + tx) * BLOCK * width;
+                                let b = (c * taps + ty * g.kernel + tx) * planes * BLOCK * width;
                                 all.lists.push((a as i32, b as i32));
                             }
                         }
@@ -282,9 +307,7 @@ impl<S: Simd> DirectProduct<'_, S> {
                 }
                 let rows = run.count * n;
                 let (first_tile, first_row) = (all.tiles.len(), all.targets.len());
-                for rows in parts(rows, rows.div_ceil(S::TILE_ROWS)) {
-                    all.tiles.push((rows.start, first_row + rows.start..first_row + rows.end));
-                }
+                all.tiles.extend(self.tiles(rows).map(|r| (r.start, first_row + r.start..first_row + r.end)));
                 for x in (0..run.count).map(|i| run.x0 + i * run.step) {
                     let to = (y - of_task.rows.start) * target.row + x * target.pixel;
                     let element = ((of_task.images.start * dh + y) * dw + x) * dc;
@@ -295,6 +318,74 @@ impl<S: Simd> DirectProduct<'_, S> {
             }
         }
         all
+    }
+
+    /// How many rows are cut into tiles: nearly equal ones, but whole registers of the matrix unit.
+    fn tiles(&self, rows: usize) -> impl Iterator<Item = Range<usize>> {
+        let whole = self.matrix_unit.map(|_| self.tile_rows);
+        let count = rows.div_ceil(self.tile_rows);
+        (0..count).map(move |i| match whole {
+            Some(whole) => i * whole..((i + 1) * whole).min(rows),
+            None => part(rows, count, i),
+        })
+    }
+
+    /// Runs all tiles on the matrix unit.
+    ///
+    /// # Safety
+    /// As for [`multiply`](Self::multiply).
+    unsafe fn multiply_split(
+        &self,
+        unit: Amx,
+        of_task: &TaskPart,
+        a: *const f32,
+        target: &Target,
+        tile: *mut f32,
+    ) {
+        let taps = self.geometry.kernel * self.geometry.kernel;
+        let full = self.panels.full();
+        let plane = of_task.source_rows.len() * self.geometry.columns() * of_task.images.len() * BLOCK;
+        let all = self.runs(of_task, target, self.finisher.accumulates());
+        let unit = unit.ready();
+        for j in of_task.panels.clone() {
+            let width = self.panels.width(j);
+            let b = self.packed[j * full * self.blocks * taps * self.words.planes() * BLOCK..].as_ptr();
+            for (i, run) in all.runs.iter().enumerate() {
+                let list = &all.lists[run.lists[usize::from(width != full)].clone()];
+                for (p, (first_row, r)) in all.tiles[run.tiles.clone()].iter().enumerate() {
+                    let at = &all.outputs[r.clone()];
+                    let channels = j * full..j * full + self.panels.cols(j);
+                    self.finisher.prefetch_tile(self.simd, self.output, at, channels);
+                    let product = SplitTile {
+                        list,
+                        a: a.wrapping_add(first_row * BLOCK),
+                        b,
+                        b_row: width,
+                        next: [BLOCK * BLOCK, BLOCK],
+                        c: tile,
+                        n_rows: r.len(),
+                        vectors: self.panels.vectors(j),
+                        a_low: plane,
+                        b_low: BLOCK * width,
+                    };
+                    // SAFETY: lists and rows are made for the copied source and the packed panel; there is slack behind the source.
+                    unsafe { unit.product(&product) };
+                    let tile = ReadyTile {
+                        values: tile,
+                        stride: full,
+                        at,
+                        partial: None,
+                        c0: j * full,
+                        cols: self.panels.cols(j),
+                        partials: self.partials,
+                        part: of_task.index,
+                        begins: i == 0 && p == 0,
+                    };
+                    // SAFETY: the tile is complete, and its pixels' channels belong to this task alone.
+                    unsafe { self.finisher.tile(self.simd, self.output, tile) };
+                }
+            }
+        }
     }
 
     /// Runs all tiles. Without `tile`, outputs are stored or added where they belong; with it, complete sums
@@ -309,7 +400,7 @@ impl<S: Simd> DirectProduct<'_, S> {
         let block_stride = of_task.source_rows.len() * self.geometry.columns() * of_task.images.len() * BLOCK;
         let add = tile.is_none() && self.finisher.accumulates();
         let all = self.runs(of_task, target, self.finisher.accumulates());
-        let in_tile: Vec<usize> = (0..S::TILE_ROWS).map(|i| i * full).collect();
+        let in_tile: Vec<usize> = (0..self.tile_rows).map(|i| i * full).collect();
         let depth_parts = self.blocks.div_ceil(depth);
         let tables = match S::PAIR_TILES {
             Some(pairs) if self.words == Words::Channels => pairs,

@@ -280,17 +280,13 @@ impl Finisher<'_> {
     /// Asks for what an inference pass's tile will touch, whose channels begin at `c0`.
     #[inline(always)]
     pub fn prefetch<S: Simd>(&self, simd: S, output: OutputPtr, at: &[usize], c0: usize) {
-        if let (Finisher::Fused(fused), OutputPtr::F32(dst)) = (self, output) {
-            let join = Join::new(fused, dst);
-            for &at in at {
-                (0..2 * S::LANES).step_by(BLOCK).for_each(|lane| join.prefetch(simd, at + c0 + lane));
-            }
+        if matches!(self, Finisher::Fused(_)) {
+            self.prefetch_tile(simd, output, at, c0..c0 + 2 * S::LANES);
         }
     }
 
     /// Asks for what a tile of any pass will touch, whose channels are given.
-    ///
-    /// Product tiles of vectors, which are smaller, ask for it themselves, or are too many for it.
+    #[inline(always)]
     pub fn prefetch_tile<S: Simd>(&self, simd: S, output: OutputPtr, at: &[usize], channels: Range<usize>) {
         struct Ask<'a, S>(S, &'a [usize], Range<usize>);
         impl<S: Simd> FinishVisitor for Ask<'_, S> {

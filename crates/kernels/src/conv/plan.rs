@@ -178,8 +178,8 @@ impl Machine {
     }
 
     fn choose(&self, spec: &ConvSpec, input: [usize; 4], pass: Pass) -> Plan {
+        let reading = if pass == Pass::Data { Reading::Pixels } else { reading(spec) };
         if self.splits(spec, input, pass) {
-            let reading = if pass == Pass::Data { Reading::Pixels } else { reading(spec) };
             return Plan { algorithm: Algorithm::Direct(reading), products: Products::Split };
         }
         let products = if self.multiplies_bf16(spec) { Products::Bf16 } else { Products::F32 };
@@ -190,7 +190,6 @@ impl Machine {
         if rgb::applies(spec) && pass != Pass::Data {
             return Plan { algorithm: Algorithm::RgbRows, products: Products::F32 };
         }
-        let reading = if pass == Pass::Data { Reading::Pixels } else { reading(spec) };
         if pass == Pass::Weights {
             let pairs = products == Products::Bf16 && self.tasks_have_pairs(spec, input, reading);
             let products = if pairs { Products::Bf16 } else { Products::F32 };

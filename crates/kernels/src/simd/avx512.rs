@@ -92,6 +92,16 @@ unsafe fn round(v: __m512) -> __m512i {
     }
 }
 
+/// The bits of bf16, to nearest even.
+///
+/// # Safety
+/// The machine must have AVX-512 F, and the instructions for bf16 where `BF16`.
+#[inline(always)]
+unsafe fn bits<const BF16: bool>(v: __m512) -> __m256i {
+    // SAFETY: the machine has the instructions.
+    unsafe { if BF16 { narrow(v) } else { _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round(v))) } }
+}
+
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     type Base = Avx512<false>;
@@ -198,27 +208,13 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn store_bf16(self, p: *mut u16, v: __m512) {
         // SAFETY: `self` exists only where the instructions do, and the pointer is valid for the lanes.
         unsafe {
-            let bits =
-                if BF16 { narrow(v) } else { _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round(v))) };
-            _mm256_storeu_si256(p.cast(), bits);
-        }
-    }
-    #[inline(always)]
-    unsafe fn store_split(self, high: *mut u16, low: *mut u16, v: __m512) {
-        // SAFETY: `self` exists only where the instructions do, and the pointers are valid for the lanes.
-        unsafe {
-            self.store_bf16(high, v);
-            self.store_bf16(low, self.remainder(v));
+            _mm256_storeu_si256(p.cast(), bits::<BF16>(v));
         }
     }
     #[inline(always)]
     fn remainder(self, v: __m512) -> __m512 {
         // SAFETY: `self` exists only where the instructions do.
-        unsafe {
-            let bits =
-                if BF16 { narrow(v) } else { _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(round(v))) };
-            _mm512_sub_ps(v, widen(bits))
-        }
+        unsafe { _mm512_sub_ps(v, widen(bits::<BF16>(v))) }
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {

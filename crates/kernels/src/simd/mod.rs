@@ -32,7 +32,7 @@ use crate::micro::{GradientTiles, ProductTileFn};
 /// An instruction set that this machine has: its token is the proof.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Vectors {
-    /// The same, and the matrix unit.
+    /// AVX-512 with the instructions for bf16, and the matrix unit.
     #[cfg(target_arch = "x86_64")]
     Amx(Avx512<true>, Amx),
     /// AVX-512 with the instructions for bf16.
@@ -71,9 +71,7 @@ impl Vectors {
             _ => None,
         }
     }
-}
 
-impl Vectors {
     /// The matrix unit, if there is one beside the vectors.
     pub fn matrix_unit(self) -> Option<Amx> {
         match self {
@@ -183,7 +181,7 @@ pub(crate) trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
         // SAFETY: both pointers are valid for the lanes.
         unsafe {
             self.store_bf16(high, v);
-            self.store_bf16(low, self.sub(v, self.load_bf16(high)));
+            self.store_bf16(low, self.remainder(v));
         }
     }
     /// What [`store_split`](Self::store_split) leaves for the second.

@@ -24,9 +24,6 @@ use crate::work::{Shared, part, sweep, tasks, with_scratch};
 /// Reduction blocks (of 16), of all taps together, that are summed before the next outputs.
 pub(crate) const DEPTH: usize = 30;
 
-/// f32 behind copies of sources.
-const SLACK: usize = amx::SLACK;
-
 struct DirectProduct<'a, S> {
     simd: S,
     reader: Reader<'a>,
@@ -98,13 +95,16 @@ pub(in crate::conv) fn run<S: Simd>(
         sweep(partition.count(), |part| {
             let of_task = pass.task_part(part, 0..panels.count());
             let [temporary, tile] = pass.buffers(&of_task);
-            with_scratch([pass.source_len(&of_task) + SLACK, temporary, tile], |[a, temporary, tile]| {
-                // SAFETY: `a` has room for the part's source, and no other task has the part.
-                unsafe {
-                    pass.fill(&of_task, 0..pass.blocks, a);
-                    pass.task(&of_task, a, [temporary, tile]);
-                }
-            });
+            with_scratch(
+                [pass.source_len(&of_task) + amx::SLACK, temporary, tile],
+                |[a, temporary, tile]| {
+                    // SAFETY: `a` has room for the part's source, and no other task has the part.
+                    unsafe {
+                        pass.fill(&of_task, 0..pass.blocks, a);
+                        pass.task(&of_task, a, [temporary, tile]);
+                    }
+                },
+            );
         });
     }
     let values = |i: usize| {
@@ -160,7 +160,7 @@ impl<S: Simd> DirectProduct<'_, S> {
     fn run_by_panels(&self, ctx: &Context) {
         let parts = self.partition.count();
         let longest = (0..parts).map(|i| self.source_len(&self.task_part(i, 0..0))).max().unwrap_or(0);
-        let mut sources = ctx.pool().scratch(parts * longest + SLACK);
+        let mut sources = ctx.pool().scratch(parts * longest + amx::SLACK);
         let shared = Shared::new(&mut sources);
         let of_part = |i: usize| shared.offset(i * longest);
         let block_parts = TASKS.div_ceil(parts).min(self.blocks);

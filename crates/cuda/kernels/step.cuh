@@ -22,7 +22,8 @@ struct StepScalars {
   int queue_slot;   // the row where this batch is put
   u32 serial;       // the step's number, copied to the report
   float bn_momentum;  // share of a batch in the running statistics
-  int padding[3];
+  float max_gradient_norm;  // gradients of all tensors together are clipped to it; 0: they are not
+  int padding[2];
 };
 
 struct StepReport {
@@ -32,8 +33,9 @@ struct StepReport {
   double prediction_perplexity;  // exp of the entropy of the mean prediction
   double spread;                 // 1 - |mean embedding|²
   double parameter_norm;
-  double gradient_norm;
-  u64 serial;
+  double gradient_norm;          // before clipping
+  u32 serial;
+  float clip_scale;              // what gradients are multiplied by so that they are no longer than allowed
 };
 
 // Rows of scores of assignment crop `i`: `queued` rows of the queue, then the batch.

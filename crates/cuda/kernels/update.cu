@@ -76,21 +76,41 @@ DEVICE void sum_norms(const float2* partials, int first, int count, double& squa
 
 enum { RULE_LARC = 0, RULE_SGD = 1, RULE_ADAMW = 2 };
 
-// Gradients are first multiplied by gradient_scale. LARC: with |p| and |g| both non-zero, g <- (g + wd·p)·trust·|p| / (|g| + wd·|p| + 1e-8), else g unchanged; then as SGD
-// without decay. SGD: v <- momentum·v + g + wd·p, p <- p - lr·v. AdamW: p <- p - lr·wd·p, m <- b1·m + (1-b1)·g,
+// min(1, most / (norm + 1e-6)); 1 where nothing is clipped (most is 0) or the norm is not finite.
+DEVICE float clip_scale(double norm, double most) {
+  const bool finite = norm - norm == 0;
+  return most > 0 && finite ? (float)fmin(1., most / (norm + 1e-6)) : 1.f;
+}
+
+// The norms over all tensors, and how much gradients are clipped, before the first parameter moves. One block of 1024.
+extern "C" __global__ __launch_bounds__(1024) void update_report(const float2* partials, StepReport* report,
+                                                                 const StepScalars* scalars, int chunks) {
+  double squares, gradients;
+  sum_norms(partials, 0, chunks, squares, gradients);
+  if (!threadIdx.x) {
+    report->parameter_norm = sqrt(squares);
+    report->gradient_norm = sqrt(gradients);
+    report->clip_scale = clip_scale(sqrt(gradients), scalars->max_gradient_norm);
+    report->serial = scalars->serial;
+  }
+}
+
+// Gradients are first multiplied by gradient_scale and the factor of clipping. LARC: with |p| and |g| both non-zero,
+// g <- (g + wd·p)·trust·|p| / (|g| + wd·|p| + 1e-8), else g unchanged; then as SGD without decay. SGD: v <- momentum·v + g + wd·p, p <- p - lr·v. AdamW: p <- p - lr·wd·p, m <- b1·m + (1-b1)·g,
 // s <- b2·s + (1-b2)·g², p <- p - lr·m·c1 / (sqrt(s·c2) + epsilon).
 template <int RULE>
 DEVICE void update_body(const Tensor* tensors, const Chunk* chunks, const StepScalars* scalars,
-                        const float2* partials) {
+                        const StepReport* report, const float2* partials) {
   const Chunk c = chunks[blockIdx.x];
   const Tensor t = tensors[c.tensor];
   const RuleScalars rule = scalars->classes[t.rule];
   if (!rule.enabled) return;
+  const float gradient_scale = rule.gradient_scale * report->clip_scale;
   float scale = 1.f, decay = rule.weight_decay;
   if (RULE == RULE_LARC && rule.trust >= 0.f) {
     double squares, gradients;
     sum_norms(partials, t.first_chunk, t.chunks, squares, gradients);
-    const float p = (float)sqrt(squares), g = (float)sqrt(gradients) * rule.gradient_scale;
+    const float p = (float)sqrt(squares), g = (float)sqrt(gradients) * gradient_scale;
     if (p == 0.f || g == 0.f)
       decay = 0.f;
     else
@@ -106,7 +126,7 @@ DEVICE void update_body(const Tensor* tensors, const Chunk* chunks, const StepSc
     sum_gradient(t, i, g);
 UNROLL
     for (int j = 0; j < 8; j++) {
-      g[j] *= rule.gradient_scale;
+      g[j] *= gradient_scale;
       if (RULE == RULE_ADAMW) {
         v[j] = fmaf(1.f - rule.momentum, g[j], rule.momentum * v[j]);
         s[j] = fmaf((1.f - rule.second_decay) * g[j], g[j], rule.second_decay * s[j]);
@@ -124,28 +144,17 @@ UNROLL
   }
 }
 extern "C" __global__ __launch_bounds__(256) void update_larc(const Tensor* tensors, const Chunk* chunks,
-                                                              const StepScalars* scalars, const float2* partials) {
-  update_body<RULE_LARC>(tensors, chunks, scalars, partials);
+                                                              const StepScalars* scalars, const StepReport* report,
+                                                              const float2* partials) {
+  update_body<RULE_LARC>(tensors, chunks, scalars, report, partials);
 }
 extern "C" __global__ __launch_bounds__(256) void update_sgd(const Tensor* tensors, const Chunk* chunks,
-                                                             const StepScalars* scalars) {
-  update_body<RULE_SGD>(tensors, chunks, scalars, 0);
+                                                             const StepScalars* scalars, const StepReport* report) {
+  update_body<RULE_SGD>(tensors, chunks, scalars, report, 0);
 }
 extern "C" __global__ __launch_bounds__(256) void update_adamw(const Tensor* tensors, const Chunk* chunks,
-                                                               const StepScalars* scalars) {
-  update_body<RULE_ADAMW>(tensors, chunks, scalars, 0);
-}
-
-// The norms over all tensors. One block of 1024.
-extern "C" __global__ __launch_bounds__(1024) void update_report(const float2* partials, StepReport* report,
-                                                                 const StepScalars* scalars, int chunks) {
-  double squares, gradients;
-  sum_norms(partials, 0, chunks, squares, gradients);
-  if (!threadIdx.x) {
-    report->parameter_norm = sqrt(squares);
-    report->gradient_norm = sqrt(gradients);
-    report->serial = scalars->serial;
-  }
+                                                               const StepScalars* scalars, const StepReport* report) {
+  update_body<RULE_ADAMW>(tensors, chunks, scalars, report, 0);
 }
 
 // The groups' gradients added into a flat f32 buffer.

@@ -41,8 +41,6 @@ pub struct StepPlan {
     pub n_prototypes: usize,
     /// Embeddings that the queue holds for each assignment crop; 0 for no queue.
     pub queue_length: usize,
-    /// Whether steps clip gradients, which needs their norm before the first parameter moves.
-    pub clips_gradients: bool,
 }
 
 /// What a single step is given besides its images.

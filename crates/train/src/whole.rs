@@ -190,6 +190,5 @@ fn plan(swav: &mut Swav, settings: &Settings) -> Result<Option<StepPlan>, TrainE
         sinkhorn_iters: codes.solver().n_iters(),
         n_prototypes,
         queue_length: codes.queue_shape().map_or(0, |shape| shape.length),
-        clips_gradients: settings.config().optimizer.clip_norm > 0.0,
     }))
 }

@@ -21,19 +21,21 @@ fn square(values: &[f64]) -> f64 {
 pub(super) fn run(op: &Op, memory: &mut Memory<'_>, scalars: &Scalars) {
     match op {
         Op::Update { rule, tensors, report, .. } => {
+            let updated = || tensors.iter().filter(|tensor| scalars.classes[tensor.class].enabled);
             let (mut parameters, mut gradients) = (0.0, 0.0);
-            for tensor in tensors {
-                let numbers = &scalars.classes[tensor.class];
-                if numbers.enabled {
-                    let (p, g) = update(memory, *rule, tensor, numbers);
-                    parameters += p;
-                    gradients += g;
-                }
+            for tensor in updated() {
+                parameters += square(&memory.floats(tensor.value, tensor.len));
+                gradients += square(&gradient(memory, tensor));
+            }
+            let clip = clip_scale(scalars.max_gradient_norm, f64::sqrt(gradients));
+            for tensor in updated() {
+                update(memory, *rule, tensor, &scalars.classes[tensor.class], clip);
             }
             memory.change_report(*report, |report| {
                 report.parameter_norm = parameters.sqrt();
                 report.gradient_norm = gradients.sqrt();
                 report.serial = scalars.serial;
+                report.clip_scale = clip as f32;
             });
         }
         Op::SumGradients { tensors, parameters, out, .. } => {
@@ -48,13 +50,14 @@ pub(super) fn run(op: &Op, memory: &mut Memory<'_>, scalars: &Scalars) {
     }
 }
 
-/// Updates one parameter; the squared norms of it (before) and of its gradient.
-fn update(
-    memory: &mut Memory<'_>,
-    rule: Rule,
-    tensor: &UpdatedTensor,
-    numbers: &UpdateScalars,
-) -> (f64, f64) {
+/// What gradients of this norm are multiplied by.
+fn clip_scale(max_norm: Option<f32>, norm: f64) -> f64 {
+    let scale = |max_norm: f32| (f64::from(max_norm) / (norm + 1e-6)).min(1.0);
+    max_norm.filter(|_| norm.is_finite()).map_or(1.0, scale)
+}
+
+/// Updates one parameter.
+fn update(memory: &mut Memory<'_>, rule: Rule, tensor: &UpdatedTensor, numbers: &UpdateScalars, clip: f64) {
     let [lr, momentum, beta2, epsilon, decay, trust, first_correction, second_correction] = [
         numbers.lr,
         numbers.momentum,
@@ -67,8 +70,7 @@ fn update(
     ]
     .map(f64::from);
     let mut g = gradient(memory, tensor);
-    let gradient_square = square(&g);
-    g.iter_mut().for_each(|g| *g *= f64::from(numbers.gradient_scale));
+    g.iter_mut().for_each(|g| *g *= f64::from(numbers.gradient_scale) * clip);
     let mut p = memory.floats(tensor.value, tensor.len);
     let mut v = memory.floats(tensor.first, tensor.len);
     let squares = (square(&p), square(&g));
@@ -106,5 +108,4 @@ fn update(
         let stored: Vec<f64> = p.iter().map(|&p| f64::from(p as f32)).collect();
         memory.store(copy, Element::Bf16, &stored);
     }
-    (squares.0, gradient_square)
 }

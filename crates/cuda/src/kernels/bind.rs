@@ -86,6 +86,7 @@ fn step_scalars(scalars: &Scalars) -> StepScalars {
         queue_slot: scalars.queue_row,
         serial: scalars.serial,
         bn_momentum: scalars.bn_momentum,
+        max_gradient_norm: scalars.max_gradient_norm.unwrap_or(0.0),
     }
 }
 

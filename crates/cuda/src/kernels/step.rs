@@ -64,6 +64,8 @@ pub struct StepScalars {
     pub serial: u32,
     /// Share of a batch in the running statistics.
     pub bn_momentum: f32,
+    /// Gradients of all updated tensors together are clipped to this norm; 0: they are not clipped.
+    pub max_gradient_norm: f32,
 }
 
 impl StepScalars {
@@ -79,7 +81,8 @@ impl StepScalars {
         out.extend(self.queue_slot.to_le_bytes());
         out.extend(self.serial.to_le_bytes());
         out.extend(self.bn_momentum.to_le_bytes());
-        out.extend([0; 12]);
+        out.extend(self.max_gradient_norm.to_le_bytes());
+        out.extend([0; 8]);
         out
     }
 }
@@ -99,10 +102,12 @@ pub struct StepReport {
     pub spread: f64,
     /// Euclidean norm of the parameters before the update.
     pub parameter_norm: f64,
-    /// Euclidean norm of the gradients; not finite if a gradient is not.
+    /// Euclidean norm of the gradients before clipping; not finite if a gradient is not.
     pub gradient_norm: f64,
     /// The step's number.
-    pub serial: u64,
+    pub serial: u32,
+    /// What gradients were multiplied by to clip them, 1 for not at all.
+    pub clip_scale: f32,
 }
 
 impl StepReport {
@@ -128,7 +133,8 @@ impl StepReport {
             spread: number(4),
             parameter_norm: number(5),
             gradient_norm: number(6),
-            serial: word(7),
+            serial: word(7) as u32,
+            clip_scale: f32::from_bits((word(7) >> 32) as u32),
         }
     }
 }

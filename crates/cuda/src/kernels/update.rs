@@ -102,7 +102,7 @@ pub fn tensor_table(entries: &[TensorEntry<u64>]) -> (Vec<u8>, Vec<u8>) {
     (tensors, chunks)
 }
 
-/// Updates all tensors of a table, refreshes copies, reports norms.
+/// Reports norms, updates all tensors of a table with gradients clipped to the step's norm, refreshes copies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Update<P> {
     /// How.
@@ -117,7 +117,7 @@ pub struct Update<P> {
     pub scalars: P,
     /// Scratch: two f32 a chunk.
     pub partials: P,
-    /// Written: the norms of a [`StepReport`](super::StepReport).
+    /// Written: the norms of a [`StepReport`](super::StepReport), before clipping.
     pub report: P,
 }
 
@@ -131,16 +131,16 @@ impl<P: Copy> Update<P> {
                 .pointer(self.scalars)
         };
         let update = match self.rule {
-            Rule::Larc => chunks("update_larc").pointer(self.partials),
-            Rule::Sgd => chunks("update_sgd"),
-            Rule::AdamW => chunks("update_adamw"),
+            Rule::Larc => chunks("update_larc").pointer(self.report).pointer(self.partials),
+            Rule::Sgd => chunks("update_sgd").pointer(self.report),
+            Rule::AdamW => chunks("update_adamw").pointer(self.report),
         };
         let report = Launch::new("update_report", [1, 1, 1], [1024, 1, 1])
             .pointer(self.partials)
             .pointer(self.report)
             .pointer(self.scalars)
             .int(self.n_chunks);
-        vec![chunks("update_norms").pointer(self.partials), update, report]
+        vec![chunks("update_norms").pointer(self.partials), report, update]
     }
 }
 

@@ -68,6 +68,7 @@ impl Kind {
                     (got.spread, right.spread),
                     (got.parameter_norm, right.parameter_norm),
                     (got.gradient_norm, right.gradient_norm),
+                    (f64::from(got.clip_scale), f64::from(right.clip_scale)),
                 ];
                 let error = |(got, right): (f64, f64)| (got - right).abs() / right.abs().max(1e-3);
                 (pairs.map(error).into_iter().fold(0.0, f64::max), 1e-4)

@@ -159,7 +159,7 @@ impl Scenario {
         Ok(outcome)
     }
 
-    /// Numbers of a step: the learning rate changes from step to step.
+    /// Numbers of a step: the learning rate changes from step to step, and every other one clips gradients.
     pub fn scalars(&self, serial: u32) -> Scalars {
         let mut scalars = Scalars { serial, ..Scalars::default() };
         for class in &mut scalars.classes {
@@ -167,6 +167,7 @@ impl Scenario {
             class.momentum = 0.9;
             class.weight_decay = 1e-4;
         }
+        scalars.max_gradient_norm = (serial % 2 == 1).then_some(0.5);
         scalars
     }
 

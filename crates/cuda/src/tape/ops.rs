@@ -374,7 +374,8 @@ pub enum Op {
         /// Values of a row.
         dim: usize,
     },
-    /// Norms of parameters and gradients, then the update. A class that is not enabled stays, with its momenta; the
+    /// Norms of parameters and gradients, then the update, by gradients that are clipped to
+    /// [`Scalars::max_gradient_norm`](super::Scalars::max_gradient_norm). A class that is not enabled stays, with its momenta; the
     /// report's norms are of what is updated.
     Update {
         /// The rule.

@@ -22,7 +22,7 @@ pub struct UpdateScalars {
     pub first_correction: f32,
     /// `1 / (1 - beta2^t)` at this update.
     pub second_correction: f32,
-    /// Multiplies gradients before anything else (clipping).
+    /// Multiplies gradients before anything else.
     pub gradient_scale: f32,
     /// Whether there is an update at all.
     pub enabled: bool,
@@ -52,6 +52,9 @@ pub struct Scalars {
     pub classes: [UpdateScalars; N_CLASSES],
     /// The share of a batch in the running statistics.
     pub bn_momentum: f32,
+    /// The norm, above 0, that the gradients of all updated parameters together are clipped to: where theirs is `n`,
+    /// they are multiplied by `min(1, max / (n + 1e-6))`, unless it is not finite. `None` for no clipping.
+    pub max_gradient_norm: Option<f32>,
     /// Whether the queue takes part in the codes.
     pub queue_ready: bool,
     /// Whether the batch enters the queue.
@@ -67,6 +70,7 @@ impl Default for Scalars {
         Scalars {
             classes: [UpdateScalars::default(); N_CLASSES],
             bn_momentum: 0.1,
+            max_gradient_norm: None,
             queue_ready: false,
             queue_push: false,
             queue_row: 0,
@@ -90,14 +94,16 @@ pub struct Report {
     pub spread: f64,
     /// Euclidean norm of all updated parameters before the update.
     pub parameter_norm: f64,
-    /// Euclidean norm of their gradients.
+    /// Euclidean norm of their gradients before clipping.
     pub gradient_norm: f64,
     /// [`Scalars::serial`] of the run.
     pub serial: u32,
+    /// What gradients were multiplied by to clip them, 1 for not at all.
+    pub clip_scale: f32,
 }
 
 impl Report {
-    /// Size in bytes: seven f64 and a u64.
+    /// Size in bytes: seven f64, a u32 and an f32.
     pub const BYTES: usize = 64;
 
     /// From bytes.
@@ -113,6 +119,7 @@ impl Report {
             parameter_norm: value(5),
             gradient_norm: value(6),
             serial: u64::from_le_bytes(words[7]) as u32,
+            clip_scale: f32::from_bits((u64::from_le_bytes(words[7]) >> 32) as u32),
         }
     }
 
@@ -128,7 +135,8 @@ impl Report {
             self.gradient_norm,
         ];
         let mut bytes = [0; Self::BYTES];
-        let words = values.map(f64::to_bits).into_iter().chain([u64::from(self.serial)]);
+        let last = u64::from(self.serial) | u64::from(self.clip_scale.to_bits()) << 32;
+        let words = values.map(f64::to_bits).into_iter().chain([last]);
         bytes
             .as_chunks_mut::<8>()
             .0

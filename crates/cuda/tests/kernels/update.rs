@@ -53,13 +53,14 @@ fn norm(values: &[f64]) -> f64 {
 }
 
 impl Reference {
-    fn update(&mut self, rule: Rule, s: &RuleScalars) {
+    fn update(&mut self, rule: Rule, s: &RuleScalars, clip: f64) {
         if !s.enabled {
             return;
         }
         let [lr, momentum, decay2, epsilon, wd, trust, scale] =
             [s.lr, s.momentum, s.second_decay, s.epsilon, s.weight_decay, s.trust, s.gradient_scale]
                 .map(f64::from);
+        let scale = scale * clip;
         let (p, g) = (norm(&self.w), norm(&self.g) * scale);
         let (factor, wd) = match rule {
             Rule::Larc if trust >= 0.0 && (p == 0.0 || g == 0.0) => (1.0, 0.0),
@@ -147,7 +148,10 @@ fn all_rules_over_two_steps() {
                 (Buffer::empty(Element::F32, 2 * n_chunks), Buffer::bytes(StepReport::BYTES));
             for step in 1..=2 {
                 let rules = rules(rule, step);
-                let values = StepScalars { classes: rules, serial: step as u32, ..StepScalars::default() };
+                // The second step's gradients are longer than that.
+                let max_gradient_norm = if step == 2 { 0.75 } else { 0.0 };
+                let (classes, serial) = (rules, step as u32);
+                let values = StepScalars { classes, serial, max_gradient_norm, ..StepScalars::default() };
                 let scalars = Buffer::raw(&values.to_bytes());
                 let op = Update {
                     rule,
@@ -167,8 +171,11 @@ fn all_rules_over_two_steps() {
                 let expected = [total(&|r| norm(&r.w)), total(&|r| norm(&r.g))];
                 let got = StepReport::from_bytes(&report.to_bytes());
                 close("norms", &[got.parameter_norm, got.gradient_norm], &expected, 1e-5, 0.0);
-                assert_eq!(got.serial, step as u64);
-                references.iter_mut().zip(TENSORS).for_each(|(r, t)| r.update(rule, &rules[t.3]));
+                assert_eq!(got.serial, step as u32);
+                let clip = if step == 2 { 0.75 / (expected[1] + 1e-6) } else { 1.0 };
+                assert!(clip == 1.0 || clip < 0.5, "{clip}");
+                close("clipping", &[f64::from(got.clip_scale)], &[clip], 1e-6, 0.0);
+                references.iter_mut().zip(TENSORS).for_each(|(r, t)| r.update(rule, &rules[t.3], clip));
                 for (i, (h, r)) in held.iter().zip(&references).enumerate() {
                     let len = r.w.len();
                     close(&format!("{rule:?}: weights of {i}"), &h.weights.read_f32(len), &r.w, 2e-5, 0.1);
@@ -211,6 +218,7 @@ fn gradients_of_groups_are_added() {
     });
 }
 
+/// Nothing is clipped then, so that it spreads no further.
 #[test]
 fn a_gradient_that_is_not_a_number_shows_in_the_norm() {
     in_any_order(|run| {
@@ -221,7 +229,8 @@ fn a_gradient_that_is_not_a_number_shows_in_the_norm() {
         let (tensors, chunks) = tensor_table(&entries(&held));
         let n_chunks = chunks.len() / 8;
         let (tensors, chunks) = (Buffer::raw(&tensors), Buffer::raw(&chunks));
-        let values = StepScalars { classes: rules(Rule::Larc, 1), ..StepScalars::default() };
+        let values =
+            StepScalars { classes: rules(Rule::Larc, 1), max_gradient_norm: 0.1, ..StepScalars::default() };
         let scalars = Buffer::raw(&values.to_bytes());
         let (partials, report) =
             (Buffer::empty(Element::F32, 2 * n_chunks), Buffer::bytes(StepReport::BYTES));
@@ -237,6 +246,9 @@ fn a_gradient_that_is_not_a_number_shows_in_the_norm() {
         run(&op.launches());
         let report = StepReport::from_bytes(&report.to_bytes());
         assert!(report.gradient_norm.is_nan() && report.parameter_norm.is_finite());
+        let spoilt = |held: &Held, len| held.weights.read_f32(len).iter().any(|w| w.is_nan());
+        let spoilt: Vec<bool> = held.iter().zip(TENSORS).map(|(held, t)| spoilt(held, t.0)).collect();
+        assert_eq!(spoilt, [false, false, true, false, false, false]);
         vec![partials]
     });
 }

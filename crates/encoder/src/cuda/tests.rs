@@ -66,7 +66,6 @@ fn plan(training: &Training, shapes: &[[usize; 3]], queue_length: usize) -> Step
         sinkhorn_iters: training.count("iterations"),
         n_prototypes: training.count("prototypes"),
         queue_length,
-        clips_gradients: false,
     }
 }
 
@@ -197,6 +196,46 @@ fn steps_of_bytes_have_the_bits_of_steps_of_values() {
     }
 }
 
+/// Without momentum and decay an optimiser remembers the gradient that it took: shorter where it was clipped, in the
+/// same proportion everywhere.
+#[test]
+fn clipping_shortens_the_step_of_encoder_and_prototypes_alike() {
+    let training = Training::open("steps_bottleneck");
+    let step = training.steps().next().unwrap();
+    let (before, groups) = (step.before(), step.groups());
+    let views: Vec<_> = groups.iter().map(|group| group.view()).collect();
+    let shapes: Vec<_> = groups.iter().map(|g| [g.dim().0, g.dim().1, g.dim().2]).collect();
+    let prototypes = matrix(&before.state, "prototypes.weight");
+    let run = |max_gradient_norm: Option<f64>| {
+        let (mut engine, layers) = engine(Precision::F32);
+        engine.prepare(&plan(&training, &shapes, 0)).unwrap();
+        load(&mut engine, &layers, &before.state);
+        engine.load_prototypes(prototypes.view(), &Slots::default()).unwrap();
+        let inputs = StepInputs {
+            step: 0,
+            rule: UpdateRule::new(Method::Sgd { lr: 1.0, momentum: 0.0, weight_decay: 0.0 }),
+            max_gradient_norm,
+            update_prototypes: true,
+            use_queue: false,
+            push_queue: false,
+        };
+        engine.step(Crops::Values(&views), &inputs).unwrap();
+        let norm = engine.finish().unwrap()[0].gradient_norm;
+        let slots = (0..layers.parameters.len()).map(|parameter| engine.read_slots(parameter).unwrap());
+        let mut taken: Vec<f32> = slots.flat_map(|slots| slots.first).collect();
+        taken.extend(engine.prototypes().unwrap().1.first);
+        (norm, taken)
+    };
+    let (norm, plain) = run(None);
+    let (same, long) = run(Some(2.0 * norm));
+    let (reported, clipped) = run(Some(norm / 4.0));
+    assert_eq!([same, reported], [norm; 2], "the norm before clipping is reported");
+    assert_eq!(long, plain, "gradients that are short enough stay");
+    let expected: Vec<f32> = plain.iter().map(|gradient| gradient / 4.0).collect();
+    let gap = far(&clipped, &expected);
+    assert!(gap < 1e-6, "{gap:e}");
+}
+
 #[test]
 fn steps_of_other_shapes_are_refused() {
     let training = Training::open("steps_bottleneck");
@@ -224,8 +263,7 @@ fn steps_of_other_shapes_are_refused() {
     assert!(matches!(refused(&mut engine, Crops::Bytes(&bytes)), EncoderError::Images { .. }));
     engine.prepare(&StepPlan { scaling: Some(SCALING), ..plan.clone() }).unwrap();
     assert!(matches!(refused(&mut engine, Crops::Values(&views)), EncoderError::Images { .. }));
-    assert!(engine.prepare(&StepPlan { queue_length: 7, ..plan.clone() }).is_err());
-    assert!(engine.prepare(&StepPlan { clips_gradients: true, ..plan }).is_err());
+    assert!(engine.prepare(&StepPlan { queue_length: 7, ..plan }).is_err());
     assert!(engine.load_prototypes(Array2::zeros((3, 16)).view(), &Slots::default()).is_err());
 }
 
@@ -324,7 +362,6 @@ fn a_batch_that_does_not_fit_names_the_largest_that_does() {
         sinkhorn_iters: 3,
         n_prototypes: 10,
         queue_length: 0,
-        clips_gradients: false,
     };
     let checkpointed = EncoderConfig { checkpointing: Checkpointing::Blocks, ..config(Precision::F32) };
     for (config, again) in [(config(Precision::F32), true), (checkpointed, false)] {

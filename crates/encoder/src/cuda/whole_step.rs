@@ -225,9 +225,6 @@ fn shape_error(name: &str, expected: &[usize], got: &[usize]) -> EncoderError {
 impl WholeStep for Cuda {
     fn prepare(&mut self, plan: &StepPlan) -> Result<(), EncoderError> {
         let n_crops: usize = plan.groups.iter().map(|group| group.n_crops).sum();
-        if plan.clips_gradients {
-            return Err(self.unsupported("clipping in whole steps", "let the trainer run its own step"));
-        }
         let queue_fits = plan.batch_size > 0 && plan.queue_length.is_multiple_of(plan.batch_size);
         if !queue_fits || n_crops < 2 || plan.crops_for_assign.iter().any(|&crop| crop >= n_crops) {
             return Err(self.unsupported("whole step of this plan", "let the trainer run its own step"));
@@ -319,9 +316,6 @@ impl WholeStep for Cuda {
     }
 
     fn step(&mut self, crops: Crops<'_>, inputs: &StepInputs) -> Result<Option<StepReport>, EncoderError> {
-        if inputs.max_gradient_norm.is_some() {
-            return Err(self.unsupported("clipping in whole steps", "let the trainer run its own step"));
-        }
         let t = self.n_updates.first().map_or(1, |n| n + 1);
         let (rule, mut scalars) = scalars_of(&inputs.rule, t, self.steps.n_updates + 1);
         self.step_program(rule)?;
@@ -336,6 +330,7 @@ impl WholeStep for Cuda {
         scalars.queue_push = inputs.push_queue;
         scalars.queue_row = self.steps.queue_row as u32;
         scalars.serial = inputs.step as u32;
+        scalars.max_gradient_norm = inputs.max_gradient_norm.map(|norm| (norm as f32).max(f32::MIN_POSITIVE));
         let session = self.session.get_mut();
         session.forget();
         session.refresh()?;

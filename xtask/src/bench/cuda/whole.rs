@@ -116,7 +116,6 @@ pub fn time(device: &str, workload: &Workload, precision: &str, n_steps: usize) 
         sinkhorn_iters: SINKHORN_ITERS,
         n_prototypes: workload.prototypes,
         queue_length: 0,
-        clips_gradients: false,
     })?;
     let prototypes = Prototypes::random(&[workload.prototypes], dim, &mut ChaCha8Rng::seed_from_u64(SEED))?;
     let weights: Array2<f32> = prototypes.weights(0)?.to_owned();

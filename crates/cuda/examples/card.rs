@@ -274,6 +274,7 @@ impl Running {
             network: workload.network.clone(),
             step: workload.step.clone(),
             element,
+            tf32: false,
             pixels: PixelFormat::U8 { scale: [1.0 / 64.0; 3], shift: [-2.0; 3] },
             n_steps: 1,
             open: 0.0,

@@ -72,6 +72,11 @@ impl ConvShape {
         }
     }
 
+    /// Whether it is a linear layer: each image a vector.
+    pub const fn is_linear(&self) -> bool {
+        self.height == 1 && self.width == 1 && self.kernel[0] == 1 && self.kernel[1] == 1
+    }
+
     /// Rows of the output.
     ///
     /// # Panics

@@ -62,22 +62,27 @@ fn convolutions(program: &Program) -> BTreeSet<Convolution> {
     let nodes = program.tapes.iter().flat_map(|tape| &tape.nodes);
     let convs = nodes.filter_map(|node| match node.op {
         Op::Conv { pass, shape, accumulate, .. } => {
-            Some(Convolution { shape, pass, element: program.element, accumulate })
+            let (element, tf32) = (program.element, program.rounds(&shape));
+            Some(Convolution { shape, pass, element, tf32, accumulate })
         }
         _ => None,
     });
     convs.collect()
 }
 
-fn train(spec: NetworkSpec, groups: &[(usize, usize)], element: Element) -> BTreeSet<Convolution> {
+fn train(
+    spec: NetworkSpec,
+    groups: &[(usize, usize)],
+    (element, tf32): (Element, bool),
+) -> BTreeSet<Convolution> {
     let groups: Vec<Group> =
         groups.iter().map(|&(images, side)| Group { images, height: side, width: side }).collect();
-    let options = Options { element, checkpointing: false, pixels: PixelFormat::F32 };
+    let options = Options { element, tf32, checkpointing: false, pixels: PixelFormat::F32 };
     convolutions(&Network::new(spec).train(&groups, &options).program)
 }
 
-/// The networks of the recipes: ImageNet's, CIFAR's, and a wide one.
-fn recipes(element: Element) -> BTreeSet<Convolution> {
+/// The networks of the recipes, in a type and with TF32 or without: ImageNet's, CIFAR's, and a wide one.
+fn recipes(arithmetic: (Element, bool)) -> BTreeSet<Convolution> {
     let spec = |stem, stem_channels, block, layers: &[usize], head| NetworkSpec {
         stem,
         stem_channels,
@@ -90,9 +95,9 @@ fn recipes(element: Element) -> BTreeSet<Convolution> {
         spec(Stem::Imagenet, width, BlockKind::Bottleneck, &[3, 4, 6, 3], head)
     };
     let cifar = spec(Stem::Cifar, 64, BlockKind::Basic, &[2, 2, 2, 2], Head::Mlp { hidden: 512, dim: 128 });
-    let mut all = train(imagenet(64), &[(128, 224), (384, 96)], element);
-    all.extend(train(cifar, &[(512, 32), (1024, 16)], element));
-    all.extend(train(imagenet(320), &[(16, 224), (48, 96)], element));
+    let mut all = train(imagenet(64), &[(128, 224), (384, 96)], arithmetic);
+    all.extend(train(cifar, &[(512, 32), (1024, 16)], arithmetic));
+    all.extend(train(imagenet(320), &[(16, 224), (48, 96)], arithmetic));
     all
 }
 
@@ -100,7 +105,7 @@ fn recipes(element: Element) -> BTreeSet<Convolution> {
 fn every_convolution_of_the_recipes_has_a_plan_in_bf16() {
     let Some(cudnn) = cudnn() else { return };
     let mut planner = Planner::for_description(cudnn);
-    for conv in recipes(Element::Bf16) {
+    for conv in recipes((Element::Bf16, false)) {
         let plan = planner.plan(&conv).unwrap_or_else(|error| panic!("{conv}: {error}"));
         assert!(plan.workspace() <= 64 << 20, "{conv} wants {} bytes", plan.workspace());
     }
@@ -108,12 +113,29 @@ fn every_convolution_of_the_recipes_has_a_plan_in_bf16() {
 }
 
 #[test]
-fn every_convolution_of_the_recipes_has_a_plan_in_f32() {
+fn every_convolution_of_the_recipes_has_a_plan_in_f32_and_by_tf32() {
     let Some(cudnn) = cudnn() else { return };
     let mut planner = Planner::for_description(cudnn);
-    for conv in recipes(Element::F32) {
-        let plan = planner.plan(&conv).unwrap_or_else(|error| panic!("{conv}: {error}"));
-        assert!(plan.workspace() <= 1 << 30, "{conv} wants {} bytes", plan.workspace());
+    for tf32 in [false, true] {
+        for conv in recipes((Element::F32, tf32)) {
+            let plan = planner.plan(&conv).unwrap_or_else(|error| panic!("{conv}: {error}"));
+            assert!(plan.workspace() <= 1 << 30, "{conv} wants {} bytes", plan.workspace());
+        }
+    }
+}
+
+/// TF32 is another convolution to cuDNN: other engines are proposed for it.
+#[test]
+fn tf32_is_proposed_only_where_it_is_allowed() {
+    let Some(cudnn) = cudnn() else { return };
+    let is_wide = |conv: &&Convolution| conv.tf32 && conv.shape.channels >= 64;
+    for conv in recipes((Element::F32, true)).iter().filter(is_wide) {
+        let engines = |tf32| -> Vec<i64> {
+            let proposals = cudnn.proposals(&Convolution { tf32, ..*conv }, 16).expect("proposals");
+            proposals.iter().map(|proposal| proposal.choice.engine).collect()
+        };
+        let (plain, rounded) = (engines(false), engines(true));
+        assert!(rounded.iter().any(|engine| !plain.contains(engine)), "{conv}: {plain:?}, {rounded:?}");
     }
 }
 
@@ -130,7 +152,13 @@ fn a_proposal_that_is_written_down_is_the_same_plan() {
         stride: 1,
         padding: [0, 0],
     };
-    let conv = Convolution { shape, pass: ConvPass::Forward, element: Element::Bf16, accumulate: false };
+    let conv = Convolution {
+        shape,
+        pass: ConvPass::Forward,
+        element: Element::Bf16,
+        tf32: false,
+        accumulate: false,
+    };
     let proposals = cudnn.proposals(&conv, 16).expect("proposals");
     assert!(proposals.len() >= 8, "{}", proposals.len());
     for proposal in &proposals {

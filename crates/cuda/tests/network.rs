@@ -15,7 +15,7 @@ fn spec(stem: Stem, block: BlockKind, width: usize, layers: &[usize], head: Head
 }
 
 fn options(element: Element, checkpointing: bool) -> Options {
-    Options { element, checkpointing, pixels: PixelFormat::F32 }
+    Options { element, tf32: false, checkpointing, pixels: PixelFormat::F32 }
 }
 
 /// What a forward and a backward pass on the host's machine give.

@@ -121,7 +121,8 @@ fn replay(training: &Training, step: &Step<'_>) {
         n_iters: training.count("iterations"),
         rule: Rule::Larc,
     };
-    let options = Options { element: Element::F32, checkpointing: false, pixels: PixelFormat::F32 };
+    let options =
+        Options { element: Element::F32, tf32: false, checkpointing: false, pixels: PixelFormat::F32 };
     let program = network.step(&spec, &options);
     let (ids, prototypes) = (program.persistent, program.prototypes);
     let (report, gradients) = (program.report, program.gradients);
@@ -223,7 +224,8 @@ fn a_whole_step_in_bf16_is_the_same_in_any_order_of_streams() {
     let training = Training::open("steps_bottleneck");
     let before = training.steps().next().unwrap().before();
     let run = |checkpointing, order| {
-        let options = Options { element: Element::Bf16, checkpointing, pixels: PixelFormat::F32 };
+        let options =
+            Options { element: Element::Bf16, tf32: false, checkpointing, pixels: PixelFormat::F32 };
         let mut host = Host::new();
         let mut refresh = HostProgram::new(network.refresh(Element::Bf16));
         let ids = network.persistent(&mut Program::new(Element::Bf16));

@@ -32,8 +32,10 @@ pub struct EncoderConfig {
     /// Only kernels whose rounding is that of the direct formula; without it faster algorithms may be chosen
     /// whose error is up to 50 times larger, still about 5e-5 of the output's scale.
     pub exact: bool,
-    /// Whether training on a CPU with a matrix unit (AMX) multiplies there: ResNet-50's steps take two thirds of the time,
-    /// ResNet-18's on small images as long as before, and layers that would be multiplied exactly are rounded to some 17 bits. Inference always does, unless `exact`. Other devices do not care.
+    /// Whether f32 is multiplied on matrix units, which round it, unless `exact`. On a CPU with AMX this is about training
+    /// (inference always does): ResNet-50's steps take two thirds of the time, ResNet-18's on small images as long as before,
+    /// and layers that would be multiplied exactly are rounded to some 17 bits. On an NVIDIA card convolutions, but not linear
+    /// layers, are rounded to the 11 bits of TF32, in inference too. Other devices and mixed precision do not care.
     pub matrix_unit: bool,
     /// What is kept between forward and backward: everything, or only the input of each residual block, which runs
     /// again in backward, with the same results and a third more work.

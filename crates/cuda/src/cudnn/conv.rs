@@ -21,19 +21,23 @@ pub struct Convolution {
     pub pass: ConvPass,
     /// The type of all three tensors. Products are summed in f32.
     pub element: Element,
+    /// Whether f32 may be rounded to TF32, 11 bits, before it is multiplied, as matrix units do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tf32: bool,
     /// Whether the result is added to what is there.
     pub accumulate: bool,
 }
 
 impl fmt::Display for Convolution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Convolution { shape, pass, element, accumulate } = self;
+        let Convolution { shape, pass, element, tf32, accumulate } = self;
         let pass = match pass {
             ConvPass::Forward => "forward",
             ConvPass::DataGradient => "data gradient",
             ConvPass::WeightGradient => "weight gradient",
         };
         let element = match element {
+            Element::F32 if *tf32 => "f32 as TF32",
             Element::F32 => "f32",
             Element::Bf16 => "bf16",
         };
@@ -70,22 +74,22 @@ pub fn check_graph(conv: &Convolution) -> Result<()> {
 impl Cudnn {
     /// Ways to compute a convolution, cuDNN's favourite first.
     ///
-    /// All give the same bits each time. For f32, none rounds its inputs (as TF32 does) or uses matrix units; none sums
-    /// in less than f32. Of cuDNN's own list, `most` are asked for. It is made of matrix units mostly, so for f32 the
-    /// rest of the engines follow, with their own settings.
+    /// All give the same bits each time. For f32, none uses matrix units, unless TF32 is allowed, and none rounds its inputs
+    /// to less; none sums in less than f32. Of cuDNN's own list, `most` are asked for. It is made of matrix units mostly, so
+    /// for f32 without them the rest of the engines follow, with their own settings.
     ///
     /// # Errors
     /// cuDNN refuses the operation. That nothing is left is no error.
     pub fn proposals(&self, conv: &Convolution, most: usize) -> Result<Vec<Proposal>> {
         self.with_handle(|handle| {
             let graph = graph(self.api, handle, conv)?;
-            let mut found = self.ask(&graph, conv.element, names::HEUR_MODE_A, most).unwrap_or_default();
+            let mut found = self.ask(&graph, conv, names::HEUR_MODE_A, most).unwrap_or_default();
             if found.is_empty() {
-                found = self.ask(&graph, conv.element, names::HEUR_MODE_FALLBACK, most)?;
+                found = self.ask(&graph, conv, names::HEUR_MODE_FALLBACK, most)?;
             }
-            if conv.element == Element::F32 {
+            if conv.element == Element::F32 && !conv.tf32 {
                 let known: Vec<i64> = found.iter().map(|proposal| proposal.choice.engine).collect();
-                let others = self.engines(&graph, conv.element)?;
+                let others = self.engines(&graph, conv)?;
                 found.extend(others.into_iter().filter(|proposal| !known.contains(&proposal.choice.engine)));
             }
             Ok(found)
@@ -93,7 +97,13 @@ impl Cudnn {
     }
 
     /// The proposals of one of cuDNN's heuristics.
-    fn ask(&self, graph: &Descriptor, element: Element, mode: c_uint, most: usize) -> Result<Vec<Proposal>> {
+    fn ask(
+        &self,
+        graph: &Descriptor,
+        conv: &Convolution,
+        mode: c_uint,
+        most: usize,
+    ) -> Result<Vec<Proposal>> {
         let mut heuristics = Descriptor::new(self.api, kind::ENGINEHEUR)?;
         heuristics.set_part(attr::ENGINEHEUR_OPERATION_GRAPH, graph)?;
         heuristics.set(attr::ENGINEHEUR_MODE, &[Number::<{ value::HEUR_MODE }>(mode)])?;
@@ -102,7 +112,7 @@ impl Cudnn {
         let configs = heuristics.get_parts(attr::ENGINEHEUR_RESULTS, kind::ENGINECFG, most)?;
         let (mut found, mut failed) = (Vec::new(), None);
         for config in &configs {
-            match proposal(config, element) {
+            match proposal(config, conv) {
                 Ok(proposal) => found.extend(proposal),
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -111,12 +121,12 @@ impl Cudnn {
     }
 
     /// All engines that take the operation, with their own settings.
-    fn engines(&self, graph: &Descriptor, element: Element) -> Result<Vec<Proposal>> {
+    fn engines(&self, graph: &Descriptor, conv: &Convolution) -> Result<Vec<Proposal>> {
         let count = graph.get_one::<i64>(attr::OPERATIONGRAPH_ENGINE_GLOBAL_COUNT)?;
         let usable = |index| {
             let engine = self.engine(graph, index).ok()?;
             let compiled = is_compiled(&engine).ok()?;
-            let allowed = is_allowed(element, &numerical_notes(&engine).ok()?);
+            let allowed = is_allowed(conv, &numerical_notes(&engine).ok()?);
             let choice = Choice { engine: index, knobs: Vec::new() };
             (allowed && !compiled).then_some(Proposal { choice, compiled })
         };
@@ -344,10 +354,10 @@ fn knob(api: &'static Api, which: u32, setting: i64) -> Result<Descriptor> {
 }
 
 /// What a configuration of cuDNN's is, unless it is one that must not be used.
-fn proposal(config: &Descriptor, element: Element) -> Result<Option<Proposal>> {
+fn proposal(config: &Descriptor, conv: &Convolution) -> Result<Option<Proposal>> {
     let engines = config.get_parts(attr::ENGINECFG_ENGINE, kind::ENGINE, 1)?;
     let Some(engine) = engines.first() else { return Ok(None) };
-    if !is_allowed(element, &numerical_notes(engine)?) {
+    if !is_allowed(conv, &numerical_notes(engine)?) {
         return Ok(None);
     }
     let compiled = is_compiled(engine)?;
@@ -373,18 +383,16 @@ fn is_compiled(engine: &Descriptor) -> Result<bool> {
     Ok(notes.contains(&Number(note::RUNTIME_COMPILATION)))
 }
 
-/// Whether an engine with these numerical notes may compute in `element`.
-fn is_allowed(element: Element, notes: &[c_uint]) -> bool {
-    let refused: &[c_uint] = match element {
-        Element::F32 => &[
-            note::NONDETERMINISTIC,
-            note::REDUCED_PRECISION_REDUCTION,
-            note::DOWN_CONVERT_INPUTS,
-            note::TENSOR_CORE,
-        ],
-        Element::Bf16 => &[note::NONDETERMINISTIC, note::REDUCED_PRECISION_REDUCTION],
+/// Whether an engine with these numerical notes may compute a convolution.
+fn is_allowed(conv: &Convolution, notes: &[c_uint]) -> bool {
+    let is_f32 = conv.element == Element::F32;
+    let refused = |note: c_uint| match note {
+        note::NONDETERMINISTIC | note::REDUCED_PRECISION_REDUCTION => true,
+        note::DOWN_CONVERT_INPUTS => is_f32,
+        note::TENSOR_CORE => is_f32 && !conv.tf32,
+        _ => false,
     };
-    !notes.iter().any(|note| refused.contains(note))
+    !notes.iter().any(|&note| refused(note))
 }
 
 /// The error of a convolution that nothing can compute.
@@ -407,14 +415,27 @@ mod tests {
         padding: [1, 1],
     };
 
+    const CONV: Convolution = Convolution {
+        shape: SHAPE,
+        pass: ConvPass::Forward,
+        element: Element::F32,
+        tf32: false,
+        accumulate: false,
+    };
+
     #[test]
     fn what_rounds_or_varies_is_refused() {
-        assert!(is_allowed(Element::Bf16, &[note::TENSOR_CORE]));
-        assert!(!is_allowed(Element::Bf16, &[note::TENSOR_CORE, note::NONDETERMINISTIC]));
-        assert!(!is_allowed(Element::Bf16, &[note::REDUCED_PRECISION_REDUCTION]));
-        assert!(is_allowed(Element::F32, &[]));
-        assert!(!is_allowed(Element::F32, &[note::TENSOR_CORE]));
-        assert!(!is_allowed(Element::F32, &[note::DOWN_CONVERT_INPUTS]));
+        let bf16 = Convolution { element: Element::Bf16, ..CONV };
+        assert!(is_allowed(&bf16, &[note::TENSOR_CORE]));
+        assert!(!is_allowed(&bf16, &[note::TENSOR_CORE, note::NONDETERMINISTIC]));
+        assert!(!is_allowed(&bf16, &[note::REDUCED_PRECISION_REDUCTION]));
+        assert!(is_allowed(&CONV, &[]));
+        assert!(!is_allowed(&CONV, &[note::TENSOR_CORE]));
+        assert!(!is_allowed(&CONV, &[note::DOWN_CONVERT_INPUTS]));
+        let tf32 = Convolution { tf32: true, ..CONV };
+        assert!(is_allowed(&tf32, &[note::TENSOR_CORE]));
+        assert!(!is_allowed(&tf32, &[note::TENSOR_CORE, note::DOWN_CONVERT_INPUTS]));
+        assert!(!is_allowed(&tf32, &[note::TENSOR_CORE, note::NONDETERMINISTIC]));
     }
 
     #[test]
@@ -423,9 +444,12 @@ mod tests {
             shape: SHAPE,
             pass: ConvPass::DataGradient,
             element: Element::Bf16,
+            tf32: false,
             accumulate: true,
         };
         assert_eq!(conv.to_string(), "4x14x14x64 to 128, 3x3, stride 2, data gradient, bf16, added");
+        let conv = Convolution { element: Element::F32, tf32: true, accumulate: false, ..conv };
+        assert_eq!(conv.to_string(), "4x14x14x64 to 128, 3x3, stride 2, data gradient, f32 as TF32");
     }
 
     #[test]
@@ -442,7 +466,7 @@ mod tests {
         for pass in [ConvPass::Forward, ConvPass::DataGradient, ConvPass::WeightGradient] {
             for element in [Element::F32, Element::Bf16] {
                 for accumulate in [false, true] {
-                    match check_graph(&Convolution { shape: SHAPE, pass, element, accumulate }) {
+                    match check_graph(&Convolution { pass, element, accumulate, ..CONV }) {
                         Ok(()) | Err(Error::LibraryMissing { .. }) => {}
                         Err(Error::Cudnn { status: SUBLIBRARY_LOADING_FAILED, .. }) => {}
                         Err(error) => panic!("{pass:?} {element:?} {accumulate}: {error}"),
@@ -456,7 +480,7 @@ mod tests {
     #[test]
     fn cudnn_refuses_tensors_that_do_not_fit() {
         let shape = ConvShape { channels: 0, ..SHAPE };
-        let conv = Convolution { shape, pass: ConvPass::Forward, element: Element::F32, accumulate: false };
+        let conv = Convolution { shape, ..CONV };
         assert!(matches!(check_graph(&conv), Err(Error::LibraryMissing { .. } | Error::Cudnn { .. })));
     }
 }

@@ -125,7 +125,8 @@ impl Block {
 fn convolution(program: &Program, op: &Op) -> Option<Convolution> {
     match *op {
         Op::Conv { pass, shape, accumulate, .. } => {
-            Some(Convolution { shape, pass, element: program.element, accumulate })
+            let (element, tf32) = (program.element, program.rounds(&shape));
+            Some(Convolution { shape, pass, element, tf32, accumulate })
         }
         _ => None,
     }

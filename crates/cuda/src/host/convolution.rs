@@ -37,9 +37,14 @@ pub(super) fn conv(op: &Op, memory: &mut Memory<'_>) {
     let (c, k, taps) = (s.channels, s.filters, s.kernel[0] * s.kernel[1]);
     let image_in = s.height * s.width * c;
     let image_out = s.out_height() * s.out_width() * k;
+    let rounds = memory.rounds(s);
+    let factors = |view, len| {
+        let values = memory.load_act(view, len);
+        if rounds { values.into_iter().map(tf32).collect() } else { values }
+    };
     match pass {
         ConvPass::Forward => {
-            let (xs, ws) = (memory.load_act(*x, s.input_len()), memory.load_act(*w, s.weight_len()));
+            let (xs, ws) = (factors(*x, s.input_len()), factors(*w, s.weight_len()));
             let mut ys = vec![0.0; s.output_len()];
             ys.par_chunks_mut(image_out).enumerate().for_each(|(image, out)| {
                 for_each_tap(s, image, |to, tap, from| {
@@ -53,7 +58,7 @@ pub(super) fn conv(op: &Op, memory: &mut Memory<'_>) {
             memory.store_act(*y, &ys);
         }
         ConvPass::DataGradient => {
-            let (ys, ws) = (memory.load_act(*y, s.output_len()), memory.load_act(*w, s.weight_len()));
+            let (ys, ws) = (factors(*y, s.output_len()), factors(*w, s.weight_len()));
             let mut xs =
                 if *accumulate { memory.load_act(*x, s.input_len()) } else { vec![0.0; s.input_len()] };
             xs.par_chunks_mut(image_in).enumerate().for_each(|(image, out)| {
@@ -67,7 +72,7 @@ pub(super) fn conv(op: &Op, memory: &mut Memory<'_>) {
             memory.store_act(*x, &xs);
         }
         ConvPass::WeightGradient => {
-            let (xs, ys) = (memory.load_act(*x, s.input_len()), memory.load_act(*y, s.output_len()));
+            let (xs, ys) = (factors(*x, s.input_len()), factors(*y, s.output_len()));
             let mut ws = vec![0.0; s.weight_len()];
             ws.par_chunks_mut(taps * c).enumerate().for_each(|(filter, out)| {
                 for image in 0..s.images {
@@ -79,6 +84,13 @@ pub(super) fn conv(op: &Op, memory: &mut Memory<'_>) {
             memory.store_act(*w, &ws);
         }
     }
+}
+
+/// A value of f32 rounded to the nearest of TF32: 11 bits, the exponents of f32.
+fn tf32(x: f64) -> f64 {
+    let bits = (x as f32).to_bits();
+    let half_of_last = 0x0fff + (bits >> 13 & 1);
+    f64::from(f32::from_bits(bits.wrapping_add(half_of_last) & !0x1fff))
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -147,4 +159,22 @@ fn rows(pixels: &[f64], [images, height, width]: [usize; 3]) -> Vec<f64> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tf32;
+
+    #[test]
+    fn tf32_has_eleven_bits() {
+        let last = 2f64.powi(-10);
+        assert_eq!(tf32(1.0 + last), 1.0 + last);
+        assert_eq!(tf32(-1.0 - 0.4 * last), -1.0);
+        assert_eq!(tf32(1.0 + 0.6 * last), 1.0 + last);
+        // Ties go to the even neighbour.
+        assert_eq!(tf32(1.0 + 0.5 * last), 1.0);
+        assert_eq!(tf32(1.0 + 1.5 * last), 1.0 + 2.0 * last);
+        assert_eq!(tf32(2.0 - 0.25 * last), 2.0);
+        assert_eq!(tf32(0.0), 0.0);
+    }
 }

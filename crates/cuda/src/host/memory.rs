@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use half::bf16;
 
 use crate::arena::Plan;
-use crate::shape::Element;
+use crate::shape::{ConvShape, Element};
 use crate::tape::{Program, Report, View};
 
 /// The buffers of a program while it runs.
@@ -29,6 +29,11 @@ impl<'a> Memory<'a> {
     /// How activations are stored.
     pub fn act(&self) -> Element {
         self.program.element
+    }
+
+    /// Whether a convolution rounds what it multiplies to TF32.
+    pub fn rounds(&self, shape: &ConvShape) -> bool {
+        self.program.rounds(shape)
     }
 
     /// `len` bytes of a buffer.

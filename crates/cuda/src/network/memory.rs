@@ -78,8 +78,12 @@ mod tests {
             n_iters: 3,
             rule: Rule::Larc,
         };
-        let options =
-            |checkpointing| Options { element: Element::Bf16, checkpointing, pixels: PixelFormat::F32 };
+        let options = |checkpointing| Options {
+            element: Element::Bf16,
+            tf32: false,
+            checkpointing,
+            pixels: PixelFormat::F32,
+        };
         let plain = network.step_bytes(&spec, &options(false));
         let kept = network.step_bytes(&spec, &options(true));
         assert!((5_000_000_000..9_400_000_000).contains(&(plain - CONTEXT)), "{plain}");

@@ -43,10 +43,20 @@ pub struct Group {
 pub struct Options {
     /// How activations are stored.
     pub element: Element,
+    /// Whether convolutions of f32 may use the card's matrix units, which round what they multiply to TF32's 11 bits;
+    /// see [`Program::rounds`].
+    pub tf32: bool,
     /// Whether only the inputs of blocks are kept, and their insides computed again in the backward pass.
     pub checkpointing: bool,
     /// How pixels come.
     pub pixels: PixelFormat,
+}
+
+impl Options {
+    /// A program of these options, without anything in it.
+    fn program(&self) -> Program {
+        Program { tf32: self.tf32, ..Program::new(self.element) }
+    }
 }
 
 /// What a program for inference ends in.
@@ -143,7 +153,7 @@ impl Network {
 
     /// Forward and backward pass over groups of crops. The output's rows are those of all crops, group by group.
     pub fn train(&self, groups: &[Group], options: &Options) -> TrainProgram {
-        let mut program = Program::new(options.element);
+        let mut program = options.program();
         let persistent = self.persistent(&mut program);
         let gradient_layout = self.parameters.gradients(groups.len(), options.element);
         let name = gradients_name(groups.len());
@@ -170,7 +180,7 @@ impl Network {
 
     /// Inference with running statistics.
     pub fn infer(&self, group: Group, output: Output, options: &Options) -> InferProgram {
-        let mut program = Program::new(options.element);
+        let mut program = options.program();
         let persistent = self.persistent(&mut program);
         let dim = match output {
             Output::Features => self.spec.feature_dim(),

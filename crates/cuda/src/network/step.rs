@@ -76,7 +76,7 @@ impl Network {
     /// A whole step.
     pub fn step(&self, spec: &StepSpec, options: &Options) -> StepProgram {
         let (element, dim) = (options.element, padded(self.spec.embedding_dim()));
-        let mut program = Program::new(element);
+        let mut program = options.program();
         let persistent = self.persistent(&mut program);
         let layout = self.parameters.gradients(spec.groups.len(), element);
         let name = super::gradients_name(spec.groups.len());

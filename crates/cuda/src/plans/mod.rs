@@ -180,6 +180,7 @@ mod tests {
             shape: ConvShape::linear(8, channels, 16),
             pass: ConvPass::Forward,
             element: Element::Bf16,
+            tf32: false,
             accumulate: false,
         };
         Entry { conv, choice: Choice { engine, knobs: vec![(2, 7), (13, 1)] }, microseconds: Some(1.5) }

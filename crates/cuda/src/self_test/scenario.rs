@@ -17,6 +17,8 @@ pub struct Scenario {
     pub step: StepSpec,
     /// How activations are stored.
     pub element: Element,
+    /// Whether convolutions of f32 round to TF32.
+    pub tf32: bool,
     /// How crops come.
     pub pixels: PixelFormat,
     /// Steps.
@@ -60,7 +62,7 @@ impl Outcome {
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let NetworkSpec { stem, stem_channels, block, layers, .. } = &self.network;
-        write!(f, "{stem:?} {block:?} {layers:?}, {stem_channels} channels, {:?}", self.element)
+        write!(f, "{stem:?} {block:?} {layers:?}, {stem_channels} channels, {}", self.arithmetic())
     }
 }
 
@@ -83,7 +85,8 @@ impl Scenario {
         };
         let groups = vec![group(2 * batch, sides[0]), group(batch, sides[1])];
         let step = StepSpec { groups, scores, n_iters: 3, rule: Rule::Sgd };
-        Scenario { network, step, element, pixels: PixelFormat::F32, n_steps: 3, open: 4.0 }
+        let pixels = PixelFormat::F32;
+        Scenario { network, step, element, tf32: false, pixels, n_steps: 3, open: 4.0 }
     }
 
     /// The same with a queue of so many rows for each crop that has codes.
@@ -99,6 +102,21 @@ impl Scenario {
         self
     }
 
+    /// The same with convolutions that round to TF32.
+    pub fn with_tf32(mut self) -> Scenario {
+        self.tf32 = true;
+        self
+    }
+
+    /// What it computes with, in a word.
+    pub fn arithmetic(&self) -> &'static str {
+        match self.element {
+            Element::F32 if self.tf32 => "TF32",
+            Element::F32 => "F32",
+            Element::Bf16 => "Bf16",
+        }
+    }
+
     /// The same with another rule of updates.
     pub fn with_rule(mut self, rule: Rule) -> Scenario {
         self.step.rule = rule;
@@ -107,7 +125,8 @@ impl Scenario {
 
     /// The program of a step.
     pub fn program(&self, network: &Network) -> StepProgram {
-        let options = Options { element: self.element, checkpointing: false, pixels: self.pixels };
+        let Scenario { element, tf32, pixels, .. } = *self;
+        let options = Options { element, tf32, checkpointing: false, pixels };
         network.step(&self.step, &options)
     }
 

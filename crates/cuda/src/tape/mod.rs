@@ -22,7 +22,7 @@ pub use ops::Op;
 
 pub use scalars::{N_CLASSES, Report, Scalars, UpdateScalars};
 
-use crate::shape::Element;
+use crate::shape::{ConvShape, Element};
 
 /// Values of a parameter that one block of threads updates.
 pub const CHUNK: usize = 8192;
@@ -78,12 +78,20 @@ pub struct Program {
     pub tapes: Vec<Tape>,
     /// How activations, their gradients, and the weights that convolutions read and their gradients are stored.
     pub element: Element,
+    /// Whether convolutions of f32 may round what they multiply to TF32's 11 bits; see [`Program::rounds`].
+    pub tf32: bool,
 }
 
 impl Program {
-    /// No buffers and no tapes yet.
+    /// No buffers and no tapes yet, and no TF32.
     pub fn new(element: Element) -> Self {
-        Program { buffers: Vec::new(), tapes: Vec::new(), element }
+        Program { buffers: Vec::new(), tapes: Vec::new(), element, tf32: false }
+    }
+
+    /// Whether what a convolution multiplies may be rounded to TF32. Linear layers are never rounded: they take little
+    /// time, and the scores, which the codes are exponentials of, are among them.
+    pub fn rounds(&self, shape: &ConvShape) -> bool {
+        self.tf32 && self.element == Element::F32 && !shape.is_linear()
     }
 
     /// Adds a buffer of `bytes` bytes.

@@ -77,6 +77,7 @@ fn options_of(spec: &EncoderSpec) -> Options {
             Precision::F32 => Element::F32,
             Precision::Mixed => Element::Bf16,
         },
+        tf32: spec.config().matrix_unit && !spec.config().exact,
         checkpointing: spec.config().checkpointing == Checkpointing::Blocks,
         pixels: PixelFormat::F32,
     }

@@ -196,6 +196,26 @@ fn steps_of_bytes_have_the_bits_of_steps_of_values() {
     }
 }
 
+/// TF32 rounds what convolutions multiply to 11 bits, and nothing where it is not asked for.
+#[test]
+fn a_matrix_unit_rounds_convolutions_unless_they_are_to_be_exact() {
+    let training = Training::open("steps_bottleneck");
+    let step = training.steps().next().unwrap();
+    let (state, groups) = (step.before().state, step.groups());
+    let views: Vec<_> = groups.iter().map(|group| group.view()).collect();
+    let embeddings = |matrix_unit: bool, exact: bool| {
+        let spec = EncoderConfig { matrix_unit, exact, ..config(Precision::F32) }.check().unwrap();
+        let layers = Arc::new(Layers::new(&spec));
+        let mut engine = Cuda::new("cuda:host", &spec, layers.clone(), Box::new(HostMachine::new())).unwrap();
+        load(&mut engine, &layers, &state);
+        engine.forward_train(&views, 0.1, true).unwrap()
+    };
+    let plain = embeddings(false, false);
+    assert_eq!(embeddings(true, true), plain);
+    let gap = far(embeddings(true, false).as_slice().unwrap(), plain.as_slice().unwrap());
+    assert!((1e-5..1e-2).contains(&gap), "{gap:e}");
+}
+
 /// Without momentum and decay an optimiser remembers the gradient that it took: shorter where it was clipped, in the
 /// same proportion everywhere.
 #[test]
@@ -398,6 +418,7 @@ fn book(card: &str, engine: i64) -> PlanBook {
         shape: ConvShape::linear(8, 16, 24),
         pass: ConvPass::Forward,
         element: Element::Bf16,
+        tf32: false,
         accumulate: false,
     };
     book.insert(Entry { conv, choice: Choice { engine, knobs: vec![(2, 7)] }, microseconds: Some(2.5) });

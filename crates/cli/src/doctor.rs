@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use swav_data::{DataConfig, counted};
+use swav_encoder::EncoderError;
 use swav_train::advice::{
     DataFacts, Facts, Finding, Level, MachineFacts, StepFacts, examine, propose, repair,
 };
@@ -114,13 +115,9 @@ fn before(args: &Args, given: Option<TrainConfig>, out: Option<OutputFile>) -> a
         print_findings(&examine(&config, &facts))?;
         return Err(error.into());
     }
-    if !args.no_trial && facts.data.n_images >= config.training.batch_size {
-        let fits = facts.data.decoded_bytes <= (config.data.cache_mib as u64) << 20;
-        data_config =
-            DataConfig { cache_mib: if fits { config.data.cache_mib } else { 0 }, ..config.data.clone() };
-        let outcome = trial(&config, &data_config)?;
-        facts.step = Some(outcome.step);
-        print_estimate(&config, &facts, &outcome)?;
+    let is_tried = !args.no_trial && facts.data.n_images >= config.training.batch_size;
+    if is_tried || facts.machine.has_card {
+        look_at_a_step(&config, &mut facts, is_tried)?;
     }
     print_findings(&examine(&config, &facts))?;
 
@@ -166,12 +163,28 @@ fn real_device(device: &str) -> String {
     network.map_or_else(|_| "cpu".to_owned(), |network| network.device().to_owned())
 }
 
-fn trial(config: &TrainConfig, data: &DataConfig) -> anyhow::Result<TrialOutcome> {
+/// Says what a step takes of a card's memory and, where it is tried, what it takes of time and of the host's memory.
+fn look_at_a_step(config: &TrainConfig, facts: &mut Facts, is_tried: bool) -> anyhow::Result<()> {
     let settings = config.check()?;
-    let data = open(data).context("data")?;
-    note!("training some steps to measure them ...");
-    let network = swav_encoder::build(&config.training.device, settings.encoder(), config.training.seed)?;
-    Trial::default().measure(&settings, network, data).context("a trial of some steps")
+    let network = swav_encoder::build(&config.training.device, settings.encoder(), config.training.seed);
+    if !is_tried && matches!(network, Err(EncoderError::Unavailable { .. })) {
+        // A recipe may be for another machine.
+        return Ok(());
+    }
+    let network = network?;
+    if let Some(memory) = settings.device_memory(network.as_ref(), 1) {
+        say!("\ncard     {memory}")?;
+    }
+    if is_tried {
+        let fits = facts.data.decoded_bytes <= (config.data.cache_mib as u64) << 20;
+        let cache_mib = if fits { config.data.cache_mib } else { 0 };
+        let data = open(&DataConfig { cache_mib, ..config.data.clone() }).context("data")?;
+        note!("training some steps to measure them ...");
+        let outcome = Trial::default().measure(&settings, network, data).context("a trial of some steps")?;
+        facts.step = Some(outcome.step);
+        print_estimate(config, facts, &outcome)?;
+    }
+    Ok(())
 }
 
 fn print_facts(facts: &Facts) -> anyhow::Result<()> {

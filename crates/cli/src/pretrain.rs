@@ -145,6 +145,9 @@ impl Parts {
         memory.check(available)?;
         let there = available.map_or(String::new(), |n| format!("; {} available", bytes(n.into())));
         note!("memory   {memory}{there}");
+        if let Some(memory) = settings.device_memory(network.as_ref(), 1) {
+            note!("card     {memory}");
+        }
         Ok(Self { settings: resumable_anywhere(settings)?, images, network })
     }
 

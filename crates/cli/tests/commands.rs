@@ -614,6 +614,10 @@ fn doctor_writes_a_recipe_that_trains() {
     let broken =
         ["doctor", "--config", "tiny.toml", "--data", "photos", "--no-trial", "--set", "sinkhorn.n_iters=0"];
     assert!(place.succeed(&broken).contains("do:  sinkhorn.n_iters = 3"));
+    // A recipe may be for another machine, which has a card.
+    let elsewhere =
+        ["doctor", "--config", "tiny.toml", "--data", "photos", "--no-trial", "--device", "cuda:7"];
+    assert!(place.succeed(&elsewhere).contains("a card"));
     place.fail(2, &["--data PATH"], &["doctor"]);
 }
 

@@ -4,6 +4,8 @@
 //! touches the other: within a stream, or through [`Op::Wait`]. The tapes of a program run one
 //! after the other.
 
+use std::collections::BTreeMap;
+
 use crate::tape::{BufferId, Node, Op, Program, Role};
 
 /// Buffers begin at multiples of this.
@@ -70,18 +72,55 @@ impl Plan {
     }
 }
 
-/// Bytes of a program's persistent buffers.
-pub fn persistent_bytes(program: &Program) -> usize {
-    let persistent = program.buffers.iter().filter(|buffer| buffer.role == Role::Persistent);
-    persistent.map(|buffer| buffer.bytes.next_multiple_of(ALIGNMENT)).sum()
+/// Bytes of the persistent buffers of programs that are there together: those of one name are one, as long as the longest.
+pub fn persistent_bytes<'p>(programs: impl IntoIterator<Item = &'p Program>) -> usize {
+    let mut by_name = BTreeMap::new();
+    for buffer in programs.into_iter().flat_map(|program| &program.buffers) {
+        if buffer.role == Role::Persistent {
+            let longest = by_name.entry(buffer.name.as_str()).or_insert(0);
+            *longest = buffer.bytes.next_multiple_of(ALIGNMENT).max(*longest);
+        }
+    }
+    by_name.values().sum()
 }
 
-/// The largest number for which `bytes` stays within `limit`, for a function that grows; 0 if not even 1 does.
-pub fn largest_that_fits(limit: u64, upper: usize, mut bytes: impl FnMut(usize) -> u64) -> usize {
-    let (mut low, mut high) = (0, upper);
-    while low < high {
-        let middle = low + (high - low).div_ceil(2);
-        if bytes(middle) <= limit { low = middle } else { high = middle - 1 }
+/// Beyond this number [`largest_that_fits`] does not look.
+const MOST: usize = 1 << 20;
+
+/// The largest number up to 2^20 for which `bytes` stays within `limit`, for a function that grows; 0 if not even 1 does.
+///
+/// Each call of `bytes` may mean to plan a program, so they are few: some five where growth is about even. It is looked for
+/// near `near` first.
+pub fn largest_that_fits(limit: u64, near: usize, mut bytes: impl FnMut(usize) -> u64) -> usize {
+    /// One guess in so many halves what is left, in case growth is not even at all.
+    const HALVES: usize = 4;
+    // Of the largest number that is known to fit and of the smallest that does not: 0 and one too many before any is.
+    let (mut low, mut high) = (0, MOST + 1);
+    let mut last: Option<(usize, u64)> = None;
+    let mut guess = near.clamp(1, MOST);
+    for round in 1.. {
+        let got = bytes(guess);
+        if got <= limit {
+            low = guess
+        } else {
+            high = guess
+        }
+        if high - low <= 1 {
+            break;
+        }
+        // Where the line through the last two points meets the limit; a second point is made where there is only one.
+        let along = last.and_then(|(x, y)| {
+            let slope = (got as f64 - y as f64) / (guess as f64 - x as f64);
+            (slope > 0.0).then(|| guess as f64 + (limit as f64 - got as f64) / slope)
+        });
+        last = Some((guess, got));
+        let next = match along {
+            _ if round % HALVES == 0 && high <= MOST => low + (high - low) / 2,
+            Some(along) => along as usize,
+            None if got <= limit => guess.saturating_mul(2),
+            None => guess / 2,
+        };
+        guess = next.clamp(low + 1, high - 1);
     }
     low
 }
@@ -249,10 +288,48 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_batch_is_found() {
-        for limit in [0u64, 9, 10, 99, 100, 101, 5000] {
-            let got = largest_that_fits(limit, 64, |n| 10 * n as u64);
-            assert_eq!(got, (limit as usize / 10).min(64));
+    fn the_largest_batch_is_found_in_few_steps() {
+        for near in [1, 8, 64, 5000] {
+            for limit in [0u64, 9, 10, 19, 20, 99, 100, 101, 5000, 123_456] {
+                let mut n_calls = 0;
+                let got = largest_that_fits(limit, near, |n| {
+                    n_calls += 1;
+                    10 * n as u64
+                });
+                assert_eq!(got, limit as usize / 10, "{limit} near {near}");
+                // From far above to 0 it takes halves.
+                assert!(n_calls <= if got < 10 { 16 } else { 6 }, "{limit} near {near}: {n_calls} calls");
+            }
         }
+        // What grows in steps, or more and more, or not at all.
+        let stairs = |n: usize| (n / 7 * 70) as u64 + 3;
+        let square = |n: usize| (n as u64).pow(2);
+        for limit in [2, 3, 69, 73, 1000, 54_321] {
+            for near in [1, 60, 4000] {
+                let got = largest_that_fits(limit, near, stairs);
+                assert!((got == 0 || stairs(got) <= limit) && stairs(got + 1) > limit, "{limit} near {near}");
+                assert_eq!(
+                    largest_that_fits(limit, near, square),
+                    limit.isqrt() as usize,
+                    "{limit} near {near}"
+                );
+            }
+        }
+        assert_eq!(largest_that_fits(5, 64, |_| 5), MOST);
+        assert_eq!(largest_that_fits(5, 64, |_| 6), 0);
+    }
+
+    #[test]
+    fn persistent_buffers_of_one_name_count_once() {
+        let program = |bytes: usize| {
+            let mut program = Program::new(Element::F32);
+            program.buffer("parameters", 1000, Role::Persistent);
+            program.buffer("gradients", bytes, Role::Persistent);
+            program.buffer("scratch", 1 << 20, Role::Scratch);
+            program
+        };
+        let (small, large) = (program(512), program(2048));
+        assert_eq!(persistent_bytes([&small]), 1024 + 512);
+        assert_eq!(persistent_bytes([&small, &large, &small]), 1024 + 2048);
     }
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayView2, ArrayView4};
 use swav_collective::Collective;
 
-use crate::{Crops, EncoderConfig, EncoderError, StateDict, UpdateRule, UpdateStats, WholeStep};
+use crate::{
+    Crops, DeviceMemory, EncoderConfig, EncoderError, StateDict, TrainingStep, UpdateRule, UpdateStats,
+    WholeStep,
+};
 
 /// The channels of every image.
 pub const IMAGE_CHANNELS: usize = 3;
@@ -183,6 +186,12 @@ pub trait Encoder: Send {
     /// Why the choices do not hold here (another card, another version of a library): the device then makes its own.
     fn adopt_choices(&mut self, _choices: &str) -> Result<(), EncoderError> {
         Ok(())
+    }
+
+    /// What training by such steps, with updates by this rule, takes of the device's own memory; nothing is loaded there. `None`
+    /// where the network lives in the host's memory, and where nothing bounds what it takes.
+    fn device_memory(&self, _step: TrainingStep<'_>, _rule: &UpdateRule) -> Option<DeviceMemory> {
+        None
     }
 
     /// The running statistics, if the encoder has any.

@@ -20,7 +20,7 @@ use ndarray::{Array2, ArrayView2, ArrayView4};
 use swav_collective::Collective;
 
 use crate::layers::{Layer, Layers};
-use crate::{EncoderError, Slots, UpdateRule, UpdateStats, WholeStep};
+use crate::{DeviceMemory, EncoderError, Slots, TrainingStep, UpdateRule, UpdateStats, WholeStep};
 
 /// A vector that an engine holds, by its index in the lists of [`Layers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +111,11 @@ pub(crate) trait Engine: Send {
     /// As [`Encoder::adopt_choices`](crate::Encoder::adopt_choices).
     fn adopt_choices(&mut self, _choices: &str) -> Result<(), EncoderError> {
         Ok(())
+    }
+
+    /// As [`Encoder::device_memory`](crate::Encoder::device_memory).
+    fn device_memory(&self, _step: TrainingStep<'_>, _rule: &UpdateRule) -> Option<DeviceMemory> {
+        None
     }
 
     /// The engine's way to run a whole training step, if it has one.

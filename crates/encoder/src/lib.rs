@@ -40,6 +40,7 @@ mod engine;
 mod error;
 mod init;
 mod layers;
+mod memory;
 mod network;
 mod own;
 mod registry;
@@ -58,6 +59,7 @@ pub use encoder::{
     Description, Encoder, IMAGE_CHANNELS, Output, RunningStatistics, SyncBatchNorm, image_batch,
 };
 pub use error::{BoxedError, EncoderError};
+pub use memory::{DeviceMemory, TrainingStep};
 pub use own::{Model, OwnEncoder, Parameters};
 pub use registry::{build, build_backbone, build_cpu};
 pub use state::{StateDict, StateTensor};

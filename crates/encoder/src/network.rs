@@ -13,8 +13,9 @@ use crate::init::initial_values;
 use crate::layers::{BATCHES, Layers, MEAN, ParameterInfo, VAR};
 use crate::unit_length::{to_unit_length, unit_length_gradient};
 use crate::{
-    Crops, Description, Encoder, EncoderError, EncoderSpec, Output, RunningStatistics, Slots, StateDict,
-    StateTensor, StepInputs, StepPlan, StepReport, SyncBatchNorm, UpdateRule, UpdateStats, WholeStep,
+    Crops, Description, DeviceMemory, Encoder, EncoderError, EncoderSpec, Output, RunningStatistics, Slots,
+    StateDict, StateTensor, StepInputs, StepPlan, StepReport, SyncBatchNorm, TrainingStep, UpdateRule,
+    UpdateStats, WholeStep,
 };
 
 /// Where a step is between its passes.
@@ -304,6 +305,10 @@ impl Encoder for Network {
 
     fn adopt_choices(&mut self, choices: &str) -> Result<(), EncoderError> {
         self.engine.adopt_choices(choices)
+    }
+
+    fn device_memory(&self, step: TrainingStep<'_>, rule: &UpdateRule) -> Option<DeviceMemory> {
+        self.engine.device_memory(step, rule)
     }
 
     fn whole_step(&mut self) -> Option<&mut dyn WholeStep> {

@@ -10,6 +10,7 @@ mod checkpoint;
 mod codes;
 mod collective;
 mod config;
+mod device;
 mod error;
 mod feed;
 mod health;

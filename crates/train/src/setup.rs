@@ -207,6 +207,7 @@ impl Setup {
             lock: None,
             made: None,
             changes: Vec::new(),
+            choices: None,
             care: Care::default(),
         })
     }
@@ -315,10 +316,13 @@ impl Trainer {
         self.sharpen()
     }
 
-    /// Lets the encoder's device choose as it did before, so that the run goes on with the same bits.
+    /// Lets the encoder's device choose as it did before, so that the run goes on with the same bits. What a section holds that is
+    /// not understood is left out.
     fn adopt_choices(&mut self, of_ranks: &[Section]) {
         let section = of_ranks.get(self.collective.rank()).or(of_ranks.first());
         let Some(choices) = section.and_then(|section| section.values.get(CHOICES)?.as_str()) else { return };
+        // Kept whatever comes of it: this device may have nothing to choose, and the next one may be the old one.
+        self.choices = Some(choices.to_owned());
         if let Err(error) = self.encoder.adopt_choices(choices) {
             tracing::warn!(
                 "the device chooses anew, so that the run may differ in its last bits from one without interruption: {}",

@@ -68,6 +68,8 @@ pub struct Trainer {
     pub(crate) made: Option<Made>,
     /// What is different from the checkpoint that was resumed.
     pub(crate) changes: Vec<Change>,
+    /// What the last device that had something to choose has chosen, from the checkpoint that was resumed.
+    pub(crate) choices: Option<String>,
     /// What has been seen of the run's health, and done about it.
     pub(crate) care: Care,
 }
@@ -536,7 +538,9 @@ impl Trainer {
         if self.settings.config().monitor.on_collapse == OnCollapse::Remedy {
             parts.push(("watch", self.care.save()));
         }
-        let device = Section { values: choices_as_values(self.encoder.choices()), ..Section::default() };
+        // A device without choices of its own passes on those of the one before.
+        let choices = self.encoder.choices().or_else(|| self.choices.clone());
+        let device = Section { values: choices_as_values(choices), ..Section::default() };
         if self.collective.world_size() == 1 {
             if !device.is_empty() {
                 parts.push((DEVICE, device));
@@ -601,7 +605,7 @@ impl Trainer {
     }
 }
 
-/// What the encoder's device has chosen, as values of a section.
+/// What a device has chosen, as values of a section.
 fn choices_as_values(choices: Option<String>) -> Map<String, Value> {
     choices.into_iter().map(|choices| (CHOICES.to_owned(), Value::from(choices))).collect()
 }

@@ -10,11 +10,11 @@ use std::collections::VecDeque;
 
 use swav_data::Views;
 use swav_encoder::{Crops, Encoder, EncoderError, GroupShape, StepInputs, StepPlan, StepReport, WholeStep};
-use swav_losses::Diagnostics;
+use swav_losses::{Diagnostics, SwappedPrediction};
 use swav_optim::UpdateStats;
 use swav_prototypes::{FeatureQueue, Prototypes};
 
-use crate::codes::CodesVitals;
+use crate::codes::{CodesVitals, SinkhornCodes};
 use crate::config::Settings;
 use crate::error::{Quantity, TrainError};
 use crate::feed::scaling;
@@ -165,24 +165,29 @@ fn whole(encoder: &mut dyn Encoder) -> Result<&mut dyn WholeStep, TrainError> {
 }
 
 /// The plan of the run's steps, if a device may know how to do them.
-fn plan(swav: &mut Swav, settings: &Settings) -> Result<Option<StepPlan>, TrainError> {
+pub(crate) fn plan(swav: &mut Swav, settings: &Settings) -> Result<Option<StepPlan>, TrainError> {
     let Some(loss) = swav.loss.as_swapped().cloned() else { return Ok(None) };
     if swav.prototypes.n_heads() != 1 {
         return Ok(None);
     }
     let n_prototypes = swav.prototypes.n_prototypes(0)?;
     let Some(codes) = swav.codes.as_sinkhorn() else { return Ok(None) };
+    Ok(plan_with(settings, &loss, codes, n_prototypes))
+}
+
+/// The plan of steps with this loss and these codes, and so many prototypes in a single head.
+pub(crate) fn plan_with(
+    settings: &Settings,
+    loss: &SwappedPrediction,
+    codes: &SinkhornCodes,
+    n_prototypes: usize,
+) -> Option<StepPlan> {
     if codes.assign_crops() != loss.assign() {
-        return Ok(None);
+        return None;
     }
-    let shape = |shape: swav_data::ViewShape| GroupShape {
-        n_crops: shape.n_crops,
-        height: shape.height,
-        width: shape.width,
-    };
-    Ok(Some(StepPlan {
+    Some(StepPlan {
         batch_size: settings.config().training.batch_size,
-        groups: settings.multi_crop().shapes().into_iter().map(shape).collect(),
+        groups: group_shapes(settings),
         scaling: Some(scaling(settings)),
         crops_for_assign: loss.assign().to_vec(),
         temperature: loss.temperature(),
@@ -190,5 +195,15 @@ fn plan(swav: &mut Swav, settings: &Settings) -> Result<Option<StepPlan>, TrainE
         sinkhorn_iters: codes.solver().n_iters(),
         n_prototypes,
         queue_length: codes.queue_shape().map_or(0, |shape| shape.length),
-    }))
+    })
+}
+
+/// The resolutions of the crops.
+pub(crate) fn group_shapes(settings: &Settings) -> Vec<GroupShape> {
+    let shape = |shape: swav_data::ViewShape| GroupShape {
+        n_crops: shape.n_crops,
+        height: shape.height,
+        width: shape.width,
+    };
+    settings.multi_crop().shapes().into_iter().map(shape).collect()
 }

@@ -7,17 +7,19 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayView4};
+use serde_json::json;
 use support::{Linear, assert_same_bits, data, settings, start};
 use swav_collective::{Collective, Single};
 use swav_encoder::{
-    Crops, Description, Encoder, EncoderError, Output, Slots, StateDict, StepInputs, StepPlan, StepReport,
-    SyncBatchNorm, UpdateRule, UpdateStats, WholeStep,
+    Crops, Description, DeviceMemory, Encoder, EncoderError, Output, Slots, StateDict, StateTensor,
+    StepInputs, StepPlan, StepReport, SyncBatchNorm, TrainingStep, UpdateRule, UpdateStats, WholeStep,
 };
 use swav_losses::SwappedPrediction;
 use swav_ot::Codes;
 use swav_prototypes::{FeatureQueue, Prototypes};
 use swav_train::{
-    Batch, Metrics, Moment, RunFolder, Setup, SinkhornCodes, StopFlag, Swapped, Swav, Trainer, Update,
+    Batch, Checkpoint, Metrics, Moment, RunFolder, Section, Setup, SinkhornCodes, StopFlag, Swapped, Swav,
+    Trainer, Update,
 };
 
 /// A device on paper: the linear encoder, which keeps prototypes and queue to itself and reports a step late.
@@ -191,6 +193,20 @@ impl Encoder for Device {
         self.encoder.state()
     }
 
+    fn device_memory(&self, step: TrainingStep<'_>, rule: &UpdateRule) -> Option<DeviceMemory> {
+        assert!(matches!(rule.method, swav_encoder::Method::Larc { .. }));
+        let (batch_size, told) = match step {
+            TrainingStep::Whole(StepPlan { batch_size, groups, queue_length, .. }) => {
+                (*batch_size, format!("memory of steps with {groups:?} and a queue of {queue_length}"))
+            }
+            TrainingStep::Passes { batch_size, groups } => {
+                (batch_size, format!("memory of passes over {groups:?}"))
+            }
+        };
+        self.told.lock().unwrap().push(told);
+        Some(DeviceMemory { batch_size, needed: 1, available: 2, largest: 9, largest_again: None })
+    }
+
     fn choices(&self) -> Option<String> {
         self.choices.clone()
     }
@@ -247,7 +263,7 @@ fn whole_steps_have_the_bits_of_the_hosts_path() {
     assert_eq!(lines(&device), lines(&host));
     let (host, device) = (RunFolder::at(&host), RunFolder::at(&device));
     for (a, b) in host.resumable().iter().zip(device.resumable()) {
-        assert_eq!(swav_train::Checkpoint::read(a).unwrap(), swav_train::Checkpoint::read(&b).unwrap());
+        assert_eq!(Checkpoint::read(a).unwrap(), Checkpoint::read(&b).unwrap());
     }
 
     // Half a queue and a full one, from the middle of a run.
@@ -276,7 +292,7 @@ fn a_resumed_run_brings_its_devices_choices() {
     assert!(!told.lock().unwrap().iter().any(|what: &String| what.starts_with("choose")));
     let whole = RunFolder::at(&whole);
     for path in whole.resumable() {
-        let checkpoint = swav_train::Checkpoint::read(&path).unwrap();
+        let checkpoint = Checkpoint::read(&path).unwrap();
         let [section] = checkpoint.sections_of("device") else { panic!("one process") };
         assert_eq!(section.values["choices"].as_str().map(str::to_owned), choices);
     }
@@ -295,8 +311,125 @@ fn a_resumed_run_brings_its_devices_choices() {
     // Without choices a checkpoint is what it was.
     let plain = RunFolder::at(folder.path().join("plain"));
     run(setup(plain.root(), Device::new()).start().unwrap());
-    let checkpoint = swav_train::Checkpoint::read(&plain.checkpoint_of(6)).unwrap();
+    let checkpoint = Checkpoint::read(&plain.checkpoint_of(6)).unwrap();
     assert!(!checkpoint.sections.contains_key("device"));
+}
+
+/// A copy of a run's folder as it was when its checkpoint of `step` was the newest.
+fn part_of(run: &RunFolder, to: &Path, step: u64) -> RunFolder {
+    let part = RunFolder::at(to);
+    std::fs::create_dir_all(part.checkpoints()).unwrap();
+    std::fs::copy(run.config(), part.config()).unwrap();
+    std::fs::copy(run.checkpoint_of(step), part.checkpoint_of(step)).unwrap();
+    part
+}
+
+/// The choices in the checkpoint of a step.
+fn choices_at(run: &RunFolder, step: u64) -> Option<String> {
+    let checkpoint = Checkpoint::read(&run.checkpoint_of(step)).unwrap();
+    checkpoint.sections_of("device").first()?.values.get("choices")?.as_str().map(str::to_owned)
+}
+
+/// A leg on a device that has nothing to choose keeps what the one before has chosen, for one that comes later.
+#[test]
+fn choices_survive_a_leg_on_a_device_that_has_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let setup = |folder: &Path, device: Device| {
+        Setup::new(settings(OVERRIDES), Box::new(device), data(), RunFolder::at(folder))
+    };
+    let choices = Some("plan 7\n\"of\" 9".to_owned());
+    let first = RunFolder::at(folder.path().join("first"));
+    let expected =
+        run(setup(first.root(), Device { choices: choices.clone(), ..Device::new() }).start().unwrap());
+
+    let host = part_of(&first, &folder.path().join("host"), 6);
+    assert_same_bits(&run(support::resume(host.root(), OVERRIDES).unwrap()), &expected);
+    for step in [9, 12, 20] {
+        assert_eq!(choices_at(&host, step), choices);
+    }
+    let again = part_of(&host, &folder.path().join("again"), 12);
+    let told = Arc::default();
+    let device = Device { told: Arc::clone(&told), ..Device::new() };
+    assert_same_bits(&run(setup(again.root(), device).resume().unwrap()), &expected);
+    assert_eq!(told.lock().unwrap()[0], format!("choose {}", choices.as_deref().unwrap()));
+    // Another device, which does not take them, leaves them until it has its own.
+    for (own, left) in [(None, choices.clone()), (Some("plan 1".to_owned()), Some("plan 1".to_owned()))] {
+        let other = part_of(&host, &folder.path().join(format!("other-{}", own.is_some())), 12);
+        let device = Device { refuses: true, choices: own, ..Device::new() };
+        assert_same_bits(&run(setup(other.root(), device).resume().unwrap()), &expected);
+        assert_eq!(choices_at(&other, 15), left);
+    }
+}
+
+/// Whatever is in the section of the devices, a run that has no use for it goes on with its bits.
+#[test]
+fn a_section_of_the_device_that_means_nothing_hurts_no_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = RunFolder::at(folder.path().join("first"));
+    let expected = run(start(first.root(), OVERRIDES).unwrap());
+    let values = |json: serde_json::Value| json.as_object().unwrap().clone();
+    let of_values = |json| vec![Section { values: values(json), ..Section::default() }];
+    let tensor = StateTensor::new(vec![2], vec![1.0, f32::NAN]).unwrap();
+    let tensors = [("choices".to_owned(), tensor)].into_iter().collect();
+    let sections = [
+        (Vec::new(), None),
+        (of_values(json!({})), None),
+        (of_values(json!({ "choices": 7 })), None),
+        (of_values(json!({ "choices": { "plans": [] } })), None),
+        (
+            of_values(json!({ "choices": "no plans\u{0} at all", "of": "elsewhere" })),
+            Some("no plans\u{0} at all"),
+        ),
+        (vec![Section { tensors, ..Section::default() }, Section::default()], None),
+    ];
+    for (index, (section, kept)) in sections.into_iter().enumerate() {
+        let part = part_of(&first, &folder.path().join(format!("part-{index}")), 6);
+        let mut checkpoint = Checkpoint::read(&part.checkpoint_of(6)).unwrap();
+        checkpoint.sections.insert("device".to_owned(), section);
+        checkpoint.write(&part.checkpoint_of(6)).unwrap();
+        assert_same_bits(&run(support::resume(part.root(), OVERRIDES).unwrap()), &expected);
+        assert_eq!(choices_at(&part, 12).as_deref(), kept);
+    }
+}
+
+/// The memory of the device is asked for by the very plan that steps are prepared with; by passes where the host has a part in
+/// the step.
+#[test]
+fn memory_is_told_of_the_steps_that_are_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let asked = |name: &str, overrides: &[&str], other_codes: bool| {
+        let told = Arc::default();
+        let device = Device { told: Arc::clone(&told), ..Device::new() };
+        let settings = settings(overrides);
+        assert_eq!(settings.device_memory(&device, 1).unwrap().batch_size, 8);
+        let setup = Setup::new(settings, Box::new(device), data(), RunFolder::at(folder.path().join(name)));
+        let setup = match other_codes {
+            true => setup.codes(SinkhornCodes::new(Codes::new(0.05, 3).unwrap(), &[0])),
+            false => setup,
+        };
+        let mut trainer = setup.start().unwrap();
+        assert_eq!(trainer.device_memory().unwrap().unwrap().batch_size, 8);
+        let told: Vec<String> = told.lock().unwrap().clone();
+        told
+    };
+    let told = asked("one", &[], false);
+    assert!(
+        told[0].starts_with("memory of steps with [GroupShape { n_crops: 2, height: 12, width: 12 }"),
+        "{told:?}"
+    );
+    assert!(told[0].contains("a queue of 16"), "{told:?}");
+    assert_eq!(told[0], told[1]);
+    // Two heads; codes of other crops than the loss's, which only the trainer knows of.
+    let heads = asked("two", &["prototypes.n_prototypes=[12, 12]"], false);
+    assert!(heads[0].starts_with("memory of passes over [GroupShape { n_crops: 2,"), "{heads:?}");
+    assert_eq!(heads[0], heads[1]);
+    let codes = asked("codes", &[], true);
+    assert_eq!((&codes[0], &codes[1]), (&told[0], &heads[0]));
+    // Of several processes each goes by way of the host.
+    let device = Device::new();
+    settings(&[]).device_memory(&device, 2).unwrap();
+    assert_eq!(device.told.lock().unwrap()[0], heads[0]);
+    assert_eq!(settings(&[]).device_memory(&Linear::new(6), 1), None);
 }
 
 #[test]

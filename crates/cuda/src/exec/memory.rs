@@ -26,19 +26,6 @@ impl MemoryUse {
     }
 }
 
-/// Bytes for these programs together, but for workspaces.
-pub(super) fn estimate<'p>(programs: impl IntoIterator<Item = &'p Program>) -> u64 {
-    let (mut persistent, mut arena) = (BTreeMap::new(), 0);
-    for program in programs {
-        for buffer in program.buffers.iter().filter(|buffer| buffer.role == Role::Persistent) {
-            let bytes = persistent.entry(buffer.name.as_str()).or_insert(0);
-            *bytes = buffer.bytes.next_multiple_of(arena::ALIGNMENT).max(*bytes);
-        }
-        arena = arena.max(arena::Plan::new(program).bytes());
-    }
-    (persistent.values().sum::<usize>() + arena) as u64
-}
-
 /// All blocks of an executor.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -218,20 +205,6 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::Element;
-
-    #[test]
-    fn persistent_buffers_count_once_and_arenas_by_the_largest() {
-        let program = |bytes: usize| {
-            let mut program = Program::new(Element::F32);
-            program.buffer("parameters", 1000, Role::Persistent);
-            program.buffer("scratch", bytes, Role::Persistent);
-            program
-        };
-        let (small, large) = (program(512), program(2048));
-        assert_eq!(estimate([&small]), 1024 + 512);
-        assert_eq!(estimate([&small, &large, &small]), 1024 + 2048);
-    }
 
     #[test]
     fn uses_add_up() {

@@ -132,11 +132,6 @@ impl Executor {
         self.memory.in_use()
     }
 
-    /// Bytes of the card's memory for these programs together, but for workspaces of convolutions.
-    pub fn estimate<'p>(programs: impl IntoIterator<Item = &'p Program>) -> u64 {
-        memory::estimate(programs)
-    }
-
     /// Makes a program ready: plans of its convolutions, memory for its buffers.
     ///
     /// What the host wrote to, or has not yet read from, buffers of other programs may be lost, except persistent ones.

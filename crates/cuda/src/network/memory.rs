@@ -1,8 +1,8 @@
 //! What programs take of a card's memory, before one is there.
 
-use super::{Network, Options, StepSpec};
-use crate::arena::{Plan, largest_that_fits, persistent_bytes};
-use crate::tape::{Program, Role};
+use super::{GradientSource, Group, Network, Options, StepSpec};
+use crate::arena::{Plan, persistent_bytes};
+use crate::tape::{Program, Role, Rule};
 
 /// Bytes that convolutions may need on each stream beside a program's buffers; those seen took up to 9 MB.
 const WORKSPACE: u64 = 64 << 20;
@@ -12,22 +12,37 @@ pub(crate) const CONTEXT: u64 = 600 << 20;
 
 /// An upper bound on what a program takes: its buffers, a second copy of what the host writes, workspaces, the context.
 pub fn program_bytes(program: &Program) -> u64 {
-    let inputs = program.buffers.iter().filter(|buffer| buffer.role == Role::Input);
+    programs_bytes(&[program])
+}
+
+/// As [`program_bytes`] for programs that are loaded together: they share persistent buffers by name, and all else, as they
+/// run one after the other.
+fn programs_bytes(programs: &[&Program]) -> u64 {
+    let all = || programs.iter().copied();
+    let inputs = all().flat_map(|program| &program.buffers).filter(|buffer| buffer.role == Role::Input);
     let inputs: usize = inputs.map(|buffer| buffer.bytes).sum();
-    let n_streams = program.tapes.iter().map(|tape| tape.n_streams()).max().unwrap_or(1);
-    let buffers = Plan::new(program).bytes() + persistent_bytes(program) + inputs;
-    buffers as u64 + WORKSPACE * n_streams as u64 + CONTEXT
+    let tapes = all().flat_map(|program| &program.tapes);
+    let n_streams = tapes.map(|tape| tape.n_streams()).max().unwrap_or(1);
+    let arena = all().map(|program| Plan::new(program).bytes()).max().unwrap_or(0);
+    (arena + persistent_bytes(all()) + inputs) as u64 + WORKSPACE * n_streams as u64 + CONTEXT
 }
 
 impl Network {
-    /// What a whole step takes.
+    /// What a whole step takes, in bytes as [`program_bytes`] counts them.
     pub fn step_bytes(&self, spec: &StepSpec, options: &Options) -> u64 {
         program_bytes(&self.step(spec, options).program)
     }
 
-    /// The largest batch, at most the step's own, whose step fits into `limit` bytes; 0 if none does.
-    pub fn largest_batch(&self, spec: &StepSpec, options: &Options, limit: u64) -> usize {
-        largest_that_fits(limit, spec.scores.batch, |batch| self.step_bytes(&spec.with_batch(batch), options))
+    /// What training pass by pass takes, where the host has the embeddings in between: forward and backward pass over these
+    /// groups of crops, sums of their gradients as clipping and averages over processes need them, and updates; in bytes as
+    /// [`program_bytes`] counts them.
+    pub fn passes_bytes(&self, groups: &[Group], rule: Rule, options: &Options) -> u64 {
+        let element = options.element;
+        let train = self.train(groups, options).program;
+        let sums = self.sum_gradients(groups.len(), element);
+        let [update, update_of_sums] = [GradientSource::Groups(groups.len()), GradientSource::Summed]
+            .map(|source| self.update(source, rule, element).0);
+        programs_bytes(&[&train, &sums, &update, &update_of_sums])
     }
 }
 
@@ -47,7 +62,8 @@ impl StepSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::{BlockKind, Group, Head, NetworkSpec, Stem};
+    use crate::arena::{ALIGNMENT, largest_that_fits};
+    use crate::network::{BlockKind, Head, NetworkSpec, Stem};
     use crate::shape::Element;
     use crate::tape::{PixelFormat, Rule, ScoreShape};
 
@@ -88,9 +104,35 @@ mod tests {
         let kept = network.step_bytes(&spec, &options(true));
         assert!((5_000_000_000..9_400_000_000).contains(&(plain - CONTEXT)), "{plain}");
         assert!(kept < plain * 3 / 4, "{kept} of {plain}");
-        assert_eq!(network.largest_batch(&spec, &options(false), plain), 64);
-        let half = network.largest_batch(&spec, &options(false), plain / 2);
+        let largest = |limit| {
+            largest_that_fits(limit, 64, |batch| network.step_bytes(&spec.with_batch(batch), &options(false)))
+        };
+        assert_eq!(largest(plain), 64);
+        let half = largest(plain / 2);
         assert!((20..40).contains(&half), "{half}");
-        assert_eq!(network.largest_batch(&spec, &options(false), 1 << 20), 0);
+        assert_eq!(largest(1 << 20), 0);
+        // Pass by pass there are no scores of prototypes, but two rows of f32 for each of bf16 and the sums of gradients.
+        let passes = network.passes_bytes(&spec.groups, Rule::Larc, &options(false));
+        assert!((plain * 9 / 10..plain * 11 / 10).contains(&passes), "{passes}, {plain} as a whole");
+        let moments = network.passes_bytes(&spec.groups, Rule::AdamW, &options(false)) - passes;
+        assert_eq!(moments, (4 * network.parameters().len).next_multiple_of(ALIGNMENT) as u64);
+    }
+
+    /// What a machine has to have for passes is there once for all programs: parameters, gradients, the larger arena.
+    #[test]
+    fn programs_that_are_loaded_together_share() {
+        let network = Network::new(NetworkSpec {
+            stem: Stem::Cifar,
+            stem_channels: 8,
+            block: BlockKind::Basic,
+            layers: vec![1, 1],
+            head: Head::Linear { dim: 8 },
+        });
+        let options =
+            Options { element: Element::F32, tf32: false, checkpointing: false, pixels: PixelFormat::F32 };
+        let groups = [Group { images: 4, height: 16, width: 16 }];
+        let train = program_bytes(&network.train(&groups, &options).program);
+        let sums = (4 * network.parameters().len).next_multiple_of(ALIGNMENT) as u64;
+        assert_eq!(network.passes_bytes(&groups, Rule::Sgd, &options), train + sums);
     }
 }

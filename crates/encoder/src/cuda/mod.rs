@@ -3,7 +3,10 @@
 //! Everything between two calls stays on the card. What runs the tapes is a [`Machine`]: the card, or, in tests, the
 //! host in its place.
 
+mod memory;
+mod rules;
 mod session;
+mod values;
 mod whole_step;
 
 #[cfg(all(test, feature = "parity"))]
@@ -20,17 +23,18 @@ use swav_cuda::machine::Machine;
 use swav_cuda::network::{self, Network, Options, Output, SUMMED, padded};
 use swav_cuda::plans::{PlanBook, Selection};
 use swav_cuda::shape::Element;
-use swav_cuda::tape::{PixelFormat, Rule, Scalars, UpdateScalars};
-use swav_optim::{Method, Role, adam_corrections};
+use swav_cuda::tape::{PixelFormat, Rule};
 
 use crate::config::Backbone;
 use crate::engine::{Engine, Part, Value};
 use crate::layers::{Layer, Layers, Unit};
 use crate::{
-    BlockKind, Checkpointing, Crops, EncoderError, EncoderSpec, Precision, Slots, Stem, UpdateRule,
-    UpdateStats, WholeStep,
+    BlockKind, Checkpointing, Crops, DeviceMemory, EncoderError, EncoderSpec, Precision, Slots, Stem,
+    TrainingStep, UpdateRule, UpdateStats, WholeStep,
 };
-use session::{Session, pad};
+use rules::scalars_of;
+use session::Session;
+use values::pad;
 use whole_step::Steps;
 
 /// An encoder's network on a machine.
@@ -181,44 +185,6 @@ fn check_batch(layers: &Layers, groups: &[[usize; 4]]) -> Result<(), EncoderErro
     layers.head.iter().try_for_each(|layer| check(layer, rows))
 }
 
-/// The tape's rule of a method, and its numbers for the `t`-th update.
-fn numbers(method: &Method, gradient_scale: f32, t: u64) -> (Rule, UpdateScalars) {
-    let base = UpdateScalars { gradient_scale, ..UpdateScalars::default() };
-    match *method {
-        Method::Larc { lr, momentum, weight_decay, trust } => {
-            (Rule::Larc, UpdateScalars { lr, momentum, weight_decay, trust, ..base })
-        }
-        Method::Sgd { lr, momentum, weight_decay } => {
-            // Below zero: plain, for the classes that LARC leaves alone.
-            (Rule::Sgd, UpdateScalars { lr, momentum, weight_decay, trust: -1.0, ..base })
-        }
-        Method::AdamW { lr, beta1, beta2, epsilon, weight_decay } => {
-            let (first_correction, second_correction) = adam_corrections(beta1, beta2, t);
-            let numbers = UpdateScalars {
-                lr,
-                momentum: beta1,
-                beta2,
-                epsilon,
-                weight_decay,
-                first_correction,
-                second_correction,
-                ..base
-            };
-            (Rule::AdamW, numbers)
-        }
-    }
-}
-
-/// The tape's rule, and the scalars of the `t`-th update of the encoder and of the `t_prototypes`-th of the prototypes.
-fn scalars_of(rule: &UpdateRule, t: u64, t_prototypes: u64) -> (Rule, Scalars) {
-    let (kind, weights) = numbers(&rule.for_role(Role::Weight), rule.gradient_scale, t);
-    let (_, norms) = numbers(&rule.for_role(Role::Norm), rule.gradient_scale, t);
-    let (_, prototypes) = numbers(&rule.for_role(Role::Weight), rule.gradient_scale, t_prototypes);
-    let mut scalars = Scalars::default();
-    scalars.classes[..3].copy_from_slice(&[weights, norms, prototypes]);
-    (kind, scalars)
-}
-
 impl Engine for Cuda {
     fn name(&self) -> &str {
         &self.name
@@ -342,6 +308,11 @@ impl Engine for Cuda {
         let session = self.session.get_mut();
         let adopted = PlanBook::from_json(choices).and_then(|book| session.machine.adopt_plans(&book));
         adopted.map_err(|error| session.fail(error))
+    }
+
+    fn device_memory(&self, step: TrainingStep<'_>, rule: &UpdateRule) -> Option<DeviceMemory> {
+        let (rule, _) = scalars_of(rule, 1, 1);
+        self.memory_of(step, rule)
     }
 
     fn whole_step(&mut self) -> Option<&mut dyn WholeStep> {

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use ndarray::{Array2, ArrayView4};
-use rayon::prelude::*;
 use swav_cuda::machine::Machine;
 use swav_cuda::network::{
     GradientSource, Gradients, Group, InferProgram, Network, Options, Output, SUMMED, TrainProgram,
@@ -13,6 +12,7 @@ use swav_cuda::network::{
 use swav_cuda::shape::Element;
 use swav_cuda::tape::{BufferId, Program, Report, Role, Rule, Scalars};
 
+use super::values::{fill, strip, to_bytes, to_floats, widen};
 use crate::EncoderError;
 
 /// A failure of the machine.
@@ -54,78 +54,6 @@ pub(super) struct Session {
 /// The group of images of this shape.
 pub(super) fn group_of([images, height, width, _]: [usize; 4]) -> Group {
     Group { images, height, width }
-}
-
-/// Values or bytes of this many at a time are copied by a thread.
-const COPIED: usize = 1 << 16;
-
-/// Writes images of bytes, in order.
-pub(super) fn fill_bytes(images: &ArrayView4<'_, u8>, bytes: &mut [u8]) {
-    match images.as_slice() {
-        Some(values) => {
-            let pairs = bytes.par_chunks_mut(4 * COPIED).zip(values.par_chunks(4 * COPIED));
-            pairs.for_each(|(bytes, values)| bytes.copy_from_slice(values));
-        }
-        None => bytes.iter_mut().zip(images).for_each(|(slot, &x)| *slot = x),
-    }
-}
-
-/// Writes images as f32, in order.
-pub(super) fn fill(images: &ArrayView4<'_, f32>, bytes: &mut [u8]) {
-    let (slots, _) = bytes.as_chunks_mut::<4>();
-    match images.as_slice() {
-        // A core alone would take as long for a large batch as the card for a step.
-        Some(values) => {
-            slots.par_chunks_mut(COPIED).zip(values.par_chunks(COPIED)).for_each(|(slots, values)| {
-                slots.iter_mut().zip(values).for_each(|(slot, x)| *slot = x.to_le_bytes());
-            })
-        }
-        None => slots.iter_mut().zip(images).for_each(|(slot, x)| *slot = x.to_le_bytes()),
-    }
-}
-
-/// Values of f32 as bytes.
-pub(super) fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
-}
-
-/// Bytes as values of f32.
-pub(super) fn to_floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
-}
-
-/// Bytes of this element type as f32.
-pub(super) fn widen(bytes: &[u8], element: Element) -> Vec<f32> {
-    match element {
-        Element::F32 => to_floats(bytes),
-        Element::Bf16 => {
-            let halves = bytes.as_chunks::<2>().0.iter();
-            halves.map(|&[low, high]| f32::from_bits(u32::from_le_bytes([0, 0, low, high]))).collect()
-        }
-    }
-}
-
-/// The nearest bf16 of a finite value, ties to even.
-pub(super) fn to_bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
-}
-
-/// Rows without the padding at their ends.
-pub(super) fn strip(values: &[f32], dim: usize) -> Vec<f32> {
-    values.chunks_exact(padded(dim)).flat_map(|row| &row[..dim]).copied().collect()
-}
-
-/// Rows with zeros at their ends.
-pub(super) fn pad(values: impl IntoIterator<Item = f32>, dim: usize) -> Vec<f32> {
-    let mut out = Vec::new();
-    for (index, value) in values.into_iter().enumerate() {
-        out.push(value);
-        if index % dim + 1 == dim {
-            out.resize(out.len() + padded(dim) - dim, 0.0);
-        }
-    }
-    out
 }
 
 impl Session {

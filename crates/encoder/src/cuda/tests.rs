@@ -1,28 +1,23 @@
 //! Whole steps on the host's machine against recorded trainings. What an engine has to do otherwise, the tests of all
 //! devices see to: the host's machine is one of them, `cuda:host`.
 
-use std::ops::Range;
+mod planned;
+
 use std::sync::Arc;
 
 use ndarray::{Array2, Array4, Ix3};
-use swav_cuda::cudnn::{Choice, Convolution};
-use swav_cuda::machine::{HostMachine, Machine};
-use swav_cuda::network::program_bytes;
-use swav_cuda::plans::{Entry, Place, PlanBook};
-use swav_cuda::shape::{ConvPass, ConvShape, Element};
-use swav_cuda::tape::{BufferId, Program, Scalars};
+use swav_cuda::machine::HostMachine;
 use swav_fixtures::{Named, Training};
 use swav_optim::Method;
 
-use super::session::{pad, strip, to_bf16};
-use super::whole_step::TooLarge;
-use super::{Cuda, network_of};
+use super::Cuda;
+use super::values::{pad, strip, to_bf16};
 use crate::engine::{Engine, Value};
 use crate::layers::Layers;
 use crate::whole_step::GroupShape;
 use crate::{
-    BlockKind, Checkpointing, Crops, EncoderConfig, EncoderError, Head, Precision, ResNet, Scaling, Slots,
-    StepInputs, StepPlan, UpdateRule, WholeStep,
+    BlockKind, Crops, EncoderConfig, EncoderError, Head, Precision, ResNet, Scaling, Slots, StepInputs,
+    StepPlan, UpdateRule, WholeStep,
 };
 
 fn config(precision: Precision) -> EncoderConfig {
@@ -285,165 +280,6 @@ fn steps_of_other_shapes_are_refused() {
     assert!(matches!(refused(&mut engine, Crops::Values(&views)), EncoderError::Images { .. }));
     assert!(engine.prepare(&StepPlan { queue_length: 7, ..plan }).is_err());
     assert!(engine.load_prototypes(Array2::zeros((3, 16)).view(), &Slots::default()).is_err());
-}
-
-/// The host in the place of a card whose plans are a book's, and which refuses one more with every program.
-struct Planned {
-    host: HostMachine,
-    book: PlanBook,
-    n_loaded: usize,
-    /// Bytes that a program may take.
-    memory: u64,
-}
-
-impl Machine for Planned {
-    fn load(&mut self, program: Program) -> swav_cuda::Result<usize> {
-        self.n_loaded += 1;
-        let needed = program_bytes(&program);
-        if needed > self.memory {
-            let (card, free, total) = ("a card".to_owned(), self.memory, 2 * self.memory);
-            return Err(swav_cuda::Error::OutOfMemory { card, needed, free, total });
-        }
-        self.host.load(program)
-    }
-
-    fn run(&mut self, program: usize, tape: usize, scalars: &Scalars) -> swav_cuda::Result<()> {
-        self.host.run(program, tape, scalars)
-    }
-
-    fn stage(
-        &mut self,
-        program: usize,
-        buffer: BufferId,
-        bytes: usize,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> swav_cuda::Result<()> {
-        self.host.stage(program, buffer, bytes, fill)
-    }
-
-    fn read(&mut self, program: usize, buffer: BufferId, range: Range<usize>) -> swav_cuda::Result<Vec<u8>> {
-        self.host.read(program, buffer, range)
-    }
-
-    fn write_persistent(&mut self, name: &str, offset: usize, bytes: &[u8]) -> swav_cuda::Result<()> {
-        self.host.write_persistent(name, offset, bytes)
-    }
-
-    fn read_persistent(&mut self, name: &str, range: Range<usize>) -> swav_cuda::Result<Vec<u8>> {
-        self.host.read_persistent(name, range)
-    }
-
-    fn fetch(&mut self, program: usize, buffer: BufferId, bytes: usize) -> swav_cuda::Result<u64> {
-        self.host.fetch(program, buffer, bytes)
-    }
-
-    fn take(&mut self, ticket: u64) -> swav_cuda::Result<Vec<u8>> {
-        self.host.take(ticket)
-    }
-
-    fn memory_limit(&self) -> Option<u64> {
-        Some(self.memory)
-    }
-
-    fn plans(&self) -> Option<PlanBook> {
-        Some(self.book.clone())
-    }
-
-    fn adopt_plans(&mut self, book: &PlanBook) -> swav_cuda::Result<()> {
-        if book.place() != self.book.place() {
-            return Err(swav_cuda::Error::Plans { reason: "of another card".to_owned() });
-        }
-        self.book = book.clone();
-        Ok(())
-    }
-
-    fn n_refused_plans(&self) -> usize {
-        self.n_loaded
-    }
-}
-
-fn planned(config: EncoderConfig, book: PlanBook, memory: u64) -> Cuda {
-    let spec = config.check().unwrap();
-    let machine = Box::new(Planned { host: HostMachine::new(), book, n_loaded: 0, memory });
-    Cuda::new("cuda:host", &spec, Arc::new(Layers::new(&spec)), machine).unwrap()
-}
-
-/// A batch that does not fit is refused before a step is run, with the largest that fits: that one is taken, and one more image
-/// is not. Memory that others have is not counted on.
-#[test]
-fn a_batch_that_does_not_fit_names_the_largest_that_does() {
-    let step = |batch_size| StepPlan {
-        batch_size,
-        groups: vec![GroupShape { n_crops: 2, height: 32, width: 32 }],
-        scaling: Some(SCALING),
-        crops_for_assign: vec![0, 1],
-        temperature: 0.1,
-        epsilon: 0.05,
-        sinkhorn_iters: 3,
-        n_prototypes: 10,
-        queue_length: 0,
-    };
-    let checkpointed = EncoderConfig { checkpointing: Checkpointing::Blocks, ..config(Precision::F32) };
-    for (config, again) in [(config(Precision::F32), true), (checkpointed, false)] {
-        let prepare = |batch_size, memory| {
-            let mut engine = planned(config.clone(), book("a card", 1), memory);
-            engine.prepare(&step(batch_size)).map_err(|error| match error {
-                EncoderError::Device { source, .. } => source.downcast::<TooLarge>().unwrap(),
-                other => panic!("{other}"),
-            })
-        };
-        let memory = 800 << 20;
-        let error = prepare(1000, memory).unwrap_err();
-        let (largest, text) = (error.largest, error.to_string());
-        assert!((2..1000).contains(&largest), "{text}");
-        assert!(text.contains("a batch of 1000 images takes about"), "{text}");
-        assert!(text.contains("of which 800 MiB can be had"), "{text}");
-        assert!(text.contains(&format!("{largest} images would fit")), "{text}");
-        assert_eq!(text.contains("checkpointing"), again, "{text}");
-        assert_eq!(error.largest_again.is_some_and(|again| again > largest), again);
-        prepare(largest, memory).unwrap();
-        prepare(largest + 1, memory).unwrap_err();
-        // The parameters fit, and nothing beside them.
-        let network = network_of(&config.check().unwrap(), &Layers::new(&config.check().unwrap()));
-        let nothing = prepare(8, program_bytes(&network.refresh(Element::F32))).unwrap_err();
-        assert_eq!((nothing.largest, nothing.largest_again), (0, again.then_some(0)));
-        assert!(nothing.to_string().ends_with("not a single image would fit"), "{nothing}");
-    }
-}
-
-/// A book with a plan of a convolution.
-fn book(card: &str, engine: i64) -> PlanBook {
-    let mut book = PlanBook::new(Place { card: card.to_owned(), cudnn: "9.14.0".to_owned() });
-    let conv = Convolution {
-        shape: ConvShape::linear(8, 16, 24),
-        pass: ConvPass::Forward,
-        element: Element::Bf16,
-        tf32: false,
-        accumulate: false,
-    };
-    book.insert(Entry { conv, choice: Choice { engine, knobs: vec![(2, 7)] }, microseconds: Some(2.5) });
-    book
-}
-
-#[test]
-fn choices_are_the_machines_plans() {
-    let planned = |book| planned(config(Precision::Mixed), book, u64::MAX);
-    let first = planned(book("a card", 3));
-    let choices = first.choices().unwrap();
-    let mut second = planned(book("a card", 5));
-    assert_ne!(second.choices().unwrap(), choices);
-    second.adopt_choices(&choices).unwrap();
-    assert_eq!(second.choices().unwrap(), choices);
-    let mut elsewhere = planned(book("another card", 5));
-    for text in [choices.as_str(), "", "{}"] {
-        let refused = elsewhere.adopt_choices(text).unwrap_err();
-        assert!(matches!(refused, EncoderError::Device { .. }), "{refused}");
-        assert_eq!(elsewhere.choices().unwrap(), book("another card", 5).to_json());
-    }
-    // The host has nothing to choose.
-    let (mut host, _) = engine(Precision::F32);
-    assert_eq!(host.choices(), None);
-    host.adopt_choices(&choices).unwrap();
 }
 
 #[test]

@@ -3,12 +3,15 @@
 use std::collections::VecDeque;
 
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
-use swav_cuda::network::{Group, Options, StepProgram, StepSpec, padded};
+use swav_cuda::network::{Options, StepProgram, StepSpec, padded};
 use swav_cuda::shape::Element;
 use swav_cuda::tape::{BufferId, PixelFormat, Report, Rule, ScoreShape};
 
-use super::session::{Session, fill, fill_bytes, group_of, pad, strip, to_bf16, to_bytes, widen};
-use super::{Cuda, check_batch, scalars_of};
+use super::memory::{Work, groups_of, too_large};
+use super::rules::scalars_of;
+use super::session::{Session, failed, group_of};
+use super::values::{fill, fill_bytes, pad, strip, to_bf16, to_bytes, widen};
+use super::{Cuda, check_batch};
 use crate::{Crops, EncoderError, Scaling, Slots, StepInputs, StepPlan, StepReport, WholeStep};
 
 /// Reports that may be on their way before one is waited for.
@@ -36,13 +39,10 @@ struct Loaded {
 }
 
 /// What the tape's step is made of.
-fn spec_of(plan: &StepPlan, rule: Rule) -> StepSpec {
+pub(super) fn spec_of(plan: &StepPlan, rule: Rule) -> StepSpec {
     let n_crops = plan.groups.iter().map(|group| group.n_crops).sum();
-    let groups = plan.groups.iter();
     StepSpec {
-        groups: groups
-            .map(|g| Group { images: g.n_crops * plan.batch_size, height: g.height, width: g.width })
-            .collect(),
+        groups: groups_of(&plan.groups, plan.batch_size),
         scores: ScoreShape {
             n_prototypes: plan.n_prototypes,
             stride: padded(plan.n_prototypes),
@@ -59,7 +59,7 @@ fn spec_of(plan: &StepPlan, rule: Rule) -> StepSpec {
 }
 
 /// How crops come.
-fn format_of(scaling: Option<Scaling>) -> PixelFormat {
+pub(super) fn format_of(scaling: Option<Scaling>) -> PixelFormat {
     match scaling {
         Some(Scaling { scale, shift }) => PixelFormat::U8 { scale, shift },
         None => PixelFormat::F32,
@@ -89,6 +89,16 @@ impl Cuda {
         self.steps.plan.as_ref().ok_or_else(missing)
     }
 
+    /// Refuses plans whose steps cannot be run here as a whole.
+    pub(super) fn check_plan(&self, plan: &StepPlan) -> Result<(), EncoderError> {
+        let n_crops: usize = plan.groups.iter().map(|group| group.n_crops).sum();
+        let queue_fits = plan.batch_size > 0 && plan.queue_length.is_multiple_of(plan.batch_size);
+        if !queue_fits || n_crops < 2 || plan.crops_for_assign.iter().any(|&crop| crop >= n_crops) {
+            return Err(self.unsupported("whole step of this plan", "let the trainer run its own step"));
+        }
+        Ok(())
+    }
+
     /// The step's program for a rule.
     fn step_program(&mut self, rule: Rule) -> Result<(), EncoderError> {
         if self.steps.loaded.as_ref().is_some_and(|loaded| loaded.rule == rule) {
@@ -100,7 +110,8 @@ impl Cuda {
         let options = Options { pixels, ..session.options };
         let StepProgram { program, pixels, report, .. } = session.network.step(&spec, &options);
         let loaded = session.make_ready(program);
-        let program = loaded.map_err(|error| too_large(&self.name, session, &(spec, options), error))?;
+        let program =
+            loaded.map_err(|error| too_large(&self.name, session, &Work::Whole(spec), &options, error))?;
         self.steps.loaded = Some(Loaded { program, rule, pixels, report });
         Ok(())
     }
@@ -125,8 +136,7 @@ impl Cuda {
     /// The report of a step that may still run.
     fn take(&mut self, ticket: u64) -> Result<StepReport, EncoderError> {
         let session = self.session.get_mut();
-        let bytes =
-            session.machine.take(ticket).map_err(|error| super::session::failed(&self.name, error))?;
+        let bytes = session.machine.take(ticket).map_err(|error| failed(&self.name, error))?;
         let report = bytes.first_chunk().map(Report::from_bytes).unwrap_or_default();
         Ok(report_of(&report, u64::from(report.serial)))
     }
@@ -140,64 +150,6 @@ impl Cuda {
         let (k, dim) = plan;
         Ok(strip(&session.read_floats(name, 0..k * padded(dim))?, dim))
     }
-}
-
-/// A batch that the card has no room for.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "a batch of {batch} images takes about {} MiB of the card's memory, of which {} MiB can be had; {}",
-    .needed.div_ceil(1 << 20),
-    .limit >> 20,
-    advice(*.largest, *.largest_again)
-)]
-pub(super) struct TooLarge {
-    /// Images of the batch.
-    batch: usize,
-    /// Bytes that it takes.
-    needed: u64,
-    /// Bytes that there are.
-    limit: u64,
-    /// The largest batch that fits, at most the one asked for.
-    pub(super) largest: usize,
-    /// The same with blocks that run again in backward; `None` where they do so.
-    pub(super) largest_again: Option<usize>,
-    #[source]
-    source: swav_cuda::Error,
-}
-
-fn advice(largest: usize, again: Option<usize>) -> String {
-    let most = match largest {
-        0 => "not a single image would fit".to_owned(),
-        1 => "1 image would fit".to_owned(),
-        most => format!("{most} images would fit"),
-    };
-    match again.filter(|&again| again > largest) {
-        Some(again) => format!("{most}, and {again} with checkpointing = \"blocks\""),
-        None => most,
-    }
-}
-
-/// Says what would fit, where memory does not suffice.
-fn too_large(
-    device: &str,
-    session: &Session,
-    (spec, options): &(StepSpec, Options),
-    error: swav_cuda::Error,
-) -> EncoderError {
-    let swav_cuda::Error::OutOfMemory { total, .. } = error else {
-        return super::session::failed(device, error);
-    };
-    let limit = session.machine.memory_limit().unwrap_or(total);
-    let again = (!options.checkpointing).then_some(Options { checkpointing: true, ..*options });
-    let error = TooLarge {
-        batch: spec.scores.batch,
-        needed: session.network.step_bytes(spec, options),
-        limit,
-        largest: session.network.largest_batch(spec, options, limit),
-        largest_again: again.map(|again| session.network.largest_batch(spec, &again, limit)),
-        source: error,
-    };
-    EncoderError::Device { device: device.to_owned(), source: Box::new(error) }
 }
 
 /// Gives a step its crops.
@@ -224,11 +176,7 @@ fn shape_error(name: &str, expected: &[usize], got: &[usize]) -> EncoderError {
 
 impl WholeStep for Cuda {
     fn prepare(&mut self, plan: &StepPlan) -> Result<(), EncoderError> {
-        let n_crops: usize = plan.groups.iter().map(|group| group.n_crops).sum();
-        let queue_fits = plan.batch_size > 0 && plan.queue_length.is_multiple_of(plan.batch_size);
-        if !queue_fits || n_crops < 2 || plan.crops_for_assign.iter().any(|&crop| crop >= n_crops) {
-            return Err(self.unsupported("whole step of this plan", "let the trainer run its own step"));
-        }
+        self.check_plan(plan)?;
         if self.steps.plan.as_ref().is_none_or(|old| old.queue_length != plan.queue_length) {
             self.steps.queue_row = 0;
         }
@@ -292,10 +240,7 @@ impl WholeStep for Cuda {
             Element::F32 => to_bytes(&values),
             Element::Bf16 => values.iter().flat_map(|&x| to_bf16(x).to_le_bytes()).collect(),
         };
-        session
-            .machine
-            .write_persistent("queue", 0, &bytes)
-            .map_err(|e| super::session::failed(&self.name, e))?;
+        session.machine.write_persistent("queue", 0, &bytes).map_err(|e| failed(&self.name, e))?;
         self.steps.queue_row = 0;
         Ok(())
     }
@@ -307,7 +252,7 @@ impl WholeStep for Cuda {
         let (dim, element) = (session.network.spec().embedding_dim(), session.options.element);
         let bytes = lists * length * padded(dim) * element.bytes();
         let bytes = session.machine.read_persistent("queue", 0..bytes);
-        let bytes = bytes.map_err(|error| super::session::failed(&self.name, error))?;
+        let bytes = bytes.map_err(|error| failed(&self.name, error))?;
         let values = strip(&widen(&bytes, element), dim);
         let first = self.steps.queue_row;
         Ok(Array3::from_shape_fn((lists, length, dim), |(list, row, d)| {
@@ -338,7 +283,7 @@ impl WholeStep for Cuda {
             unreachable!("the program was loaded above")
         };
         let staged = stage(session, *program, pixels, crops);
-        staged.map_err(|error| super::session::failed(&self.name, error))?;
+        staged.map_err(|error| failed(&self.name, error))?;
         session.run(*program, 0, &scalars)?;
         let ticket =
             session.machine.fetch(*program, *report, Report::BYTES).map_err(|error| session.fail(error))?;

@@ -12,7 +12,8 @@
 //! | `sections/statistics/RANK/NAME` | batch-norm statistics of each of several processes |
 //!
 //! What the encoder's device has chosen by measuring ([`Encoder::choices`](swav_encoder::Encoder::choices)) is a value of the
-//! section `device`. The metadata entry `swav` is a JSON object with the version, the position, the number of processes, the
+//! section `device`. It is that of the last device that had something to choose: a run that goes on where there is nothing of the
+//! kind writes again what it found, unread, for a device that comes later. The metadata entry `swav` is a JSON object with the version, the position, the number of processes, the
 //! configuration, the identity of the data, small values of the sections, and a CRC-32C of all the rest. Random streams
 //! need no state: they are derived from seed, epoch, sample and crop. Files of version 1, which had a queue in place of
 //! sections, can be read.

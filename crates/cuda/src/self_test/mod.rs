@@ -18,7 +18,7 @@ pub use scenario::{Outcome, Scenario, from_bytes, noise, to_bytes};
 use crate::Result;
 use crate::driver::Card;
 use crate::exec::{Executor, ExecutorOptions};
-use crate::machine::HostMachine;
+use crate::machine::{HostMachine, Machine};
 use crate::network::{BlockKind, Head, NetworkSpec, Stem};
 use crate::shape::Element;
 
@@ -111,12 +111,12 @@ fn scenarios(element: Element) -> [Scenario; 2] {
     }
 }
 
-/// Runs a scenario on the card and on the host and compares.
+/// Runs a scenario on a machine and on the host and compares.
 ///
 /// # Errors
-/// The executor's.
-pub fn compare(executor: &mut Executor, scenario: &Scenario) -> Result<Vec<Check>> {
-    let card = scenario.run(executor)?;
+/// The machine's.
+pub fn compare(machine: &mut dyn Machine, scenario: &Scenario) -> Result<Vec<Check>> {
+    let card = scenario.run(machine)?;
     let host = scenario.run(&mut HostMachine::new())?;
     let limit = limit(scenario);
     let checks = host.parts().into_iter().zip(card.parts()).map(|((name, right), (_, got))| {

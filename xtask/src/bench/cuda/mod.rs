@@ -1,30 +1,64 @@
-//! `cargo xtask bench cuda`: everything about the GPU in one call. First that it computes what the CPU computes, then
-//! the time of training steps, beside PyTorch's if a script is given.
+//! `cargo xtask bench cuda`: everything about an NVIDIA card in one call of a few minutes. First that it computes what
+//! the CPU computes, then how long training steps take, beside PyTorch's if a script is given.
+//!
+//! The work is cut into [parts](Part) in the order of their worth, so that a call on a machine that is lent for minutes
+//! gives the most in the time there is. A part that fails does not stop the others.
 
+mod bits;
+mod checks;
+mod child;
+mod clock;
+mod course;
+mod engine;
+mod fixtures;
+mod found;
+mod inside;
+mod libraries;
+mod machines;
 mod parity;
+mod part;
+mod photos;
+mod pretrain;
+mod report;
+mod speed;
 mod whole;
+mod workload;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, bail, ensure};
-use serde_json::{Value, json};
+use anyhow::{Context, ensure};
+use swav_train::TrainConfig;
 
-/// Compare a GPU with the CPU, and time training steps on it; beside PyTorch with --torch-script.
+use clock::Clock;
+use engine::Speed;
+use part::Part;
+use report::Report;
+
+/// Compare an NVIDIA card with the CPU, and time training steps on it; beside PyTorch with --torch-script.
 ///
-/// The last line is JSON: checks of the self-test, parity by network, and step_ms, images_per_s and memory by workload and
-/// engine. Fails if anything was wrong, but only after everything has run.
-#[derive(clap::Args)]
+/// Ends with a table of all parts, a table of speeds, and one line of JSON that has everything. What there was no time for is
+/// listed as skipped. Fails if anything was wrong, but only after everything has run.
+#[derive(clap::Args, Debug, Clone)]
 pub struct Args {
     /// The device.
     #[arg(long, default_value = "cuda:0")]
     device: String,
-    /// Steps to measure, after four that are not.
-    #[arg(long, default_value_t = 40)]
-    steps: usize,
-    /// No measurements.
+    /// These parts only, in the order in which they are listed here.
+    #[arg(long, value_name = "PART,...", value_delimiter = ',', conflicts_with = "parity_only")]
+    parts: Vec<Part>,
+    /// No measurements: the parts up to `fixtures`.
     #[arg(long)]
     parity_only: bool,
+    /// Seconds after which no part is begun any more, and programs that were started are ended.
+    #[arg(long, value_name = "N", default_value_t = 230)]
+    limit_s: u64,
+    /// Steps of a round, after four that are not timed.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Rounds of each training step, ours and PyTorch's in turn.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
     /// A script that times the same step in PyTorch: it takes `speed --arch --stem --sizes --counts --batch --hidden
     /// --prototypes --steps --device`, further `--bf16 --channels-last --foreach --compile`, and ends with a JSON line
     /// that has step_ms and peak_gpu_mb.
@@ -33,137 +67,138 @@ pub struct Args {
     /// The Python that runs it.
     #[arg(long, value_name = "PROGRAM", default_value = "python3")]
     python: PathBuf,
-    /// A test program of swav-encoder (target/.../deps/swav_encoder-*) to run the parity tests of, where there is no
-    /// cargo; SWAV_FIXTURES says where the fixtures are.
+    /// A test program of swav-encoder with its feature `cuda` (target/.../deps/swav_encoder-*) to run the parity tests of,
+    /// where there is no cargo; SWAV_FIXTURES says where the fixtures are.
     #[arg(long, value_name = "PROGRAM")]
     tests: Option<PathBuf>,
+    /// Photographs that the part `pretrain` makes and trains on; at least a batch, and a batch is 64.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    photos: usize,
+    /// Seconds that the part `pretrain` trains for, at most.
+    #[arg(long, value_name = "N", default_value_t = 25)]
+    train_s: u32,
+    /// Change a value of the configuration that the part `pretrain` trains with, as in training.batch_size=32. Repeatable.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+}
+
+impl Args {
+    /// The card's number, if the device is one.
+    fn card(&self) -> anyhow::Result<Option<usize>> {
+        match self.device.strip_prefix("cuda") {
+            Some("") => Ok(Some(0)),
+            Some(rest) => {
+                let number = rest.strip_prefix(':').and_then(|number| number.parse().ok());
+                let device = &self.device;
+                number
+                    .map(Some)
+                    .with_context(|| format!("--device {device}: expected cuda:N or another device"))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The parts that are wanted, in the order of their worth.
+    fn wanted(&self) -> Vec<Part> {
+        let is_wanted = |part: &Part| match self.parts.is_empty() {
+            true => !self.parity_only || part.compares(),
+            false => self.parts.contains(part),
+        };
+        Part::ALL.into_iter().filter(is_wanted).collect()
+    }
+}
+
+/// What every part can see: the arguments, the time that is left, and what has been found so far.
+struct Bench {
+    args: Args,
+    /// The card's number, if the device is one.
+    card: Option<usize>,
+    /// What the part `pretrain` trains with.
+    config: TrainConfig,
+    clock: Clock,
+    report: Arc<Mutex<Report>>,
+}
+
+impl Bench {
+    fn new(args: Args) -> anyhow::Result<Self> {
+        let card = args.card().map_err(swav_cli::usage)?;
+        let config = pretrain::config(&args.device, &args.settings);
+        let config = config.map_err(|error| swav_cli::usage(format!("{error:#}")))?;
+        let clock = Clock::start(args.limit_s);
+        Ok(Self { args, card, config, clock, report: Arc::default() })
+    }
+
+    /// What has been found so far. A part that panicked does not keep it.
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The card's number.
+    fn number(&self) -> anyhow::Result<usize> {
+        self.card.with_context(|| format!("{} is no card", self.args.device))
+    }
+
+    /// Prints a speed and keeps it, whatever becomes of the part that measured it.
+    fn keep(&self, speed: Speed) {
+        println!("{speed}");
+        self.report().speeds.push(speed);
+    }
 }
 
 /// Runs the benchmark.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let mut wrong: Vec<String> = Vec::new();
-    let self_test = match args.device.strip_prefix("cuda:") {
-        Some(number) => self_test(number.parse().context("the number of a card")?, &mut wrong),
-        None => Value::Null,
-    };
-    let parity = part("parity with the CPU", &mut wrong, || {
-        let (same, found) = parity::all(&args.device)?;
-        ensure!(same, "results differ");
-        Ok(json!(found))
-    });
-    let repeats = part("the same bits again", &mut wrong, || {
-        let same = parity::repeats(&args.device)?;
-        println!("repeats {}", if same { "the same bits" } else { "OTHER BITS" });
-        ensure!(same, "bits differ");
-        Ok(json!(same))
-    });
-    if let Some(tests) = &args.tests {
-        part("the encoder's parity tests", &mut wrong, || {
-            let status = Command::new(tests).arg("parity").env("SWAV_TEST_DEVICE", &args.device).status()?;
-            ensure!(status.success(), "{}: {status}", tests.display());
-            Ok(Value::Null)
-        });
-    }
-    let mut speeds = Vec::new();
-    if !args.parity_only {
-        println!("\n{:<42} {:<30} {:>9} {:>10} {:>8}", "training step", "engine", "ms", "images/s", "GB");
-        for workload in &whole::WORKLOADS {
-            for engine in engines(&args) {
-                let speed = part(&format!("{}, {}", workload.name, engine.name), &mut wrong, || {
-                    engine.time(&args, workload)
-                });
-                speeds.push(json!({ "workload": workload.name, "engine": engine.name, "speed": speed }));
-            }
-        }
-    }
-    let report = json!({
-        "mode": "cuda", "device": args.device, "self_test": self_test, "parity": parity, "repeats": repeats,
-        "speed": speeds, "wrong": wrong,
-    });
-    println!("{report}");
-    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    let bench = Bench::new(args)?;
+    course::run(&bench, &bench.args.wanted());
+    let report = bench.report();
+    print!("{report}");
+    println!("{}", report.json(&bench.args.device, &bench.clock));
+    let wrong = report.wrong_parts();
+    ensure!(wrong.is_empty(), "wrong: {}", wrong.join(", "));
     Ok(())
 }
 
-/// Runs a part; its failure does not stop the others.
-fn part(what: &str, wrong: &mut Vec<String>, work: impl FnOnce() -> anyhow::Result<Value>) -> Value {
-    work().unwrap_or_else(|error| {
-        println!("{what}: {error:#}");
-        wrong.push(format!("{what}: {error:#}"));
-        Value::Null
-    })
-}
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
 
-/// What was found of libraries and cards, and the self-test.
-fn self_test(number: usize, wrong: &mut Vec<String>) -> Value {
-    print!("{}", swav_cuda::libs::report());
-    part("the self-test", wrong, || {
-        let card = swav_cuda::driver::Card::open(number)?;
-        let result = swav_cuda::self_test::self_test(&card, swav_cuda::exec::ExecutorOptions::default())?;
-        let failed: Vec<String> =
-            result.checks.iter().filter(|check| !check.passes()).map(ToString::to_string).collect();
-        println!(
-            "self-test: {} checks in {:.1} s, {} wrong",
-            result.checks.len(),
-            result.seconds,
-            failed.len()
-        );
-        ensure!(result.passes(), "{}", failed.join("; "));
-        Ok(json!({ "checks": result.checks.len(), "seconds": result.seconds }))
-    })
-}
+    use super::*;
 
-/// A way to run a step.
-struct Engine {
-    name: &'static str,
-    /// Options of PyTorch's script; our precision where there are none.
-    torch: Option<&'static [&'static str]>,
-    precision: &'static str,
-}
-
-fn engines(args: &Args) -> Vec<Engine> {
-    let ours = |name, precision| Engine { name, torch: None, precision };
-    let torch = |name, options| Engine { name, torch: Some(options), precision: "" };
-    let mut all = vec![ours("swav mixed", "mixed"), ours("swav f32", "f32")];
-    if args.torch_script.is_some() {
-        all.push(torch("PyTorch bf16 channels-last", &["--bf16", "--channels-last", "--foreach"]));
-        all.push(torch("PyTorch bf16 compiled", &["--bf16", "--channels-last", "--foreach", "--compile"]));
-        all.push(torch("PyTorch f32", &["--foreach"]));
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
     }
-    all
-}
 
-impl Engine {
-    fn time(&self, args: &Args, workload: &whole::Workload) -> anyhow::Result<Value> {
-        let (step_ms, bytes, more) = match (self.torch, &args.torch_script) {
-            (Some(options), Some(script)) => {
-                let mut command = Command::new(&args.python);
-                command.arg(script).arg("speed").args(workload.options());
-                command.args(["--device", &args.device, "--steps", "12"]).args(options);
-                let report = last_json(&mut command)?;
-                let step_ms = report["step_ms"].as_f64().context("expected step_ms in the last line")?;
-                (step_ms, report["peak_gpu_mb"].as_f64().map(|mb| mb * f64::from(1 << 20)), report)
-            }
-            _ => {
-                let timed = whole::time(&args.device, workload, self.precision, args.steps)?;
-                (timed.step_ms, timed.bytes, json!({ "loss": timed.loss, "ready_s": timed.ready_s }))
-            }
-        };
-        let images_per_s = workload.batch as f64 / (step_ms / 1e3);
-        let memory = bytes.map_or_else(String::new, |bytes| format!("{:8.2}", bytes / 1e9));
-        println!("{:<42} {:<30} {step_ms:>9.2} {images_per_s:>10.1} {memory}", workload.name, self.name);
-        Ok(json!({ "step_ms": step_ms, "images_per_s": images_per_s, "bytes": bytes, "more": more }))
+    /// The arguments that a command line gives.
+    pub(super) fn args(line: &str) -> Result<Args, clap::Error> {
+        let words = std::iter::once("cuda").chain(line.split_whitespace());
+        Line::try_parse_from(words).map(|line| line.args)
     }
-}
 
-/// Runs a program and parses the last line that it prints.
-fn last_json(command: &mut Command) -> anyhow::Result<Value> {
-    let program = Path::new(command.get_program()).display().to_string();
-    let output = command.output().with_context(|| format!("running {program}"))?;
-    if !output.status.success() {
-        bail!("{program}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    #[test]
+    fn parts_are_run_in_the_order_of_their_worth() {
+        assert_eq!(args("").unwrap().wanted(), Part::ALL);
+        assert_eq!(args("--parts pretrain,libs").unwrap().wanted(), [Part::Libs, Part::Pretrain]);
+        let compared = args("--parity-only").unwrap().wanted();
+        assert_eq!((compared[0], compared[compared.len() - 1]), (Part::Libs, Part::Fixtures));
     }
-    let text = String::from_utf8(output.stdout)?;
-    let line = text.lines().last().with_context(|| format!("{program} printed nothing"))?;
-    serde_json::from_str(line).with_context(|| format!("{program}: expected JSON, got {line}"))
+
+    #[test]
+    fn an_unknown_part_is_answered_with_the_names_of_all() {
+        let Err(error) = args("--parts libs,nonsense") else { panic!("expected an error") };
+        let error = error.to_string();
+        assert!(error.contains("nonsense"), "{error}");
+        for part in Part::ALL {
+            assert!(error.contains(part.name()), "{part} in {error}");
+        }
+    }
+
+    #[test]
+    fn the_device_says_whether_there_is_a_card() {
+        let card = |device: &str| args(&format!("--device {device}")).unwrap().card();
+        assert_eq!(card("cuda").unwrap(), Some(0));
+        assert_eq!(card("cuda:3").unwrap(), Some(3));
+        assert_eq!(card("cpu").unwrap(), None);
+        assert!(card("cuda:x").is_err());
+    }
 }

@@ -1,10 +1,12 @@
-//! The engine beside the CPU's, through what an encoder promises.
+//! The part `parity`: the engine beside the CPU's, through what an encoder promises.
 
-use serde_json::{Value, json};
+use serde_json::json;
 use swav_encoder::{
     BlockKind, Encoder, EncoderConfig, Head, Method, Output, Precision, ResNet, Stem, UpdateRule, build,
     image_batch,
 };
+
+use super::found::{Found, Result};
 
 /// Largest relative difference from the CPU that counts as the same, for each of [`KINDS`]. Gradients get more: an
 /// activation that rounding moves across the kink of its ReLU changes a gradient over N pixels of noise by 1/sqrt(N).
@@ -17,19 +19,23 @@ const SEED: u64 = 31;
 /// What is compared after each step.
 const KINDS: [&str; 4] = ["embeddings", "gradients", "state", "features"];
 
-/// Compares all networks; prints a line each. Whether all are the same, and what was found.
-pub fn all(device: &str) -> anyhow::Result<(bool, Vec<Value>)> {
-    let (mut good, mut found) = (true, Vec::new());
+/// Compares all networks, while state and optimiser state move between the devices as checkpoints bring them.
+pub fn part(device: &str) -> Result {
+    let (mut wrong, mut found) = (Vec::new(), Vec::new());
     for (name, config) in networks() {
         let errors = compare(device, &config)?;
         let list: Vec<String> =
             KINDS.iter().zip(&errors).map(|(kind, error)| format!("{kind} {error:.1e}")).collect();
         let verdict = if same(&errors) { "ok" } else { "WRONG" };
-        println!("parity  {name:<44} {}  {verdict}", list.join(", "));
-        good &= same(&errors);
-        found.push(json!({ "network": name, "kinds": KINDS, "errors": errors, "same": same(&errors) }));
+        println!("{name:<44} {}  {verdict}", list.join(", "));
+        if !same(&errors) {
+            wrong.push(format!("{name}: {}", list.join(", ")));
+        }
+        // JSON has no infinity.
+        let errors = errors.map(|error| error.min(1e30));
+        found.push(json!({ "network": name, "kinds": KINDS, "errors": errors, "same": verdict == "ok" }));
     }
-    Ok((good, found))
+    Ok(Found::with_wrong(json!(found), wrong))
 }
 
 /// Whether two encoders that do the same have the same bits.
@@ -144,6 +150,13 @@ mod tests {
         let (_, config) = networks()[1].clone();
         let errors = compare("dfdx:cpu", &config).unwrap();
         assert!(same(&errors) && errors.iter().all(|&error| error > 0.0), "{errors:?}");
+    }
+
+    #[test]
+    fn all_networks_are_compared() {
+        let found = part("cpu").unwrap();
+        assert_eq!(found.wrong, [""; 0]);
+        assert_eq!(found.value.as_array().unwrap().len(), 3);
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use swav_data::{DataConfig, counted};
-use swav_encoder::EncoderError;
+use swav_encoder::{DeviceMemory, EncoderError};
 use swav_train::advice::{
-    DataFacts, Facts, Finding, Level, MachineFacts, StepFacts, examine, propose, repair,
+    DataFacts, Facts, Finding, Level, MachineFacts, Proposal, StepFacts, examine, propose, repair,
 };
 use swav_train::{Alarm, Metrics, TrainConfig, Trial, TrialOutcome, explain};
 
@@ -81,26 +81,19 @@ fn before(args: &Args, given: Option<TrainConfig>, out: Option<OutputFile>) -> a
     let device = given.as_ref().map(|config| config.training.device.clone());
     let device = args.changes.device.clone().or(device).unwrap_or_else(|| "auto".to_owned());
     let data_facts = DataFacts::of(data.clone(), args.images);
-    let mut facts =
-        Facts { data: data_facts, machine: MachineFacts::here(&real_device(&device)), step: None };
+    let machine = MachineFacts::here(&real_device(&device));
+    let mut facts = Facts { data: data_facts, machine, ..Facts::default() };
     print_facts(&facts)?;
 
     let (mut config, proposal) = match given {
         Some(config) => (config, None),
         None => {
-            let path = match data_config.path.exists() {
-                true => std::path::absolute(&data_config.path)?,
-                false => data_config.path.clone(),
-            };
-            let mut proposal = propose(&path, &facts);
-            proposal.config.training.device.clone_from(&device);
-            proposal.config.data = DataConfig {
-                path: proposal.config.data.path,
-                cache_mib: proposal.config.data.cache_mib,
-                ..data_config.clone()
-            };
-            let proposed = TrainConfig::parse(&proposal.config.to_toml()?, &args.changes.settings)?;
-            proposal.config = proposed;
+            let mut proposal = proposal(args, &device, &data_config, &facts)?;
+            // How much fits shows when there is a network, and the batch is chosen by it then.
+            facts.card = memory_of_card(&proposal.config, &facts).filter(|memory| !memory.fits());
+            if facts.card.is_some() {
+                proposal = self::proposal(args, &device, &data_config, &facts)?;
+            }
             (proposal.config.clone(), Some(proposal))
         }
     };
@@ -141,6 +134,27 @@ fn before(args: &Args, given: Option<TrainConfig>, out: Option<OutputFile>) -> a
     say!("train with it:      {} pretrain --config {}", program(), typed(&path))
 }
 
+/// A recipe for these images, with what the command line changes in it.
+fn proposal(args: &Args, device: &str, data: &DataConfig, facts: &Facts) -> anyhow::Result<Proposal> {
+    let path = match data.path.exists() {
+        true => std::path::absolute(&data.path)?,
+        false => data.path.clone(),
+    };
+    let mut proposal = propose(&path, facts);
+    device.clone_into(&mut proposal.config.training.device);
+    let DataConfig { path, cache_mib, .. } = proposal.config.data;
+    proposal.config.data = DataConfig { path, cache_mib, ..data.clone() };
+    proposal.config = TrainConfig::parse(&proposal.config.to_toml()?, &args.changes.settings)?;
+    Ok(proposal)
+}
+
+/// What training by a configuration takes of a card's memory, if it runs on one that is there.
+fn memory_of_card(config: &TrainConfig, facts: &Facts) -> Option<DeviceMemory> {
+    let settings = config.check().ok().filter(|_| facts.machine.has_card)?;
+    let network = swav_encoder::build(&config.training.device, settings.encoder(), config.training.seed);
+    settings.device_memory(network.ok()?.as_ref(), 1)
+}
+
 fn hint(config: &TrainConfig, args: &Args) -> anyhow::Result<()> {
     let what = match &args.config {
         Some(config) => format!(" --config {}", typed(config)),
@@ -172,10 +186,11 @@ fn look_at_a_step(config: &TrainConfig, facts: &mut Facts, is_tried: bool) -> an
         return Ok(());
     }
     let network = network?;
-    if let Some(memory) = settings.device_memory(network.as_ref(), 1) {
+    facts.card = settings.device_memory(network.as_ref(), 1);
+    if let Some(memory) = facts.card {
         say!("\ncard     {memory}")?;
     }
-    if is_tried {
+    if is_tried && facts.card.is_none_or(|memory| memory.fits()) {
         let fits = facts.data.decoded_bytes <= (config.data.cache_mib as u64) << 20;
         let cache_mib = if fits { config.data.cache_mib } else { 0 };
         let data = open(&DataConfig { cache_mib, ..config.data.clone() }).context("data")?;
@@ -389,7 +404,7 @@ mod tests {
         for recipe in RECIPES {
             let config = TrainConfig::parse(recipe.text, &[]).unwrap();
             let machine = MachineFacts { n_cores: 8, memory_bytes: Some(64 << 30), has_card: false };
-            let facts = Facts { data: data_of(recipe.name), machine, step: None };
+            let facts = Facts { data: data_of(recipe.name), machine, ..Facts::default() };
             assert_eq!(examine(&config, &facts), [], "{}", recipe.name);
         }
     }

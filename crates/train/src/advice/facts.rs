@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use swav_data::{Dataset, Subset, check, spread};
+use swav_encoder::DeviceMemory;
 
 /// Everything that advice rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -13,6 +14,9 @@ pub struct Facts {
     pub machine: MachineFacts,
     /// A step as it was measured; `None` if it was not.
     pub step: Option<StepFacts>,
+    /// What training takes of a card's memory, asked with the configuration at hand, or with one of the same network and crops
+    /// before its batch was chosen; `None` if it was not asked, or runs on no card.
+    pub card: Option<DeviceMemory>,
 }
 
 /// What is known of the images to train on.

@@ -12,7 +12,7 @@
 //! let config = TrainConfig::parse("[training]\nbatch_size = 64\n[queue]\nlength = 500", &[])?;
 //! let data = DataFacts { n_images: 50_000, short_side: 256, ..DataFacts::default() };
 //! let machine = MachineFacts { n_cores: 8, ..MachineFacts::default() };
-//! let findings = examine(&config, &Facts { data, machine, step: None });
+//! let findings = examine(&config, &Facts { data, machine, ..Facts::default() });
 //! assert!(findings.iter().any(|finding| finding.rule == "queue-not-whole-batches"));
 //! # Ok::<(), swav_train::ConfigError>(())
 //! ```

@@ -4,14 +4,18 @@ use std::fmt::Write;
 use std::path::Path;
 
 use swav_augment::{CropConfig, Preset};
-use swav_encoder::{BlockKind, EncoderConfig, Head, Precision, ResNet, Stem, Variant};
+use swav_encoder::{BlockKind, Checkpointing, EncoderConfig, Head, Precision, ResNet, Stem, Variant};
 
 use super::facts::{DataFacts, Facts, MachineFacts};
-use super::rules::{suitable_batch, suitable_freeze, suitable_prototypes, two_digits, usual_lr};
+use super::rules::{
+    batch_of_a_card, rounded, suitable_batch, suitable_freeze, suitable_prototypes, two_digits, usual_lr,
+};
 use crate::config::{ConfigError, OptimizerKind, TrainConfig};
 
 /// Updates that a first run on a CPU, or on a card, is worth.
 const STEPS: [u64; 2] = [6000, 30_000];
+/// Images of a batch that is large enough not to be bought with time.
+const ENOUGH: usize = 64;
 /// Images whose shorter side has at most so many pixels are small.
 const SMALL: u32 = 128;
 
@@ -210,11 +214,15 @@ impl Draft<'_> {
             (false, 0..=SMALL) => 128,
             (false, _) => 64,
         };
-        let batch = suitable_batch(n_images).min(most);
+        let wanted = suitable_batch(n_images).min(most);
+        let batch = self.on_card(wanted);
         self.config.training.batch_size = batch;
-        let why = format!(
-            "at least 16 for batch norm, many updates an epoch of {n_images} images, and at most {most} here"
-        );
+        let why = match batch < wanted {
+            true => format!("what the card has room for; {wanted} would suit {n_images} images"),
+            false => format!(
+                "at least 16 for batch norm, many updates an epoch of {n_images} images, and at most {most} here"
+            ),
+        };
         self.say("training.batch_size", batch, why);
         let steps = STEPS[usize::from(self.facts.machine.has_card)];
         let epochs = steps.div_ceil(self.steps_per_epoch()).clamp(5, 400);
@@ -228,6 +236,29 @@ impl Draft<'_> {
         self.config.prototypes.freeze_iters = freeze;
         let why = "the first features are random, and prototypes that follow them collapse";
         self.say("prototypes.freeze_iters", freeze, why);
+    }
+
+    /// The batch nearest to the one that is wanted which a card has room for. Blocks run again only where there is no room for
+    /// [`ENOUGH`] otherwise, since that takes a third longer.
+    fn on_card(&mut self, wanted: usize) -> usize {
+        let Some(memory) = self.facts.card else { return wanted };
+        let [kept, again] = [Checkpointing::Off, Checkpointing::Blocks]
+            .map(|checkpointing| batch_of_a_card(&memory, checkpointing).min(wanted));
+        let enough = ENOUGH.min(wanted);
+        let (most, checkpointing) = match kept >= enough || again <= kept {
+            true => (kept, Checkpointing::Off),
+            false => (again.min(enough), Checkpointing::Blocks),
+        };
+        if most == 0 {
+            return wanted;
+        }
+        if checkpointing == Checkpointing::Blocks {
+            self.config.encoder.checkpointing = checkpointing;
+            let why =
+                format!("the card has room for {kept} images without, and training takes a third longer");
+            self.say("encoder.checkpointing", "blocks", why);
+        }
+        rounded(most)
     }
 
     fn codes(&mut self) {

@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use swav_encoder::{Checkpointing, DeviceMemory};
+
 use super::*;
 
 /// A configuration that suits [`photos`].
@@ -51,7 +53,7 @@ fn small() -> DataFacts {
 
 fn facts(data: DataFacts) -> Facts {
     let machine = MachineFacts { n_cores: 8, memory_bytes: Some(16 << 30), has_card: false };
-    Facts { data, machine, step: None }
+    Facts { data, machine, ..Facts::default() }
 }
 
 fn config(overrides: &[&str]) -> TrainConfig {
@@ -169,9 +171,60 @@ fn what_is_measured_counts() {
     assert_eq!(rules, expected);
 }
 
+/// A card that has room for so many images of a configuration, and for so many with blocks that run again.
+fn card(batch_size: usize, largest: usize, largest_again: usize) -> Option<DeviceMemory> {
+    let (needed, available) = ((batch_size as u64) << 30, (largest as u64) << 30);
+    Some(DeviceMemory { batch_size, needed, available, largest, largest_again: Some(largest_again) })
+}
+
+#[test]
+fn a_batch_that_a_card_has_no_room_for_is_mended() {
+    let sound = config(&[]);
+    let batch = sound.training.batch_size;
+    let mended = |largest, largest_again| {
+        let facts = Facts { card: card(batch, largest, largest_again), ..facts(photos()) };
+        let rules: Vec<_> = examine(&sound, &facts).iter().map(|f| (f.rule, f.level)).collect();
+        let (mended, left) = repair(&sound, &facts).unwrap();
+        let left: Vec<_> = left.iter().map(|finding| finding.rule).collect();
+        mended.check().unwrap();
+        (rules, (mended.training.batch_size, mended.encoder.checkpointing), left)
+    };
+    let (keep, again) = (Checkpointing::Off, Checkpointing::Blocks);
+    let found = vec![("card-memory", Level::Error)];
+    assert_eq!(mended(batch, 2 * batch), (vec![], (batch, keep), vec![]));
+    assert_eq!(mended(batch - 1, 2 * batch), (found.clone(), (batch, again), vec![]));
+    assert_eq!(mended(batch / 3, batch / 2 + 1).1, (batch / 2, again));
+    // What is no use is not done.
+    assert_eq!(mended(batch / 2, batch / 2).1, (batch / 2, keep));
+    let (rules, same, left) = mended(0, 0);
+    assert_eq!((rules, same), (found, (batch, keep)));
+    assert_eq!(left, ["card-memory"]);
+}
+
+#[test]
+fn proposals_fit_the_card() {
+    for (largest, again, batch, blocks) in
+        [(1000, 3000, 256, false), (200, 600, 128, false), (40, 120, 64, true), (20, 50, 32, true)]
+    {
+        let mut facts = facts(DataFacts { n_images: 60_000, ..photos() });
+        facts.machine.has_card = true;
+        let plain = propose(Path::new("photos"), &facts);
+        assert_eq!(plain.config.training.batch_size, 256);
+        facts.card = card(256, largest, again);
+        let proposal = propose(Path::new("photos"), &facts);
+        let got = (proposal.config.training.batch_size, proposal.config.encoder.checkpointing);
+        let checkpointing = if blocks { Checkpointing::Blocks } else { Checkpointing::Off };
+        assert_eq!(got, (batch, checkpointing), "{largest}, {again}");
+        assert_eq!(examine(&proposal.config, &facts), [], "{largest}, {again}");
+        let told = proposal.reasons.iter().any(|reason| reason.key == "encoder.checkpointing");
+        assert_eq!(told, blocks);
+    }
+}
+
 #[test]
 fn every_rule_is_shown_to_find_something() {
-    let elsewhere = ["colour-of-grey", "crops-below-stride", "bad-images", "memory", "waiting-for-data"];
+    let elsewhere =
+        ["colour-of-grey", "crops-below-stride", "bad-images", "memory", "card-memory", "waiting-for-data"];
     for name in rule_names() {
         let shown = BROKEN.iter().any(|(_, rule, _)| rule == name) || elsewhere.contains(name);
         assert!(shown, "no test breaks {name}");

@@ -1,5 +1,7 @@
 //! Rules about files and the machine.
 
+use swav_encoder::{Checkpointing, DeviceMemory};
+
 use crate::advice::{Case, Finding, Level};
 
 pub(super) fn bad_images(case: &Case<'_>) -> Option<Finding> {
@@ -63,6 +65,48 @@ pub(super) fn memory(case: &Case<'_>) -> Option<Finding> {
             format!("a step takes {} MiB of the machine's {}", peak >> 20, memory >> 20),
             "a machine that swaps stands still, or ends the program",
             "a smaller training.batch_size, or encoder.checkpointing = \"blocks\", which takes a third longer",
+        )
+    })
+}
+
+/// The largest batch that a card has room for, with blocks that run again in the backward pass or without.
+pub(in crate::advice) fn batch_of_a_card(memory: &DeviceMemory, checkpointing: Checkpointing) -> usize {
+    match checkpointing {
+        Checkpointing::Blocks => memory.largest_again.unwrap_or(memory.largest),
+        _ => memory.largest,
+    }
+}
+
+/// The largest power of two up to a number above 0.
+pub(in crate::advice) fn rounded(most: usize) -> usize {
+    1 << most.ilog2()
+}
+
+pub(super) fn card_memory(case: &Case<'_>) -> Option<Finding> {
+    let (memory, config) = (case.facts.card?, case.config);
+    let batch = config.training.batch_size;
+    let most = batch_of_a_card(&memory, config.encoder.checkpointing);
+    let all = batch_of_a_card(&memory, Checkpointing::Blocks).max(most);
+    let mut changes: Vec<(&'static str, String)> = Vec::new();
+    if all > most {
+        changes.push(("encoder.checkpointing", "\"blocks\"".to_owned()));
+    }
+    if (1..batch).contains(&all) {
+        changes.push(("training.batch_size", rounded(all).to_string()));
+    }
+    let told: Vec<String> = changes.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+    let remedy = match told.is_empty() {
+        true => "smaller or fewer crops, a smaller network, or training.device = \"cpu\"".to_owned(),
+        false => told.join(" and "),
+    };
+    (batch > most).then(|| Finding {
+        changes,
+        ..Finding::new(
+            "card-memory",
+            Level::Error,
+            format!("a batch of {batch} images, and a card that has room for {most}"),
+            "the first step will be refused",
+            remedy,
         )
     })
 }

@@ -8,6 +8,7 @@ mod schedule;
 use super::{Case, Finding};
 
 pub(super) use codes::suitable_prototypes;
+pub(super) use machine::{batch_of_a_card, rounded};
 pub(super) use schedule::{suitable_batch, suitable_freeze, two_digits, usual_lr};
 
 type Rule = fn(&Case<'_>) -> Option<Finding>;
@@ -56,5 +57,6 @@ rules! {
     "threads-above-cores" => machine::threads_above_cores,
     "cache-above-memory" => machine::cache_above_memory,
     "memory" => machine::memory,
+    "card-memory" => machine::card_memory,
     "waiting-for-data" => machine::waiting_for_data,
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use ndarray::{Array4, ArrayView3, ArrayView4, Axis};
-use swav_augment::{CropKey, EvalView, ImageView, MultiCrop, Scratch};
+use swav_augment::{AugmentError, CropKey, EvalView, ImageView, MultiCrop, Scratch};
 
 use crate::{Cause, Position, SampleError};
 
@@ -80,12 +80,7 @@ impl Views for MultiCrop {
         views: &mut [&mut [f32]],
         scratch: &mut Scratch,
     ) -> Result<(), Cause> {
-        let ViewKey { seed, epoch, sample } = key;
-        for (view, crop) in views.iter_mut().zip(0..) {
-            let key = CropKey { seed, epoch, sample, crop };
-            self.fill(image, key, view, scratch)?;
-        }
-        Ok(())
+        each_crop(key, views, |key, view| self.fill(image, key, view, scratch))
     }
 }
 
@@ -105,12 +100,19 @@ impl Views<u8> for ByteViews {
         views: &mut [&mut [u8]],
         scratch: &mut Scratch,
     ) -> Result<(), Cause> {
-        let ViewKey { seed, epoch, sample } = key;
-        for (view, crop) in views.iter_mut().zip(0..) {
-            self.0.fill_bytes(image, CropKey { seed, epoch, sample, crop }, view, scratch)?;
-        }
-        Ok(())
+        each_crop(key, views, |key, view| self.0.fill_bytes(image, key, view, scratch))
     }
+}
+
+/// Makes all crops of an image, each with its own key.
+fn each_crop<P>(
+    key: ViewKey,
+    views: &mut [&mut [P]],
+    mut fill: impl FnMut(CropKey, &mut [P]) -> Result<(), AugmentError>,
+) -> Result<(), Cause> {
+    let ViewKey { seed, epoch, sample } = key;
+    let mut crops = views.iter_mut().zip(0..);
+    Ok(crops.try_for_each(|(view, crop)| fill(CropKey { seed, epoch, sample, crop }, view))?)
 }
 
 impl Views for EvalView {

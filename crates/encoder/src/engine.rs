@@ -99,7 +99,7 @@ pub(crate) trait Engine: Send {
         Err(EncoderError::Unsupported {
             device: self.name().to_owned(),
             what: "batch norm that is synchronised between processes",
-            advice: "use `--device cpu`, or statistics of each process's own",
+            advice: "use `--device cpu`, or statistics of each process's own (training.sync_batch_norm = false)",
         })
     }
 

@@ -306,7 +306,7 @@ impl<M: Model> Encoder for OwnEncoder<M> {
             SyncBatchNorm::On => Err(EncoderError::Unsupported {
                 device: self.name.clone(),
                 what: "batch norm that is synchronised between processes",
-                advice: "use statistics of each process's own",
+                advice: "use statistics of each process's own (training.sync_batch_norm = false)",
             }),
         }
     }

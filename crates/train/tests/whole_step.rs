@@ -5,11 +5,12 @@ mod support;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayView4};
 use serde_json::json;
 use support::{Linear, assert_same_bits, data, settings, start};
-use swav_collective::{Collective, Single};
+use swav_collective::{Collective, InMemory, Single};
 use swav_encoder::{
     Crops, Description, DeviceMemory, Encoder, EncoderError, Output, Slots, StateDict, StateTensor,
     StepInputs, StepPlan, StepReport, SyncBatchNorm, TrainingStep, UpdateRule, UpdateStats, WholeStep,
@@ -161,12 +162,14 @@ impl Encoder for Device {
         self.encoder.join(collective, batch_norm)
     }
 
-    fn forward_train(&mut self, _: &[ArrayView4<'_, f32>]) -> Result<Array2<f32>, EncoderError> {
-        panic!("the step runs on the device")
+    fn forward_train(&mut self, groups: &[ArrayView4<'_, f32>]) -> Result<Array2<f32>, EncoderError> {
+        assert!(self.plan.is_none(), "the step runs on the device");
+        self.encoder.forward_train(groups)
     }
 
-    fn backward(&mut self, _: ArrayView2<'_, f32>) -> Result<(), EncoderError> {
-        panic!("the step runs on the device")
+    fn backward(&mut self, gradient: ArrayView2<'_, f32>) -> Result<(), EncoderError> {
+        assert!(self.plan.is_none(), "the step runs on the device");
+        self.encoder.backward(gradient)
     }
 
     fn reduce_gradients(&mut self, collective: &dyn Collective) -> Result<(), EncoderError> {
@@ -358,6 +361,43 @@ fn choices_survive_a_leg_on_a_device_that_has_none() {
         let device = Device { refuses: true, choices: own, ..Device::new() };
         assert_same_bits(&run(setup(other.root(), device).resume().unwrap()), &expected);
         assert_eq!(choices_at(&other, 15), left);
+    }
+}
+
+/// Each process has a device with choices of its own, and gets these again.
+#[test]
+fn devices_of_several_processes_keep_their_own_choices() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = RunFolder::at(folder.path().join("first"));
+    let ranks = |run_folder: &RunFolder, is_new: bool, own: &(dyn Fn(usize) -> Option<String> + Sync)| {
+        thread::scope(|scope| {
+            let ranks: Vec<_> = InMemory::group(2)
+                .into_iter()
+                .enumerate()
+                .map(|(rank, collective)| {
+                    scope.spawn(move || {
+                        let told = Arc::default();
+                        let device = Device { choices: own(rank), told: Arc::clone(&told), ..Device::new() };
+                        let settings = settings(&[OVERRIDES, &["training.batch_size=4"]].concat());
+                        let setup = Setup::new(settings, Box::new(device), data(), run_folder.clone());
+                        let setup = setup.collective(Arc::new(collective));
+                        let state = run(if is_new { setup.start() } else { setup.resume() }.unwrap());
+                        let first: Option<String> = told.lock().unwrap().first().cloned();
+                        (state, first)
+                    })
+                })
+                .collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+        })
+    };
+    let trained = ranks(&first, true, &|rank| Some(format!("plan of {rank}")));
+    // A leg without choices, and one that is told of those before it.
+    let host = part_of(&first, &folder.path().join("host"), 6);
+    ranks(&host, false, &|_| None);
+    let again = part_of(&host, &folder.path().join("again"), 12);
+    for (rank, (state, told)) in ranks(&again, false, &|_| None).into_iter().enumerate() {
+        assert_same_bits(&state, &trained[rank].0);
+        assert_eq!(told.as_deref(), Some(format!("choose plan of {rank}").as_str()));
     }
 }
 

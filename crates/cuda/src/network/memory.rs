@@ -1,11 +1,25 @@
 //! What programs take of a card's memory, before one is there.
 
+use std::collections::BTreeSet;
+
 use super::{GradientSource, Group, Network, Options, StepSpec};
 use crate::arena::{Plan, persistent_bytes};
-use crate::tape::{Program, Role, Rule};
+use crate::plans::MOST_WORKSPACE;
+use crate::shape::Element;
+use crate::tape::{Op, Program, Role, Rule};
 
-/// Bytes that convolutions may need on each stream beside a program's buffers; those seen took up to 9 MB.
-const WORKSPACE: u64 = 64 << 20;
+/// Bytes that convolutions may need beside a program's buffers, on each stream that has any: in bf16 all that cuDNN proposes
+/// for the recipes take up to 36 MB, and those that were chosen took up to 9; in f32 some take whatever a plan may.
+fn workspaces(program: &Program) -> u64 {
+    let nodes = program.tapes.iter().flat_map(|tape| &tape.nodes);
+    let convolutions = nodes.filter(|node| matches!(node.op, Op::Conv { .. }));
+    let streams: BTreeSet<usize> = convolutions.map(|node| node.stream).collect();
+    let each = match program.element {
+        Element::Bf16 => 64 << 20,
+        Element::F32 => MOST_WORKSPACE,
+    };
+    each * streams.len() as u64
+}
 
 /// Bytes of a context, the libraries' code and their own buffers.
 pub(crate) const CONTEXT: u64 = 600 << 20;
@@ -21,10 +35,9 @@ fn programs_bytes(programs: &[&Program]) -> u64 {
     let all = || programs.iter().copied();
     let inputs = all().flat_map(|program| &program.buffers).filter(|buffer| buffer.role == Role::Input);
     let inputs: usize = inputs.map(|buffer| buffer.bytes).sum();
-    let tapes = all().flat_map(|program| &program.tapes);
-    let n_streams = tapes.map(|tape| tape.n_streams()).max().unwrap_or(1);
     let arena = all().map(|program| Plan::new(program).bytes()).max().unwrap_or(0);
-    (arena + persistent_bytes(all()) + inputs) as u64 + WORKSPACE * n_streams as u64 + CONTEXT
+    let workspaces = all().map(workspaces).max().unwrap_or(0);
+    (arena + persistent_bytes(all()) + inputs) as u64 + workspaces + CONTEXT
 }
 
 impl Network {
@@ -64,7 +77,6 @@ mod tests {
     use super::*;
     use crate::arena::{ALIGNMENT, largest_that_fits};
     use crate::network::{BlockKind, Head, NetworkSpec, Stem};
-    use crate::shape::Element;
     use crate::tape::{PixelFormat, Rule, ScoreShape};
 
     /// ResNet-50 with its head, 2 crops of 224 pixels and 6 of 96: PyTorch's peak for 64 images is 9.4 GB, its context

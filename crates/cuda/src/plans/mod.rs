@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use planner::MOST_WORKSPACE;
 pub use planner::{Planner, Selection};
 
 use crate::cudnn::{Choice, Convolution};

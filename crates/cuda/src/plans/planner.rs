@@ -28,7 +28,7 @@ const MARGIN: f32 = 0.99;
 /// Milliseconds of the card after which no more proposals for a convolution are timed. Only f32 has some that slow.
 const BUDGET: f32 = 150.0;
 /// The most memory that a plan may use while it runs, in bytes.
-const WORKSPACE: u64 = 1 << 30;
+pub(crate) const MOST_WORKSPACE: u64 = 1 << 30;
 
 /// Makes plans, each once, by the choices of books or by new ones.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl Planner {
         let mut plans = proposals
             .iter()
             .filter_map(|proposal| self.cudnn.plan(conv, &proposal.choice).ok())
-            .filter(|plan| plan.workspace() <= WORKSPACE);
+            .filter(|plan| plan.workspace() <= MOST_WORKSPACE);
         let Some(card) = self.card.as_ref().filter(|_| self.selection == Selection::Fastest) else {
             return plans.next().ok_or_else(|| no_plan(conv));
         };

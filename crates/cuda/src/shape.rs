@@ -1,5 +1,6 @@
 //! Shapes of convolutions, and the number types they compute in.
 
+use half::bf16;
 use serde::{Deserialize, Serialize};
 
 /// How a value lies in memory. Sums are always taken in f32.
@@ -18,6 +19,25 @@ impl Element {
         match self {
             Element::F32 => 4,
             Element::Bf16 => 2,
+        }
+    }
+
+    /// Values as they lie in memory: the nearest ones of this type, ties to even.
+    pub fn to_bytes(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Element::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Element::Bf16 => values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
+        }
+    }
+
+    /// Values from memory; bytes behind the last whole one do not count.
+    pub fn to_values(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            Element::F32 => bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+            Element::Bf16 => {
+                let values = bytes.as_chunks::<2>().0.iter();
+                values.map(|&bytes| bf16::from_le_bytes(bytes).to_f32()).collect()
+            }
         }
     }
 }

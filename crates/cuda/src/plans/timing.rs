@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use half::bf16;
-
 use crate::Result;
 use crate::cudnn::{ConvPlan, Cudnn};
 use crate::driver::{Card, DeviceMemory, Event, Stream};
+use crate::self_test;
 use crate::shape::Element;
 
 /// Runs plans and looks at the clock of the card.
@@ -111,18 +110,7 @@ impl Stopwatch {
 
 /// Values between -1 and 1.
 fn noise(element: Element) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_u32;
-    let values = (0..NOISE / element.bytes()).map(|_| {
-        // Marsaglia's xorshift.
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        state as f32 / (u32::MAX / 2) as f32 - 1.0
-    });
-    match element {
-        Element::F32 => values.flat_map(f32::to_le_bytes).collect(),
-        Element::Bf16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
-    }
+    element.to_bytes(&self_test::noise(NOISE / element.bytes(), 1))
 }
 
 #[cfg(test)]
@@ -133,8 +121,7 @@ mod tests {
     fn noise_is_spread_evenly() {
         let bytes = noise(Element::Bf16);
         assert_eq!(bytes.len(), NOISE);
-        let values: Vec<f32> =
-            bytes.as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect();
+        let values = Element::Bf16.to_values(&bytes);
         assert!(values.iter().all(|value| value.abs() <= 1.0));
         let mean = values.iter().sum::<f32>() / values.len() as f32;
         let square = values.iter().map(|value| value * value).sum::<f32>() / values.len() as f32;

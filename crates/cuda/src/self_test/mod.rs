@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use operations::{check_operations, kind};
-pub use scenario::{Outcome, Scenario, from_bytes, noise, to_bytes};
+pub use scenario::{Outcome, Scenario, noise};
 
 use crate::Result;
 use crate::driver::Card;

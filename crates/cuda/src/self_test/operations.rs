@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Check;
 use super::outputs::{addends, outputs};
-use super::scenario::{Scenario, from_bytes, to_bytes};
+use super::scenario::Scenario;
 use crate::Result;
 use crate::machine::{HostMachine, Machine};
 use crate::network::Network;
@@ -60,7 +60,7 @@ pub fn check_operations(card: &mut dyn Machine, scenario: &Scenario) -> Result<V
                 let name = program.buffers[view.buffer.0].name.as_str();
                 let bytes = rows * channels * program.element.bytes();
                 let values = host.read_persistent(name, view.offset..view.offset + bytes)?;
-                error = absolute(&got, &right) / sums(&from_bytes(&values, program.element), channels);
+                error = absolute(&got, &right) / sums(&program.element.to_values(&values), channels);
             }
             let check = Check { name: format!("{scenario}, {}", kind(op)), error, limit };
             let known = worst.entry(kind(op)).or_insert_with(|| check.clone());
@@ -74,7 +74,7 @@ pub fn check_operations(card: &mut dyn Machine, scenario: &Scenario) -> Result<V
 
 /// The Euclidean norm of a difference of f32.
 fn absolute(got: &[u8], right: &[u8]) -> f64 {
-    let (got, right) = (from_bytes(got, Element::F32), from_bytes(right, Element::F32));
+    let (got, right) = (Element::F32.to_values(got), Element::F32.to_values(right));
     let squares = got.iter().zip(&right).map(|(got, right)| (f64::from(*got) - f64::from(*right)).powi(2));
     squares.sum::<f64>().sqrt()
 }
@@ -122,8 +122,8 @@ fn to_card(name: &str, bytes: Vec<u8>) -> Vec<u8> {
     if !name.contains("potentials") {
         return bytes;
     }
-    let values = from_bytes(&bytes, Element::F32);
-    to_bytes(&values.iter().map(|value| value * std::f32::consts::LOG2_E).collect::<Vec<_>>())
+    let values = Element::F32.to_values(&bytes);
+    Element::F32.to_bytes(&values.iter().map(|value| value * std::f32::consts::LOG2_E).collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! What an operation writes, and how to compare it.
 
 use super::relative_error;
-use super::scenario::from_bytes;
 use crate::shape::{ConvPass, Element};
 use crate::tape::{BnReduceBranch, InputLayout, Op, Report, View};
 
@@ -50,7 +49,7 @@ impl Kind {
         match self {
             Kind::Numbers(element) => {
                 let limit = if element == Element::F32 { 2e-5 } else { 4e-3 };
-                (relative_error(&from_bytes(got, element), &from_bytes(right, element)), limit)
+                (relative_error(&element.to_values(got), &element.to_values(right)), limit)
             }
             Kind::Bytes => {
                 let differ = got.iter().zip(right).filter(|(got, right)| got != right).count();

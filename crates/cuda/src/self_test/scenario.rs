@@ -135,7 +135,7 @@ impl Scenario {
         let Group { images, height, width } = self.step.groups[group];
         let values = noise(images * height * width * 3, 1 + group as u32);
         match self.pixels {
-            PixelFormat::F32 => to_bytes(&values),
+            PixelFormat::F32 => Element::F32.to_bytes(&values),
             PixelFormat::U8 { .. } => values.iter().map(|value| (128.0 + 127.0 * value) as u8).collect(),
         }
     }
@@ -168,7 +168,7 @@ impl Scenario {
             outcome.diagnostics = rest.map(|value| value as f32).to_vec();
         }
         let parameters = network.parameters();
-        let floats = |bytes: Vec<u8>| from_bytes(&bytes, Element::F32);
+        let floats = |bytes: Vec<u8>| Element::F32.to_values(&bytes);
         outcome.momenta = floats(machine.read_persistent("first", 0..4 * parameters.len)?);
         let end = floats(machine.read_persistent("parameters", 0..4 * parameters.len)?);
         outcome.changes = end.iter().zip(&start).map(|(end, start)| end - start).collect();
@@ -219,20 +219,20 @@ impl Scenario {
             let packed = parameter.shape.pack(&plain);
             values[parameter.at..][..packed.len()].copy_from_slice(&packed);
         }
-        machine.write_persistent("parameters", 0, &to_bytes(&values))?;
+        machine.write_persistent("parameters", 0, &Element::F32.to_bytes(&values))?;
         machine.write_persistent("first", 0, &vec![0; 4 * parameters.len])?;
         let mut running = vec![0.0; 2 * parameters.norm_channels];
         for norm in &parameters.norms {
             let channels = padded(norm.channels);
             running[2 * norm.at + channels..][..channels].fill(1.0);
         }
-        machine.write_persistent("running", 0, &to_bytes(&running))?;
+        machine.write_persistent("running", 0, &Element::F32.to_bytes(&running))?;
         let (rows, dim) = (self.step.scores.n_prototypes, self.network.embedding_dim());
         let mut prototypes = vec![0.0; self.step.scores.stride * padded(dim)];
         for (row, values) in prototypes.chunks_exact_mut(padded(dim)).take(rows).enumerate() {
             values[..dim].copy_from_slice(&noise(dim, 50_000 + row as u32));
         }
-        machine.write_persistent("prototypes", 0, &to_bytes(&prototypes))?;
+        machine.write_persistent("prototypes", 0, &Element::F32.to_bytes(&prototypes))?;
         let bytes = step.program.buffers[step.prototypes.first.0].bytes;
         machine.write_persistent("first of prototypes", 0, &vec![0; bytes])?;
         // The copies that convolutions read.
@@ -256,20 +256,4 @@ pub fn noise(len: usize, seed: u32) -> Vec<f32> {
         next();
     });
     (0..len).map(|_| next()).collect()
-}
-
-/// Values as they lie in memory.
-pub fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-/// Values from memory.
-pub fn from_bytes(bytes: &[u8], element: Element) -> Vec<f32> {
-    match element {
-        Element::F32 => bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
-        Element::Bf16 => {
-            let values = bytes.as_chunks::<2>().0.iter();
-            values.map(|&bytes| half::bf16::from_le_bytes(bytes).to_f32()).collect()
-        }
-    }
 }

@@ -12,7 +12,7 @@ use swav_cuda::network::{
 use swav_cuda::shape::Element;
 use swav_cuda::tape::{BufferId, Program, Report, Role, Rule, Scalars};
 
-use super::values::{fill, strip, to_bytes, to_floats, widen};
+use super::values::{fill, strip};
 use crate::EncoderError;
 
 /// A failure of the machine.
@@ -138,11 +138,11 @@ impl Session {
 
     pub(super) fn read_floats(&mut self, name: &str, values: Range<usize>) -> Result<Vec<f32>, EncoderError> {
         let bytes = self.machine.read_persistent(name, 4 * values.start..4 * values.end);
-        Ok(to_floats(&bytes.map_err(|error| failed(&self.device, error))?))
+        Ok(Element::F32.to_values(&bytes.map_err(|error| failed(&self.device, error))?))
     }
 
     pub(super) fn write_floats(&mut self, name: &str, at: usize, values: &[f32]) -> Result<(), EncoderError> {
-        let bytes = to_bytes(values);
+        let bytes = Element::F32.to_bytes(values);
         self.machine.write_persistent(name, 4 * at, &bytes).map_err(|error| failed(&self.device, error))
     }
 
@@ -200,7 +200,8 @@ impl Session {
         dim: usize,
     ) -> Result<Array2<f32>, EncoderError> {
         let bytes = self.machine.read(program, id, 0..4 * rows * padded(dim));
-        let values = strip(&to_floats(&bytes.map_err(|error| failed(&self.device, error))?), dim);
+        let values =
+            strip(&Element::F32.to_values(&bytes.map_err(|error| failed(&self.device, error))?), dim);
         let shaped = Array2::from_shape_vec((rows, dim), values);
         Ok(shaped.unwrap_or_else(|_| unreachable!("rows were counted")))
     }
@@ -208,7 +209,7 @@ impl Session {
     /// The backward pass of the recorded forward pass.
     pub(super) fn backward(&mut self, gradient: Vec<f32>) -> Result<(), EncoderError> {
         let train = self.recorded.take().ok_or(EncoderError::NoForward)?;
-        let bytes = to_bytes(&gradient);
+        let bytes = Element::F32.to_bytes(&gradient);
         let copy = |slot: &mut [u8]| slot.copy_from_slice(&bytes);
         let staged = self.machine.stage(train.program, train.gradient, bytes.len(), &mut { copy });
         staged.map_err(|error| failed(&self.device, error))?;
@@ -268,7 +269,7 @@ impl Session {
         let bytes = bytes.map_err(|error| failed(&self.device, error))?;
         let mut sum = vec![0.0f32; len];
         for group in bytes.chunks_exact(step) {
-            let values = widen(&group[..len * element.bytes()], element);
+            let values = element.to_values(&group[..len * element.bytes()]);
             sum.iter_mut().zip(values).for_each(|(sum, g)| *sum += g);
         }
         Ok(sum)

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use ndarray::{Array2, Array4, Ix3};
 use swav_cuda::machine::HostMachine;
+use swav_cuda::shape::Element;
 use swav_fixtures::{Named, Training};
 use swav_optim::Method;
 
 use super::Cuda;
-use super::values::{pad, strip, to_bf16};
+use super::values::{pad, strip};
 use crate::engine::{Engine, Value};
 use crate::layers::Layers;
 use crate::whole_step::GroupShape;
@@ -288,6 +289,6 @@ fn rows_are_padded_and_stripped() {
     assert_eq!(strip(&pad(values.clone(), 5), 5), values);
     assert_eq!(pad([1.0, 2.0], 1).len(), 16);
     for (value, bits) in [(1.0, 0x3f80), (-2.5, 0xc020), (1.003_906_3, 0x3f80), (1.011_718_8, 0x3f82)] {
-        assert_eq!(to_bf16(value), bits, "{value}");
+        assert_eq!(Element::Bf16.to_bytes(&[value]), u16::to_le_bytes(bits), "{value}");
     }
 }

@@ -1,9 +1,8 @@
-//! Values as they lie on a machine: bytes of an element type, rows padded to multiples of 8.
+//! Values as they lie on a machine: images in order, rows padded to multiples of 8.
 
 use ndarray::ArrayView4;
 use rayon::prelude::*;
 use swav_cuda::network::padded;
-use swav_cuda::shape::Element;
 
 /// Values or bytes of this many at a time are copied by a thread.
 const COPIED: usize = 1 << 16;
@@ -31,33 +30,6 @@ pub(super) fn fill(images: &ArrayView4<'_, f32>, bytes: &mut [u8]) {
         }
         None => slots.iter_mut().zip(images).for_each(|(slot, x)| *slot = x.to_le_bytes()),
     }
-}
-
-/// Values of f32 as bytes.
-pub(super) fn to_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
-}
-
-/// Bytes as values of f32.
-pub(super) fn to_floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
-}
-
-/// Bytes of this element type as f32.
-pub(super) fn widen(bytes: &[u8], element: Element) -> Vec<f32> {
-    match element {
-        Element::F32 => to_floats(bytes),
-        Element::Bf16 => {
-            let halves = bytes.as_chunks::<2>().0.iter();
-            halves.map(|&[low, high]| f32::from_bits(u32::from_le_bytes([0, 0, low, high]))).collect()
-        }
-    }
-}
-
-/// The nearest bf16 of a finite value, ties to even.
-pub(super) fn to_bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 /// Rows without the padding at their ends.

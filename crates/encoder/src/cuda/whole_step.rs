@@ -4,13 +4,12 @@ use std::collections::VecDeque;
 
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3};
 use swav_cuda::network::{Options, StepProgram, StepSpec, padded};
-use swav_cuda::shape::Element;
 use swav_cuda::tape::{BufferId, PixelFormat, Report, Rule, ScoreShape};
 
 use super::memory::{Work, groups_of, too_large};
 use super::rules::scalars_of;
 use super::session::{Session, failed, group_of};
-use super::values::{fill, fill_bytes, pad, strip, to_bf16, to_bytes, widen};
+use super::values::{fill, fill_bytes, pad, strip};
 use super::{Cuda, check_batch};
 use crate::{Crops, EncoderError, Scaling, Slots, StepInputs, StepPlan, StepReport, WholeStep};
 
@@ -236,10 +235,7 @@ impl WholeStep for Cuda {
         }
         let values = pad(queue.iter().copied(), dim);
         let session = self.session.get_mut();
-        let bytes = match session.options.element {
-            Element::F32 => to_bytes(&values),
-            Element::Bf16 => values.iter().flat_map(|&x| to_bf16(x).to_le_bytes()).collect(),
-        };
+        let bytes = session.options.element.to_bytes(&values);
         session.machine.write_persistent("queue", 0, &bytes).map_err(|e| failed(&self.name, e))?;
         self.steps.queue_row = 0;
         Ok(())
@@ -253,7 +249,7 @@ impl WholeStep for Cuda {
         let bytes = lists * length * padded(dim) * element.bytes();
         let bytes = session.machine.read_persistent("queue", 0..bytes);
         let bytes = bytes.map_err(|error| failed(&self.name, error))?;
-        let values = strip(&widen(&bytes, element), dim);
+        let values = strip(&element.to_values(&bytes), dim);
         let first = self.steps.queue_row;
         Ok(Array3::from_shape_fn((lists, length, dim), |(list, row, d)| {
             values[(list * length + (row + first) % length) * dim + d]

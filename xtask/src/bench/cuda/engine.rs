@@ -46,12 +46,13 @@ impl Engine {
         }
     }
 
-    /// What our encoder computes with: the precision of activations, and whether convolutions of f32 are by TF32.
+    /// What an encoder computes with that does the same: the precision of activations, and whether convolutions of f32 are by
+    /// TF32.
     pub const fn arithmetic(self) -> (Precision, bool) {
         match self {
-            Engine::Tf32 => (Precision::F32, true),
-            Engine::F32 | Engine::TorchF32 => (Precision::F32, false),
             Engine::Mixed | Engine::Torch | Engine::TorchCompiled => (Precision::Mixed, false),
+            Engine::Tf32 | Engine::TorchF32 => (Precision::F32, true),
+            Engine::F32 => (Precision::F32, false),
         }
     }
 

@@ -3,6 +3,8 @@
 use swav_collective::CollectiveError;
 use thiserror::Error;
 
+use crate::DeviceMemory;
+
 /// An error of an encoder or of its configuration.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -119,7 +121,18 @@ pub enum EncoderError {
         /// What to do instead.
         advice: &'static str,
     },
-    /// The device failed: out of memory, a lost driver.
+    /// The device's own memory has no room for what was asked for.
+    #[error("the memory of device `{device}` does not suffice{}", what_fits(.memory.as_ref()))]
+    OutOfMemory {
+        /// The device's name.
+        device: String,
+        /// What training takes there, and what would fit, where the device knows of the whole step.
+        memory: Option<DeviceMemory>,
+        /// What it said.
+        #[source]
+        source: BoxedError,
+    },
+    /// The device failed: a lost driver, a library that refuses.
     #[error("device `{device}` failed")]
     Device {
         /// The device's name.
@@ -137,6 +150,10 @@ pub enum EncoderError {
     /// An error of an encoder of your own.
     #[error("the encoder failed")]
     Own(#[source] BoxedError),
+}
+
+fn what_fits(memory: Option<&DeviceMemory>) -> String {
+    memory.map_or("; smaller batches need less".into(), |memory| format!(": {memory}"))
 }
 
 /// Which stages there are.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde_json::{Map, Value};
 use swav_collective::{Collective, Decision, Vote};
 use swav_data::Dataset;
-use swav_encoder::{Encoder, StateDict};
+use swav_encoder::{Encoder, EncoderError, StateDict};
 
 use crate::checkpoint::{CHOICES, Checkpoint, DEVICE, RunPosition};
 use crate::codes::EpochStart;
@@ -387,9 +387,19 @@ impl Trainer {
         }
     }
 
-    /// One step on a batch: on the encoder's device as a whole if it runs there, else here. The steps whose numbers are
-    /// then known.
+    /// One step on a batch, and what would fit where the device has no room for it. The steps whose numbers are then known.
     fn step(&mut self, batch: &FedBatch) -> Result<Vec<Done>, TrainError> {
+        match self.step_where_it_runs(batch) {
+            Err(TrainError::Encoder(EncoderError::OutOfMemory { device, memory: None, source })) => {
+                let memory = self.device_memory()?;
+                Err(EncoderError::OutOfMemory { device, memory, source }.into())
+            }
+            done => done,
+        }
+    }
+
+    /// One step on a batch: on the encoder's device as a whole if it runs there, else here.
+    fn step_where_it_runs(&mut self, batch: &FedBatch) -> Result<Vec<Done>, TrainError> {
         let position = self.position;
         let update = self.settings.update(position.step, self.lr(position.step));
         let moment = self.moment();

@@ -20,7 +20,7 @@ use swav_ot::Codes;
 use swav_prototypes::{FeatureQueue, Prototypes};
 use swav_train::{
     Batch, Checkpoint, Metrics, Moment, RunFolder, Section, Setup, SinkhornCodes, StopFlag, Swapped, Swav,
-    Trainer, Update,
+    TrainError, Trainer, Update,
 };
 
 /// A device on paper: the linear encoder, which keeps prototypes and queue to itself and reports a step late.
@@ -33,6 +33,8 @@ struct Device {
     choices: Option<String>,
     refuses: bool,
     told: Arc<Mutex<Vec<String>>>,
+    /// Whether its memory has no room for a pass.
+    is_full: bool,
 }
 
 impl Device {
@@ -45,6 +47,7 @@ impl Device {
             choices: None,
             refuses: false,
             told: Arc::default(),
+            is_full: false,
         }
     }
 
@@ -164,6 +167,10 @@ impl Encoder for Device {
 
     fn forward_train(&mut self, groups: &[ArrayView4<'_, f32>]) -> Result<Array2<f32>, EncoderError> {
         assert!(self.plan.is_none(), "the step runs on the device");
+        if self.is_full {
+            let source = "no room".into();
+            return Err(EncoderError::OutOfMemory { device: "paper".to_owned(), memory: None, source });
+        }
         self.encoder.forward_train(groups)
     }
 
@@ -430,6 +437,21 @@ fn a_section_of_the_device_that_means_nothing_hurts_no_run() {
         assert_same_bits(&run(support::resume(part.root(), OVERRIDES).unwrap()), &expected);
         assert_eq!(choices_at(&part, 12).as_deref(), kept);
     }
+}
+
+/// A step that goes by way of the host and does not fit is refused with what would.
+#[test]
+fn a_step_without_room_names_the_batch_that_has_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device { is_full: true, ..Device::new() };
+    let heads = settings(&["prototypes.n_prototypes=[12, 12]"]);
+    let setup = Setup::new(heads, Box::new(device), data(), RunFolder::at(folder.path().join("run")));
+    let mut trainer = setup.start().unwrap().show_progress(false);
+    let TrainError::Encoder(error) = trainer.run(&StopFlag::new()).unwrap_err() else { panic!() };
+    assert_eq!(
+        error.to_string(),
+        "the memory of device `paper` does not suffice: about 0.1 GiB of 0.0 GiB for a batch of 8; up to 9 images would fit"
+    );
 }
 
 /// The memory of the device is asked for by the very plan that steps are prepared with; by passes where the host has a part in

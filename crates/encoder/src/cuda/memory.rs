@@ -86,16 +86,6 @@ impl Cuda {
     }
 }
 
-/// A batch that the card has no room for.
-#[derive(Debug, thiserror::Error)]
-#[error("the card's memory does not suffice: {memory}")]
-pub(super) struct TooLarge {
-    /// What it takes, and what would fit.
-    pub(super) memory: DeviceMemory,
-    #[source]
-    source: swav_cuda::Error,
-}
-
 /// Says what would fit, where memory does not suffice for this.
 pub(super) fn too_large(
     device: &str,
@@ -106,6 +96,6 @@ pub(super) fn too_large(
 ) -> EncoderError {
     let swav_cuda::Error::OutOfMemory { total, .. } = error else { return failed(device, error) };
     let available = session.machine.memory_limit().unwrap_or(total);
-    let memory = work.memory(&session.network, options, available);
-    EncoderError::Device { device: device.to_owned(), source: Box::new(TooLarge { memory, source: error }) }
+    let memory = Some(work.memory(&session.network, options, available));
+    EncoderError::OutOfMemory { device: device.to_owned(), memory, source: Box::new(error) }
 }

@@ -17,7 +17,13 @@ use crate::EncoderError;
 
 /// A failure of the machine.
 pub(super) fn failed(device: &str, error: swav_cuda::Error) -> EncoderError {
-    EncoderError::Device { device: device.to_owned(), source: Box::new(error) }
+    let device = device.to_owned();
+    match error {
+        swav_cuda::Error::OutOfMemory { .. } => {
+            EncoderError::OutOfMemory { device, memory: None, source: Box::new(error) }
+        }
+        error => EncoderError::Device { device, source: Box::new(error) },
+    }
 }
 
 /// A loaded training program.

@@ -14,10 +14,9 @@ use swav_cuda::shape::{ConvPass, ConvShape, Element};
 use swav_cuda::tape::{BufferId, Program, Scalars};
 use swav_optim::Method;
 
-use super::super::memory::TooLarge;
 use super::super::{Cuda, network_of};
 use super::{SCALING, config, engine};
-use crate::engine::Engine;
+use crate::engine::{Engine, Part};
 use crate::layers::Layers;
 use crate::whole_step::GroupShape;
 use crate::{
@@ -145,18 +144,17 @@ fn a_batch_that_does_not_fit_names_the_largest_that_does() {
             let mut engine = planned(config.clone(), book("a card", 1), memory);
             let step = small_step(batch_size);
             let told = engine.device_memory(TrainingStep::Whole(&step), &SGD.into()).unwrap();
-            let prepared = engine.prepare(&step).map_err(|error| match error {
-                EncoderError::Device { source, .. } => source.downcast::<TooLarge>().unwrap(),
+            let prepared = engine.prepare(&step).map_err(|error| match &error {
+                EncoderError::OutOfMemory { memory: Some(memory), .. } => (*memory, error.to_string()),
                 other => panic!("{other}"),
             });
             assert_eq!(prepared.is_ok(), told.fits(), "{told}");
-            prepared.inspect_err(|error| assert_eq!(error.memory, told))
+            prepared.inspect_err(|(memory, _)| assert_eq!(*memory, told))
         };
         let memory = 1800 << 20;
-        let error = prepare(1000, memory).unwrap_err();
-        let (DeviceMemory { largest, largest_again, .. }, text) = (error.memory, error.to_string());
+        let (DeviceMemory { largest, largest_again, .. }, text) = prepare(1000, memory).unwrap_err();
         assert!((2..1000).contains(&largest), "{text}");
-        assert!(text.starts_with("the card's memory does not suffice: about"), "{text}");
+        assert!(text.starts_with("the memory of device `cuda:host` does not suffice: about"), "{text}");
         assert!(text.contains("of 1.7 GiB for a batch of 1000"), "{text}");
         assert!(text.contains(&format!("up to {largest} images would fit")), "{text}");
         assert_eq!(text.contains("checkpointing"), again, "{text}");
@@ -165,9 +163,23 @@ fn a_batch_that_does_not_fit_names_the_largest_that_does() {
         prepare(largest + 1, memory).unwrap_err();
         // The parameters fit, and nothing beside them.
         let network = network_of(&config.check().unwrap(), &Layers::new(&config.check().unwrap()));
-        let nothing = prepare(8, program_bytes(&network.refresh(Element::F32))).unwrap_err();
-        assert_eq!((nothing.memory.largest, nothing.memory.largest_again), (0, again.then_some(0)));
-        assert!(nothing.to_string().ends_with("not a single image would fit"), "{nothing}");
+        let (nothing, text) = prepare(8, program_bytes(&network.refresh(Element::F32))).unwrap_err();
+        assert_eq!((nothing.largest, nothing.largest_again), (0, again.then_some(0)));
+        assert!(text.ends_with("not a single image would fit"), "{text}");
+    }
+}
+
+/// A single pass does not know what a whole step takes, and says that it is memory which does not suffice.
+#[test]
+fn a_pass_that_does_not_fit_says_so() {
+    let mut engine = planned(config(Precision::F32), book("a card", 1), 650 << 20);
+    let images = Array4::zeros((600, 32, 32, 3));
+    let trained = engine.forward_train(&[images.view()], 0.1, true).unwrap_err();
+    let embedded = engine.forward_infer(images.view(), Part::Whole).unwrap_err();
+    for error in [trained, embedded] {
+        assert!(matches!(error, EncoderError::OutOfMemory { memory: None, .. }), "{error}");
+        let text = "the memory of device `cuda:host` does not suffice; smaller batches need less";
+        assert_eq!(error.to_string(), text);
     }
 }
 

@@ -34,6 +34,46 @@ pub(crate) struct ProductTile {
     pub cols: usize,
     /// Whether the output is likely not to be in cache.
     pub cold: bool,
+    /// What to ask memory for.
+    pub ahead: Ahead,
+}
+
+/// Weights that later tiles read, for which memory is asked while this one multiplies: tiles of few rows would wait for them else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ahead {
+    /// Where they begin; nothing is read there.
+    pub from: *const f32,
+    /// Lines of [`BLOCK`] to ask for with each block.
+    pub lines: usize,
+}
+
+impl Ahead {
+    /// Nothing to ask for.
+    pub const NONE: Self = Self { from: std::ptr::null(), lines: 0 };
+}
+
+/// The weights after those that some tiles read, shared out among these.
+pub(crate) struct NextWeights {
+    next: Ahead,
+    end: *const f32,
+}
+
+impl NextWeights {
+    /// `len` weights from `from` on, for tiles of so many blocks in all.
+    pub fn new(from: *const f32, len: usize, blocks: usize) -> Self {
+        let lines = len.div_ceil(BLOCK).div_ceil(blocks.max(1));
+        Self { next: Ahead { from, lines }, end: from.wrapping_add(len) }
+    }
+
+    /// The part of the next tile, which has so many blocks.
+    pub fn part(&mut self, blocks: usize) -> Ahead {
+        let Ahead { from, lines } = self.next;
+        if from >= self.end {
+            return Ahead::NONE;
+        }
+        self.next.from = from.wrapping_add(blocks * lines * BLOCK);
+        Ahead { from, lines }
+    }
 }
 
 /// A product tile's kernel.
@@ -64,6 +104,9 @@ impl<const MR: usize, const NV: usize, const PAIRS: bool> Job for ProductJob<'_,
                 let (a, b) = *t.list.add(block);
                 let mut a = t.a.offset(a as isize);
                 let mut b = t.b.offset(b as isize);
+                for line in 0..t.ahead.lines {
+                    simd.prefetch(t.ahead.from.wrapping_add((block * t.ahead.lines + line) * BLOCK));
+                }
                 for _ in 0..BLOCK / 4 {
                     for k in 0..4 {
                         let mut bv = [simd.zero(); NV];
@@ -312,6 +355,7 @@ pub fn peak_flops(ctx: &crate::Context) -> f64 {
                                 accumulate: false,
                                 cols: width,
                                 cold: false,
+                                ahead: Ahead::NONE,
                             },
                         );
                     }
@@ -324,4 +368,33 @@ pub fn peak_flops(ctx: &crate::Context) -> f64 {
         flops as f64 / best
     }
     crate::simd::dispatch!(ctx.vectors(), simd => run(simd, ctx.bf16_products()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tiles ask for all that comes next, and for little more.
+    #[test]
+    fn next_weights_are_asked_for_once() {
+        let words = [0.0f32; 1000];
+        for (len, tiles, blocks) in
+            [(1000, 3, 4), (1000, 1, 2), (16, 4, 4), (1, 1, 1), (0, 2, 2), (640, 5, 8)]
+        {
+            let mut next = NextWeights::new(words.as_ptr(), len, tiles * blocks);
+            let mut at = words.as_ptr();
+            for _ in 0..tiles {
+                let part = next.part(blocks);
+                assert!(part == Ahead::NONE || part.from == at);
+                at = at.wrapping_add(blocks * part.lines * BLOCK);
+            }
+            let asked = (at.addr() - words.as_ptr().addr()) / size_of::<f32>();
+            assert!(
+                (len..len + blocks * BLOCK + tiles * blocks * BLOCK).contains(&asked) || len == 0,
+                "{len}: {asked}"
+            );
+            assert!(len > 0 || asked == 0);
+            assert_eq!(next.part(blocks), Ahead::NONE);
+        }
+    }
 }

@@ -284,8 +284,9 @@ impl Machine {
         let even = pixels.is_multiple_of(2)
             && depth.is_multiple_of(2 * BLOCK)
             && channels.is_multiple_of(4 * self.registers.lanes);
-        // With less depth the sums of products cost what the eighth one saves; with more, few pixels fit into the cache.
-        let large = (512..=1024).contains(&depth) && channels >= 128 && pixels >= 128;
+        // With less depth the sums of products cost what the eighth one saves; with more, few pixels fit into the cache. Of few
+        // pixels there are, each weight is read for a tile or two, and there are seven quarters of them instead of four.
+        let large = (512..=1024).contains(&depth) && channels >= 128 && pixels >= 256;
         !self.exact && geometry.is_flat() && taps == 1 && even && large
     }
 }
@@ -379,7 +380,7 @@ mod tests {
 
     #[test]
     fn layers_of_resnets() {
-        let cases: [([usize; 6], [Algorithm; 3]); 26] = [
+        let cases: [([usize; 6], [Algorithm; 3]); 27] = [
             // ResNet-18 on images of 32 pixels.
             ([64, 32, 3, 64, 3, 1], [Algorithm::RgbRows, DIRECT, Algorithm::RgbRows]),
             ([64, 32, 64, 64, 3, 1], [TILES, TILES, POINTS]),
@@ -406,6 +407,7 @@ mod tests {
             ([8, 28, 128, 512, 1, 1], [DIRECT, STRASSEN, DIRECT]),
             ([8, 14, 256, 1024, 1, 1], [DIRECT, STRASSEN, DIRECT]),
             ([8, 14, 1024, 256, 1, 1], [STRASSEN, DIRECT, DIRECT]),
+            ([1, 14, 1024, 256, 1, 1], [DIRECT, DIRECT, DIRECT]),
             ([8, 14, 256, 256, 3, 1], [PANELS, PANELS, BLOCKS]),
             ([8, 28, 256, 256, 3, 2], [PANELS, PANELS, BLOCKS]),
             ([8, 7, 512, 2048, 1, 1], [STRASSEN, DIRECT, DIRECT]),

@@ -276,6 +276,7 @@ impl<L: Load> Job for FillPixels<'_, L> {
             }
             let n = r.images.1 - r.images.0;
             let together = if r.geometry.is_flat() { TOGETHER } else { n.max(1) };
+            (r.rows.0..r.rows.1).for_each(|y| self.margins(y, n));
             for first in (0..n).step_by(together) {
                 let images = (first, together.min(n - first));
                 for y in r.rows.0..r.rows.1 {

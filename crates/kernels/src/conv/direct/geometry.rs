@@ -93,6 +93,21 @@ impl Geometry {
         Self { margins: [low.unsigned_abs(), high.unsigned_abs() + 1 - self.src[1]], ..self }
     }
 
+    /// With margins if tiles over so many images take less time then: few images leave tiles of a single row, which wait for
+    /// their own sums, at the edges of maps.
+    pub fn padded_where_shorter(self, images: usize, tile_rows: usize) -> Self {
+        let padded = self.padded();
+        let time = |g: Self| -> usize {
+            let of_run = |run: &ColumnRun| {
+                let rows = run.count * images;
+                let tiles = rows.div_ceil(tile_rows).max(1);
+                run.taps.len() * rows.max(tiles * FEW_ROWS)
+            };
+            g.runs().iter().map(of_run).sum()
+        };
+        if time(padded) < time(self) { padded } else { self }
+    }
+
     /// The source coordinate that tap `t` reads for destination coordinate `d`, which may lie outside of the source.
     fn position(&self, d: usize, t: usize) -> Option<isize> {
         let [d, t, stride, padding] = [d, t, self.stride, self.padding].map(usize::cast_signed);
@@ -198,6 +213,9 @@ impl ColumnRun {
             && self.taps.iter().zip(taps).all(|(a, b)| a.0 == b.0 && a.1 + self.count == b.1)
     }
 }
+
+/// Rows of a tile that take the time of a single one: with fewer sums a product waits for the one before.
+const FEW_ROWS: usize = 4;
 
 /// Into how many parts images and destination rows are cut, for a task each.
 #[derive(Debug, Clone, Copy)]
@@ -337,6 +355,24 @@ mod tests {
         assert_eq!(Geometry::forward(&spec(3, 1), [1, 8, 8, 16]).padded().margins, [1, 1]);
         assert_eq!(Geometry::forward(&spec(3, 2), [1, 8, 8, 16]).padded().margins, [1, 0]);
         assert_eq!(Geometry::backward(&spec(3, 2), [1, 8, 8, 16]).padded().margins, [0, 1]);
+    }
+
+    #[test]
+    fn few_images_are_padded_and_many_are_not() {
+        for (k, s, side, images, pays) in [
+            (3, 1, 7, 1, true),
+            (3, 1, 7, 8, false),
+            (3, 2, 14, 1, true),
+            (3, 2, 14, 4, false),
+            (3, 1, 7, 2, true),
+            (3, 1, 56, 4, false),
+            (1, 1, 7, 1, false),
+        ] {
+            let g = Geometry::forward(&spec(k, s), [images, side, side, 16]);
+            let padded = g.padded_where_shorter(images, 14);
+            assert_eq!(padded.margins != [0; 2], pays, "{g:?}");
+            assert!([g.margins, g.padded().margins].contains(&padded.margins));
+        }
     }
 
     #[test]

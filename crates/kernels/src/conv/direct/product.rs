@@ -17,7 +17,7 @@ use crate::conv::finish::{Finisher, OutputPtr, ReadyTile};
 use crate::conv::kept::Layout;
 use crate::conv::partials::{Partials, PartialsPtr};
 use crate::conv::plan::Products;
-use crate::micro::ProductTile;
+use crate::micro::{NextWeights, ProductTile};
 use crate::simd::{BLOCK, Simd};
 use crate::work::{Shared, part, sweep, tasks, with_scratch};
 
@@ -70,6 +70,9 @@ pub(in crate::conv) fn run<S: Simd>(
         Some(_) => Partition::for_matrix_unit(&geometry, panels.count()),
         None => Partition::new(&geometry, tile_rows, 0),
     };
+    if words == Words::Single {
+        geometry = geometry.padded_where_shorter(geometry.n.div_ceil(partition.image_parts), tile_rows);
+    }
     let finisher = product.finisher;
     let mut partials = Partials::new(partition.count(), filters.channels(), finisher.sums());
     let pass = DirectProduct {
@@ -388,6 +391,16 @@ impl<S: Simd> DirectProduct<'_, S> {
         }
     }
 
+    /// A panel's weights of a part of the depth; none behind the last part.
+    fn weights(&self, depth_part: usize, panel: usize) -> &[f32] {
+        let depth = self.depth();
+        let first = (depth_part * depth).min(self.blocks);
+        let blocks = depth.min(self.blocks - first);
+        let tap_words = self.geometry.kernel * self.geometry.kernel * BLOCK;
+        let at = (panel * self.panels.full() * self.blocks + first * self.panels.width(panel)) * tap_words;
+        &self.packed[at..at + blocks * self.panels.width(panel) * tap_words]
+    }
+
     /// Runs all tiles. Without `tile`, outputs are stored or added where they belong; with it, complete sums
     /// go through that buffer, which stays in the first-level cache, to be finished.
     ///
@@ -412,15 +425,22 @@ impl<S: Simd> DirectProduct<'_, S> {
             for j in of_task.panels.clone() {
                 let width = self.panels.width(j);
                 let kernels = tables[self.panels.vectors(j) - 1];
-                let at = j * full * self.blocks * taps * BLOCK + first * taps * BLOCK * width;
-                let b = self.packed[at..].as_ptr();
+                let b = self.weights(depth_part, j).as_ptr();
+                let next = match (self.panel_parts, j + 1 < of_task.panels.end) {
+                    // Other parts of the map have the same weights, which then are in cache.
+                    (1, _) => &[],
+                    (_, true) => self.weights(depth_part, j + 1),
+                    (_, false) => self.weights(depth_part + 1, of_task.panels.start),
+                };
+                let mut next = NextWeights::new(next.as_ptr(), next.len(), all.tiles.len() * blocks * taps);
                 for (i, run) in all.runs.iter().enumerate() {
                     let list = &all.lists[run.lists[usize::from(width != full)].clone()];
                     for (p, (first_row, r)) in all.tiles[run.tiles.clone()].iter().enumerate() {
                         let rows = &all.targets[r.clone()];
+                        let n_blocks = list.len() * blocks / depth;
                         let mut t = ProductTile {
                             list: list.as_ptr(),
-                            blocks: list.len() * blocks / depth,
+                            blocks: n_blocks,
                             a: a.wrapping_add(first * block_stride + first_row * BLOCK),
                             b,
                             c: target.base.wrapping_add(j * full - target.c0),
@@ -428,6 +448,7 @@ impl<S: Simd> DirectProduct<'_, S> {
                             accumulate: add || depth_part > 0,
                             cols: self.panels.cols(j),
                             cold: true,
+                            ahead: next.part(n_blocks),
                         };
                         let partial = (depth_part > 0).then_some((t.c.cast_const(), rows));
                         let last = tile.filter(|_| depth_part + 1 == depth_parts);

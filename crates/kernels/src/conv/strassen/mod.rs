@@ -26,7 +26,7 @@ use super::kept::Layout;
 use super::partials::{Partials, PartialsPtr};
 use crate::Context;
 use crate::activations::Activations;
-use crate::micro::ProductTile;
+use crate::micro::{Ahead, ProductTile};
 use crate::simd::{BLOCK, Job, Simd};
 use crate::work::{Shared, part, parts, sweep, with_scratch};
 
@@ -250,6 +250,7 @@ impl<S: Simd> StrassenProduct<'_, S> {
                         accumulate,
                         cols: width,
                         cold: false,
+                        ahead: Ahead::NONE,
                     },
                 );
             }

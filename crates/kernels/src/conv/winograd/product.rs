@@ -24,7 +24,7 @@ use crate::conv::kept::{Layout, Weights};
 use crate::conv::partials::{Partials, PartialsPtr};
 use crate::conv::plan::{Algorithm, WinogradOrder};
 use crate::conv::{Product, Source};
-use crate::micro::ProductTile;
+use crate::micro::{NextWeights, ProductTile};
 use crate::simd::{BLOCK, Simd};
 use crate::work::{Shared, part, parts, sweep, tasks, with_scratch};
 
@@ -46,6 +46,8 @@ pub(super) struct WinogradProduct<'a, S> {
     pub partials: PartialsPtr,
     /// Into how many parts tiles are cut.
     tile_parts: usize,
+    /// Whether weights come from memory, a panel's once: kept ones, which no task has made in its cache.
+    reads_memory: bool,
 }
 
 /// The f32 of transformed tiles that a task keeps: together with products and weights they should stay in the
@@ -108,6 +110,7 @@ pub(in crate::conv) fn run<S: Simd>(
         finisher,
         partials: partials.share(),
         tile_parts,
+        reads_memory: by_panels && product.weights.kept.is_some(),
     };
     if by_panels {
         pass.run_by_panels(ctx, product.weights);
@@ -318,6 +321,10 @@ impl<S: Simd> WinogradProduct<'_, S> {
                 let with_point = part.order.with_point(point);
                 // With few channels, dividing for each product takes as long as some of its steps.
                 let tiles = with_point.len().div_ceil(S::TILE_ROWS);
+                let len = self.depth_blocks() * size;
+                let b = weights.wrapping_add(point * len);
+                let asked = if self.reads_memory { len } else { 0 };
+                let mut next = NextWeights::new(b.wrapping_add(len), asked, tiles * list.len());
                 for r in parts(with_point.len(), tiles) {
                     let first = with_point.start + r.start;
                     // SAFETY: tiles, weights and products have all points, blocks and rows that the offsets reach.
@@ -328,12 +335,13 @@ impl<S: Simd> WinogradProduct<'_, S> {
                                 list: list.as_ptr(),
                                 blocks: list.len(),
                                 a: v.add(point * stride + first * BLOCK),
-                                b: weights.add(point * self.depth_blocks() * size),
+                                b,
                                 c: m.add(first * tile_len + point * self.panels.full()),
                                 rows: rows.as_ptr(),
                                 accumulate: false,
                                 cols: width,
                                 cold: false,
+                                ahead: next.part(list.len()),
                             },
                         );
                     }

@@ -123,9 +123,11 @@ fn prepare(arguments: &Arguments) -> Result<Option<Command>, String> {
     Ok(Some(tests))
 }
 
-/// The folder of the repository.
+/// The folder of the repository, as `cargo run` says it: where this was built it may be another one, for cargo builds nothing anew
+/// in a folder that has moved with its build.
 pub fn root() -> Result<PathBuf, String> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let here = Path::new(&here);
     here.join("../..").canonicalize().map_err(|error| format!("{}: {error}", here.display()))
 }
 

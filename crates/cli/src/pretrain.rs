@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use swav_data::Dataset;
 use swav_encoder::Encoder;
-use swav_train::{Outcome, RunFolder, Settings, Trainer, available_memory, bytes};
+use swav_train::{Outcome, RunFolder, Settings, Trainer, available_memory, bytes, free_space};
 
 use crate::configuration::{self, Changes, QUICKSTART};
 use crate::eval::record_knn;
@@ -169,6 +169,8 @@ impl Parts {
         let signals = Signals::listen()?;
         let trainer = start(settings.clone(), network, images.clone(), folder.clone())?;
         let mut trainer = trainer.show_progress(!is_quiet());
+        let free = free_space(folder.root()).map_or(String::new(), |n| format!("; {} free", bytes(n.into())));
+        note!("disk     {}{free}", trainer.disk_use());
         if let Some(mut monitor) = Monitor::new(&settings, images.clone(), folder, signals.flag.clone()) {
             if let Some(hint) = monitor.hint(&settings) {
                 note!("note: {hint}");

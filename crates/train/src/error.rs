@@ -8,6 +8,7 @@ use swav_collective::CollectiveError;
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
+use crate::memory::bytes;
 
 /// Why a run could not start, go on, or be saved.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,20 @@ pub enum TrainError {
         path: PathBuf,
         /// Who has it, as that says of itself; empty if it does not.
         holder: String,
+    },
+    /// The disk of the run's folder has no room for a checkpoint.
+    #[error(
+        "{path}: {} free on its disk, and a checkpoint takes about {}; make room, or name a folder elsewhere",
+        bytes((*.free).into()),
+        bytes(*.checkpoint)
+    )]
+    DiskFull {
+        /// The folder.
+        path: PathBuf,
+        /// Bytes of a checkpoint.
+        checkpoint: u128,
+        /// Bytes that are free.
+        free: u64,
     },
     /// Weights cannot be read, written, or used here.
     #[error("{what}")]

@@ -11,6 +11,7 @@ mod codes;
 mod collective;
 mod config;
 mod device;
+mod disk;
 mod error;
 mod feed;
 mod health;
@@ -48,6 +49,7 @@ pub use config::{
     OptimizerConfig, OptimizerKind, PrototypesConfig, QueueConfig, ReestimationConfig, Settings,
     SinkhornConfig, TrainConfig, TrainingConfig, TrainingSizes, config_text, parse_override,
 };
+pub use disk::{DiskUse, free_space};
 pub use error::{Quantity, TrainError};
 pub use health::{Alarm, Symptom, Watch, explain};
 pub use hooks::{EpochEvent, HookResult, Notes, StepEvent};

@@ -208,6 +208,9 @@ impl Trainer {
             tracing::info!("the run in {} is finished: nothing to do", self.folder.root().display());
             return Ok(self.finished());
         }
+        if self.is_first() && self.position.step < total {
+            self.check_disk()?;
+        }
         let mut record = self.open_record()?;
         let mut saved = None;
         let mut feed = None;

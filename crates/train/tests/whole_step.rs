@@ -35,6 +35,8 @@ struct Device {
     told: Arc<Mutex<Vec<String>>>,
     /// Whether its memory has no room for a pass.
     is_full: bool,
+    /// Whether it claims to have more parameters than any disk has room for.
+    is_vast: bool,
 }
 
 impl Device {
@@ -48,6 +50,7 @@ impl Device {
             refuses: false,
             told: Arc::default(),
             is_full: false,
+            is_vast: false,
         }
     }
 
@@ -192,6 +195,9 @@ impl Encoder for Device {
     }
 
     fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        if self.is_vast {
+            return vec![("all".to_owned(), vec![1 << 27, 1 << 27])];
+        }
         self.encoder.parameters()
     }
 
@@ -437,6 +443,20 @@ fn a_section_of_the_device_that_means_nothing_hurts_no_run() {
         assert_same_bits(&run(support::resume(part.root(), OVERRIDES).unwrap()), &expected);
         assert_eq!(choices_at(&part, 12).as_deref(), kept);
     }
+}
+
+/// A run whose first checkpoint could not be written does not begin, and leaves nothing behind.
+#[test]
+fn a_disk_without_room_for_a_checkpoint_is_told_before_the_first_step() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("run");
+    let device = Device { is_vast: true, ..Device::new() };
+    let setup = Setup::new(settings(&[]), Box::new(device), data(), RunFolder::at(&folder));
+    let mut trainer = setup.start().unwrap().show_progress(false);
+    let error = trainer.run(&StopFlag::new()).unwrap_err();
+    assert!(matches!(&error, TrainError::DiskFull { path, .. } if *path == folder), "{error}");
+    assert!(error.to_string().contains("a checkpoint takes about 128.0 PiB"), "{error}");
+    assert!(!folder.exists());
 }
 
 /// A step that goes by way of the host and does not fit is refused with what would.

@@ -217,13 +217,18 @@ impl Settings {
             n_prototypes: config.prototypes.n_prototypes.iter().sum(),
             n_assign: config.loss.crops_for_assign.len(),
             queue_length: self.queue_length(world_size),
-            n_slots: match config.optimizer.kind {
-                OptimizerKind::Adamw => 2,
-                OptimizerKind::Larc | OptimizerKind::Sgd => 1,
-            },
+            n_slots: self.n_slots(),
             on_host,
         };
         sizes.memory()
+    }
+
+    /// Numbers that the optimiser remembers of each parameter.
+    pub(crate) fn n_slots(&self) -> usize {
+        match self.config().optimizer.kind {
+            OptimizerKind::Adamw => 2,
+            OptimizerKind::Larc | OptimizerKind::Sgd => 1,
+        }
     }
 
     /// The memory of the network alone, as programs need it that embed images.

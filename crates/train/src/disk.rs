@@ -86,11 +86,13 @@ fn disk_use(settings: &Settings, n_parameters: usize, dim: usize, world_size: us
     }
 }
 
-/// Bytes that can still be written to the disk that a folder is on or would be made on; `None` where the system does not tell.
+/// Bytes that can still be written to the disk that a folder is on or would be made on; `None` where the system does not tell, as
+/// with file systems of other machines that claim to have no size at all.
 pub fn free_space(folder: &Path) -> Option<u64> {
     let there = folder.ancestors().find(|folder| folder.as_os_str().is_empty() || folder.exists())?;
     let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
-    fs4::available_space(there).ok()
+    let disk = fs4::statvfs(there).ok().filter(|disk| disk.total_space() > 0)?;
+    Some(disk.available_space())
 }
 
 #[cfg(test)]
@@ -140,6 +142,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for path in [folder.path(), &folder.path().join("not/there"), Path::new("not-there"), Path::new("")] {
             assert!(free_space(path).is_some(), "{}", path.display());
+        }
+        if cfg!(target_os = "linux") {
+            assert_eq!(free_space(Path::new("/proc/self")), None);
         }
     }
 }

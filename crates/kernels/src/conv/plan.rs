@@ -284,8 +284,8 @@ impl Machine {
         let even = pixels.is_multiple_of(2)
             && depth.is_multiple_of(2 * BLOCK)
             && channels.is_multiple_of(4 * self.registers.lanes);
-        // With less depth the sums of products cost what the eighth one saves; with more, few pixels fit into the cache. Of few
-        // pixels there are, each weight is read for a tile or two, and there are seven quarters of them instead of four.
+        // With less depth the sums of products cost what the eighth one saves; with more, few pixels fit into the cache.
+        // Where pixels are few, each weight is read for a tile or two only, and there are seven quarters of weights instead of four.
         let large = (512..=1024).contains(&depth) && channels >= 128 && pixels >= 256;
         !self.exact && geometry.is_flat() && taps == 1 && even && large
     }

@@ -1,6 +1,8 @@
 //! The parts `bits` and `plans`: the same work gives the same bits, however often it is done, with and without recorded
 //! graphs, and with plans that another executor has chosen.
 
+use std::fmt::Display;
+
 use anyhow::Context;
 use serde_json::json;
 use swav_cuda::plans::{PlanBook, Selection};
@@ -36,8 +38,7 @@ fn trainings(open: &Open<'_>) -> Result {
         let recorded = run(true)?;
         let (again, eager) = (run(true)? == recorded, run(false)? == recorded);
         println!("{scenario}: again {}, without graphs {}", verdict(again), verdict(eager));
-        let failed = [("again", again), ("without graphs", eager)].into_iter().filter(|(_, same)| !same);
-        wrong.extend(failed.map(|(how, _)| format!("{scenario}: other bits {how}")));
+        wrong.extend(other_bits(&scenario, [("again", again), ("without graphs", eager)]));
         each.push(json!({ "scenario": scenario.to_string(), "again": again, "without_graphs": eager }));
     }
     Ok(Found::with_wrong(json!({ "trainings": each }), wrong))
@@ -66,6 +67,11 @@ pub fn plans(open: &Open<'_>) -> Result {
     }
     let value = json!({ "plans": n, "bits": bits, "choices": choices, "refused": refused });
     Ok(Found::with_wrong(value, wrong))
+}
+
+/// How something that was done in several ways has given other bits, by those ways and whether they gave the same.
+pub fn other_bits(what: &dyn Display, ways: [(&str, bool); 2]) -> impl Iterator<Item = String> {
+    ways.into_iter().filter(|(_, same)| !same).map(move |(how, _)| format!("{what}: other bits {how}"))
 }
 
 fn verdict(same: bool) -> &'static str {

@@ -13,6 +13,7 @@ use swav_cuda::self_test::{Scenario, kind};
 use swav_cuda::shape::Element;
 use swav_cuda::tape::{Op, PixelFormat, Report};
 
+use super::bits::other_bits;
 use super::engine::median;
 use super::found::Found;
 use super::machines::How;
@@ -56,8 +57,7 @@ pub fn look(number: usize, workload: &Workload, found: &mut Found) -> Result<Val
     println!("{COMPARED} steps again: the same bits {again}; without graphs: {without}");
     let (eager_card, eager_wall) = eager.time(STEPS_WITHOUT_GRAPHS, false)?;
     println!("without graphs: {eager_card:.2} ms by the card, {eager_wall:.2} in a row by the wall\n");
-    let failed = [("again", again), ("without graphs", without)].into_iter().filter(|(_, same)| !same);
-    found.wrong.extend(failed.map(|(how, _)| format!("{}: other bits {how}", workload.name)));
+    found.wrong.extend(other_bits(&workload.name, [("again", again), ("without graphs", without)]));
     Ok(json!({
         "card_ms": card, "wall_ms": wall, "staged_ms": staged, "nodes": nodes, "ready_s": ready,
         "bytes": memory.total(), "losses": [first, last], "alone_ms": alone,

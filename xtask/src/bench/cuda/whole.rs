@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use ndarray::{Array2, Array4};
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use swav_encoder::{
     Crops, Encoder, GroupShape, Method, Precision, Scaling, Slots, StepInputs, StepPlan, UpdateRule,
@@ -55,7 +55,7 @@ impl Steps {
             use_queue: false,
             push_queue: false,
         };
-        let crops = groups.iter().map(|group| noise(group, workload.batch)).collect();
+        let crops = groups.iter().map(|group| noise(group, workload.batch, &mut random)).collect();
         let mut steps = Self { encoder, crops, inputs, bytes: None, ready_s: 0.0, loss: f64::NAN };
         steps.time(WARM_UP_STEPS)?;
         steps.ready_s = begin.elapsed().as_secs_f64();
@@ -99,13 +99,8 @@ fn free(device: &str) -> Option<u64> {
     card.memory().ok().map(|(free, _)| free)
 }
 
-/// Crops of bytes that look random.
-fn noise(shape: &GroupShape, batch: usize) -> Array4<u8> {
-    let mut x = 0x9e37_79b9u32;
-    Array4::from_shape_simple_fn((shape.n_crops * batch, shape.height, shape.width, 3), || {
-        x ^= x << 13;
-        x ^= x >> 17;
-        x ^= x << 5;
-        (x >> 24) as u8
-    })
+/// Crops of random bytes.
+fn noise(shape: &GroupShape, batch: usize, random: &mut ChaCha8Rng) -> Array4<u8> {
+    let shape = (shape.n_crops * batch, shape.height, shape.width, 3);
+    Array4::from_shape_simple_fn(shape, || random.random())
 }
